@@ -1,0 +1,5 @@
+"""`python -m lbw_bake` is `lbw`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,90 @@
+"""The arithmetic of `scaling` on a GPU, through torch: the same tables, so the same bytes as on the CPU.
+
+The one module that imports torch for baking, and only when a GPU is to be used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import DeviceError
+from .scaling import Bytes, Multiply, Transform
+
+if TYPE_CHECKING:
+    import torch
+
+# Below this many bytes importing torch and starting CUDA cost more than they can save. An estimate until it is
+# measured: start-up takes about 3 s, in which one CPU core multiplies about 6 GB.
+BREAK_EVEN_BYTES = 16 << 30
+
+Backend = Callable[[Multiply], Transform]
+
+
+def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
+    """The device to multiply `nbytes` on (`auto`, `cpu`, `cuda`), and its backend. Raises DeviceError."""
+    if device == "cpu" or (device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and _driver_present())):
+        return "cpu", Multiply.transform
+    try:
+        import torch
+    except ImportError:
+        missing = "torch is not installed"
+    else:
+        if torch.cuda.is_available():
+            return "cuda", torch_backend(torch.device("cuda"))
+        missing = "torch finds no CUDA device"
+    if device == "auto":
+        return "cpu", Multiply.transform
+    raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
+
+
+def torch_backend(device: torch.device) -> Backend:
+    """A backend that multiplies on a torch device; what has no exact counterpart there stays on the CPU."""
+
+    def backend(step: Multiply) -> Transform:
+        if step.tabled:
+            return _by_table(step, device)
+        return _by_product(step, device) if step.source == step.target else step.transform()
+
+    return backend
+
+
+def _driver_present() -> bool:
+    """A cheap look before torch is imported."""
+    if os.name == "nt":
+        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/dxg").exists()
+
+
+def _by_table(step: Multiply, device: torch.device) -> Transform:
+    import torch
+
+    entries = step.table()
+    # torch indexes with signed integers only; the table's own entries are moved, never computed with.
+    table = torch.from_numpy(entries.view(f"i{entries.itemsize}").copy()).to(device)
+    wide = step.source in ("F16", "BF16")
+
+    def transform(data: Bytes) -> Bytes:
+        bits = torch.from_numpy(data.copy()).to(device)
+        index = bits.view(torch.int16).to(torch.int32) & 0xFFFF if wide else bits.to(torch.int32)
+        return np.asarray(table.index_select(0, index).cpu().numpy()).view(np.uint8)
+
+    return transform
+
+
+def _by_product(step: Multiply, device: torch.device) -> Transform:
+    import torch
+
+    dtype = {"F32": torch.float32, "F64": torch.float64}[step.source]
+
+    def transform(data: Bytes) -> Bytes:
+        values = torch.from_numpy(data.copy()).to(device).view(dtype)
+        products = (values.double() * step.factor).to(dtype)
+        kept = torch.where(values.isnan(), values, products)
+        return np.asarray(kept.cpu().numpy()).view(np.uint8)
+
+    return transform

@@ -1,0 +1,111 @@
+"""What a user can get wrong: every error says what, where and what was expected, its hint what to do next.
+
+The core raises these with their facts; `cli` alone turns them into text and an exit code. Anything else that
+escapes is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+__all__ = [
+    "AmbiguousFamilyError",
+    "DeviceError",
+    "FileFormatError",
+    "LbwError",
+    "NotALoraError",
+    "NotBakeableError",
+    "OutputError",
+    "PresetError",
+    "StrictError",
+    "UnknownFamilyError",
+    "WeightCountError",
+    "WeightError",
+    "nearest",
+]
+
+
+class LbwError(Exception):
+    """Base of all errors meant for the user. `hint` says what to do next, and may be empty."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class FileFormatError(LbwError):
+    """A file that cannot be read, or is not the safetensors file it claims to be."""
+
+    def __init__(self, path: Path, problem: str, hint: str = "") -> None:
+        super().__init__(f"{path}: {problem}", hint)
+        self.path = path
+
+
+class NotALoraError(FileFormatError):
+    """A valid safetensors file in which no module falls in any block."""
+
+
+class UnknownFamilyError(LbwError):
+    """A family name that is not in the table, or a file whose modules fit no family."""
+
+
+class AmbiguousFamilyError(LbwError):
+    """Several families fit the file and disagree about what the weights mean."""
+
+    def __init__(self, path: Path, candidates: Sequence[str]) -> None:
+        super().__init__(
+            f"{path}: fits {', '.join(candidates)}, and they disagree about what these weights mean",
+            f"name the family: --family {candidates[0]}",
+        )
+        self.candidates = tuple(candidates)
+
+
+class WeightError(LbwError):
+    """A weight, block name, vector or rule that has no meaning."""
+
+
+class WeightCountError(WeightError):
+    """A vector whose length is not that of a layout that fits the family."""
+
+    def __init__(self, got: int, family: str, accepted: Iterable[int]) -> None:
+        lengths = sorted(accepted)
+        super().__init__(
+            f"{got} weights do not fit {family}, which takes {' or '.join(map(str, lengths))}",
+            f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}",
+        )
+
+
+class PresetError(LbwError):
+    """A preset that does not exist or a preset file that cannot be read as one."""
+
+
+class NotBakeableError(LbwError):
+    """A request that no file of this kind can express exactly."""
+
+
+class OutputError(LbwError):
+    """The output cannot be written where or as it was asked for."""
+
+
+class DeviceError(LbwError):
+    """The device that was asked for cannot be used."""
+
+
+class StrictError(LbwError):
+    """Warnings, under --strict."""
+
+    def __init__(self, path: Path, warnings: Sequence[str]) -> None:
+        super().__init__(f"{path}: {'; '.join(warnings)}", "leave out --strict to go on in spite of warnings")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names the known word most like this one, or lists what is known."""
+    choices = list(known)
+    upper = {choice.upper(): choice for choice in choices}
+    close = difflib.get_close_matches(word.upper(), upper, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {upper[close[0]]}?"
+    return f"known: {', '.join(choices)}" if choices else ""

@@ -1,0 +1,98 @@
+"""Keys: a tensor name taken apart, once, into stem, component, path and role.
+
+Dots of the path become underscores: every spelling reaches that form, while the way back would need the module
+tree of each model. Two tables, prefixes and roles, say all there is to know; a new spelling is a row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from .algorithms import ROLES
+
+DENOISER = "denoiser"
+
+# Prefix -> component. Text encoders are ordinals until the family says what they are: `te2` is CLIP-G in SDXL
+# and T5 in Flux. First match wins.
+_PREFIXES: dict[str, str] = {
+    r"(?:lora|oft)_(?:unet|transformer|prior_unet)_+": DENOISER,
+    r"(?:lora|oft)_(?:prior_)?te_+": "te",
+    **{rf"(?:lora|oft)_te{n}_+": f"te{n}" for n in (1, 2, 3)},
+    r"lycoris_+": DENOISER,
+    r"text_encoder\.": "te1",
+    r"text_encoder_2\.": "te2",
+    r"text_encoder_3\.": "te3",
+    r"(?:text_encoders\.)?clip_l\.": "clip_l",
+    r"(?:text_encoders\.)?clip_g\.": "clip_g",
+    r"(?:text_encoders\.)?t5(?:xxl)?\.": "t5",
+    r"text_encoders\.\w+\.": "te",
+    r"(?:base_model\.model\.)?(?=text_model\.|encoder\.block\.)": "te",
+    r"(?:model\.)?diffusion_model\.|unet\.|transformer\.": DENOISER,
+    r"": DENOISER,
+}
+_PREFIX = re.compile(
+    "(?:" + "|".join(f"(?P<p{i}>{prefix})" for i, prefix in enumerate(_PREFIXES)) + r")(?:base_model\.model\.)?"
+)
+_COMPONENTS = {f"p{i}": component for i, component in enumerate(_PREFIXES.values())}
+
+# Trainers that flatten the path of a module to underscores: the first dot ends it.
+_FLATTENED = ("lora_", "oft_", "lycoris_")
+
+_ROWS = [(role, spelling) for role, spellings in ROLES.items() for spelling in spellings]
+_ADAPTER = r"(?P<adapter{}>\.(?!(?:weight|bias)$)[^.]+)?"
+_SUFFIX = re.compile(
+    "|".join(rf"(?P<r{i}>{spelling.replace('*', _ADAPTER.format(i))}$)" for i, (_, spelling) in enumerate(_ROWS))
+)
+_ROLE_OF = {f"r{i}": role for i, (role, _) in enumerate(_ROWS)}
+_LONGEST_SUFFIX = 4  # dotted parts, the one before the suffix included
+
+# Tensors that belong to no module: embeddings bundled with a LoRA, the projections all VeRA modules share.
+SHARED = re.compile(r"bundle_emb\..+|(?:.+\.)?vera_[AB]")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a tensor name says. Tensors of one module have the same `stem`, which is its name in the file.
+
+    `component` is `denoiser`, a text encoder's name (`clip_l`, `clip_g`, `t5`) or its ordinal (`te`, `te1`, ...);
+    `path` is the module's path in the model with dots flattened to underscores; `role` a key of `ROLES`.
+    """
+
+    stem: str
+    component: str
+    path: str
+    role: str
+
+
+@cache
+def _suffix(tail: str) -> tuple[int, str, str] | None:
+    """Length, role and adapter name of the role suffix that ends this piece of a name."""
+    match = _SUFFIX.search(tail)
+    if match is None or match.lastgroup is None:
+        return None
+    adapter = next((text for name, text in match.groupdict().items() if text and name.startswith("adapter")), "")
+    return len(match[0]), _ROLE_OF[match.lastgroup], adapter.removeprefix(".")
+
+
+def parse_key(name: str) -> Key | None:
+    """Take a tensor name apart; None if it does not end in a role's spelling."""
+    dot = name.find(".") if name.startswith(_FLATTENED) else -1
+    # Tails repeat from module to module, whole names do not: only the tail goes through the regular expression.
+    tail = name[dot:] if dot > 0 else ".".join(name.rsplit(".", _LONGEST_SUFFIX)[-_LONGEST_SUFFIX:])
+    found = _suffix(tail)
+    if found is None or found[0] >= len(name):
+        return None
+    length, role, adapter = found
+    stem = name[:-length]
+    component, path = _split_prefix(stem)
+    named = adapter not in ("", "default")
+    return Key(f"{stem}[{adapter}]" if named else stem, component, path.replace(".", "_"), role)
+
+
+def _split_prefix(stem: str) -> tuple[str, str]:
+    match = _PREFIX.match(stem)
+    if match is None or match.lastgroup is None:
+        return DENOISER, stem
+    return _COMPONENTS[match.lastgroup], stem[match.end() :]

@@ -1,0 +1,95 @@
+"""A LoRA file, read and understood: its modules, the families it may belong to, and where each module sits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import NotALoraError, UnknownFamilyError
+from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named
+from .modules import Grouping, Module, group_modules
+from .tensorfile import Tensor, TensorFile, read_header
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A file that holds at least one module of a block. `candidates` are the families that fit, at least one."""
+
+    file: TensorFile
+    grouping: Grouping
+    candidates: tuple[Family, ...]
+
+    @property
+    def family(self) -> Family | None:
+        """The family, if it is certain."""
+        return self.candidates[0] if len(self.candidates) == 1 else None
+
+    def placed(self, family: Family) -> Iterator[tuple[Module, Place]]:
+        """The modules the family knows, in file order, with their places."""
+        for module in self.grouping.modules:
+            if place := family.place(module):
+                yield module, place
+
+    def unknown(self, family: Family) -> list[Tensor]:
+        """Tensors nobody understands: no module of theirs has an algorithm and a place in the family."""
+        placed = {module.name for module, _ in self.placed(family)}
+        lost = (module for module in self.grouping.modules if module.name not in placed)
+        return [*self.grouping.unknown, *(tensor for module in lost for tensor in module.all_tensors)]
+
+
+def read_lora(path: Path, family: str | None = None) -> Lora:
+    """Read a LoRA's header; `family` overrides what its keys and shapes say.
+
+    Raises FileFormatError, NotALoraError saying what the file looks like, or UnknownFamilyError.
+    """
+    file = read_header(path)
+    if kind := _known_kind(file):
+        raise NotALoraError(path, f"is {kind}, not a LoRA", "give a LoRA or LyCORIS file")
+    grouping = group_modules(file.tensors)
+    candidates = (family_named(family),) if family else detect_families(grouping.modules, file.metadata)
+    lora = Lora(file, grouping, candidates)
+    if not any(_weighed(lora, candidate) for candidate in candidates):
+        _refuse(lora, family)
+    return lora
+
+
+def _weighed(lora: Lora, family: Family) -> bool:
+    return any(place.block != OTHER and not module.algorithm.fixed for module, place in lora.placed(family))
+
+
+# Tensor names that mark other kinds of files, and whether all of a file's names must match or one is enough.
+_OTHER_KINDS = (
+    (any, r"lllite_.*", "a ControlNet-LLLite"),
+    (any, r"lora_controlnet", "a Control-LoRA"),
+    (all, r"emb_params|clip_[lg]|t5xxl|string_to_(?:param|token).*|\*|<.*>", "a textual inversion embedding"),
+)
+
+
+def _known_kind(file: TensorFile) -> str:
+    names = [tensor.name for tensor in file.tensors]
+    if not names:
+        return "an empty file (it holds no tensors)"
+    for quantifier, pattern, kind in _OTHER_KINDS:
+        if quantifier(re.fullmatch(pattern, name) for name in names):
+            return kind
+    return ""
+
+
+def _refuse(lora: Lora, family: str | None) -> None:
+    path, modules = lora.file.path, lora.grouping.modules
+    adapters = [module for module in modules if not module.algorithm.fixed]
+    first = lora.file.tensors[0].name
+    if not adapters:
+        raise NotALoraError(
+            path,
+            f"holds no LoRA module among its {len(lora.file.tensors)} tensors (the first is {first}); "
+            "it looks like a checkpoint or another kind of model",
+            "give a LoRA or LyCORIS file",
+        )
+    where = f"in a block of {family}" if family else f"in a block of any family lbw knows ({', '.join(FAMILIES)})"
+    raise UnknownFamilyError(
+        f"{path}: none of its {len(adapters)} modules (the first is {adapters[0].name}) falls {where}",
+        "lbw inspect shows what is in it; --family names the family",
+    )

@@ -1,0 +1,272 @@
+"""The plan of a bake: for every tensor of a file, whether it is copied, multiplied, filled or dropped.
+
+Deciding is pure: what it must know of tensor data (would a factor overflow?) it asks of `look`, a function.
+A plan is what a dry run prints and what `bake` carries out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from .algorithms import ADDITIVE, MAGNITUDES, present
+from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
+from .families import Family, Place
+from .lora import Lora
+from .modules import Module
+from .scaling import FLOAT8, FLOATS, Multiply, Survey, itemsize, largest
+from .tensorfile import Tensor
+from .weights import Options, Source, Weights, matches_element, resolve
+
+DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
+
+# Roles that are read as they are: re-encoded only where that changes nothing.
+_PRECIOUS = ("alpha", "scale", "rescale", *MAGNITUDES)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """All elements of a tensor become this value."""
+
+    value: float
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The tensor is left out."""
+
+
+Edit = Multiply | Fill | Drop
+Look = Callable[[Tensor, Multiply], Survey]
+
+COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one module, and why: its weight, and an edit for every tensor that is not copied."""
+
+    module: Module
+    place: Place
+    weight: float
+    action: str
+    edits: Mapping[str, Edit]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything there is to know before a bake writes its first byte."""
+
+    lora: Lora
+    weights: Weights
+    decisions: tuple[Decision, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def edits(self) -> dict[str, Edit]:
+        """Tensor name -> edit; tensors not in it are copied."""
+        return {name: edit for decision in self.decisions for name, edit in decision.edits.items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many modules are copied, scaled, zeroed and removed."""
+        counted = Counter(decision.action for decision in self.decisions)
+        return {action: counted[action] for action in (COPIED, SCALED, ZEROED, REMOVED)}
+
+    def layout(self) -> list[Tensor]:
+        """The tensors of the output in the order of the input's data, with their new dtypes and byte ranges."""
+        edits = self.edits
+        tensors: list[Tensor] = []
+        position = 0
+        for tensor in self.lora.file.in_data_order():
+            edit = edits.get(tensor.name)
+            if isinstance(edit, Drop):
+                continue
+            dtype = tensor.dtype
+            nbytes = tensor.nbytes
+            if edit is not None:
+                dtype = edit.target if isinstance(edit, Multiply) else edit.dtype
+                nbytes = tensor.nbytes if dtype == tensor.dtype else tensor.size * itemsize(dtype)
+            tensors.append(replace(tensor, dtype=dtype, start=position, end=position + nbytes))
+            position += nbytes
+        return tensors
+
+
+def settle(lora: Lora, source_for: Callable[[Family], Source], options: Options) -> Weights:
+    """The weights for the file's family, where all families that fit it agree on every module.
+
+    Families for which the source has no meaning do not count, unless it has none for any: then the first
+    one's error is raised. Raises AmbiguousFamilyError.
+    """
+    resolved: list[Weights] = []
+    errors: list[LbwError] = []
+    for family in lora.candidates:
+        try:
+            resolved.append(resolve(source_for(family), family, options))
+        except LbwError as error:
+            errors.append(error)
+    if not resolved:
+        raise errors[0]
+    meanings = [
+        {module.name: weights.of(place, module.path) for module, place in lora.placed(weights.family)}
+        for weights in resolved
+    ]
+    if any(meaning != meanings[0] for meaning in meanings):
+        raise AmbiguousFamilyError(lora.file.path, [weights.family.name for weights in resolved])
+    return resolved[0]
+
+
+def make_plan(lora: Lora, weights: Weights, look: Look, dtype: str | None = None) -> Plan:
+    """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
+
+    Raises NotBakeableError where a weight cannot be baked exactly, or would write an infinity.
+    """
+    placed = list(lora.placed(weights.family))
+    weighed = [(module, place, weights.of(place, module.path)) for module, place in placed]
+    _refuse_nonlinear(lora, weighed)
+    decisions = tuple(_decide(module, place, weight, dtype, look) for module, place, weight in weighed)
+    return Plan(lora, weights, decisions, tuple(_warnings(lora, weights, decisions)))
+
+
+def _decide(module: Module, place: Place, weight: float, dtype: str | None, look: Look) -> Decision:
+    edits: dict[str, Edit] = {}
+    if weight == 1.0 or module.algorithm.fixed:
+        action = COPIED
+    elif weight == 0.0:
+        action = _neutralise(module, edits)
+    else:
+        action = SCALED
+        _scale(module, weight, dtype, look, edits)
+    _encode(module, dtype, look, edits)
+    return Decision(module, place, weight, action, edits)
+
+
+def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
+    """Weight 0: zeros where trainers start with zeros; modules no value makes neutral are removed."""
+    algorithm = module.algorithm
+    values = dict.fromkeys(_carriers(module, "grow"), 0.0) if algorithm.exact else algorithm.neutral
+    if values is None or "magnitude" in module.tensors:
+        edits |= {tensor.name: Drop() for tensor in module.all_tensors}
+        return REMOVED
+    for role, value in values.items():
+        edits |= {tensor.name: Fill(value, tensor.dtype) for tensor in module.tensors.get(role, ())}
+    edits |= {tensor.name: Drop() for tensor in module.tensors.get("dora_scale", ())}
+    return ZEROED
+
+
+def _carriers(module: Module, column: str) -> list[str]:
+    """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
+    factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
+    return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
+
+
+def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
+    choices = [_carriers(module, column) for column in columns]
+    widen = dtype is None and any(tensor.dtype in FLOAT8 for tensor in module.all_tensors)
+    if widen and not _exact(module, choices[0], weight, look):
+        dtype = "BF16"
+        edits |= {
+            tensor.name: Multiply(tensor.dtype, dtype, 1.0) for tensor in module.all_tensors if tensor.dtype in FLOAT8
+        }
+    limit = 0.0
+    # Position by position: the factors of one product are alternatives of each other, those of two are not.
+    for roles in zip(*choices, strict=True):
+        for role in dict.fromkeys(roles):
+            steps = {tensor: _step(module, tensor, dtype, weight) for tensor in module.tensors[role]}
+            surveys = {tensor: look(tensor, step) for tensor, step in steps.items() if step.may_overflow}
+            if not any(survey.overflows for survey in surveys.values()):
+                edits |= {tensor.name: step for tensor, step in steps.items()}
+                break
+            limits = [largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak]
+            limit = max(limit, min(limits))
+        else:
+            raise NotBakeableError(
+                f"{module.name}: weight {weight:g} overflows {', '.join(sorted({t.dtype for t in steps}))}; "
+                f"the largest safe weight is {limit:.6g}",
+                "use a smaller weight, or write wider numbers with --dtype f32",
+            )
+
+
+def _exact(module: Module, roles: Iterable[str], weight: float, look: Look) -> bool:
+    """Whether the product with every value of these tensors has a place in their own dtype."""
+    tensors = [tensor for role in roles for tensor in module.tensors[role]]
+    return not any(look(tensor, _step(module, tensor, None, weight)).inexact for tensor in tensors)
+
+
+def _step(module: Module, tensor: Tensor, dtype: str | None, factor: float) -> Multiply:
+    if tensor.dtype not in FLOATS:
+        raise NotBakeableError(
+            f"{module.name}: {tensor.name} has dtype {tensor.dtype}, which cannot be multiplied by {factor:g}",
+            "convert the LoRA to a floating dtype first",
+        )
+    return Multiply(tensor.dtype, dtype or tensor.dtype, factor)
+
+
+def _encode(module: Module, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    """Give every floating tensor not yet multiplied its new dtype."""
+    if dtype is None:
+        return
+    for role, group in module.tensors.items():
+        for tensor in group:
+            edit = edits.get(tensor.name)
+            if tensor.dtype not in FLOATS or tensor.dtype == dtype or isinstance(edit, Multiply | Drop):
+                continue
+            if isinstance(edit, Fill):
+                edits[tensor.name] = Fill(edit.value, dtype)
+                continue
+            step = Multiply(tensor.dtype, dtype, 1.0)
+            if role in _PRECIOUS and look(tensor, step).inexact:
+                continue
+            if step.may_overflow and look(tensor, step).overflows:
+                raise NotBakeableError(
+                    f"{module.name}: {tensor.name} holds values beyond {dtype}", "choose --dtype bf16 or f32"
+                )
+            edits[tensor.name] = step
+
+
+def _refuse_nonlinear(lora: Lora, weighed: Iterable[tuple[Module, Place, float]]) -> None:
+    refused = [(module, place) for module, place, weight in weighed if weight not in (0.0, 1.0) and not module.linear]
+    if refused:
+        kinds = Counter(module.algorithm_name for module, _ in refused)
+        blocks = list(dict.fromkeys(place.block for _, place in refused))
+        what = ", ".join(f"{count} {name}" for name, count in kinds.items())
+        raise NotBakeableError(
+            f"{lora.file.path}: {what} modules (the first is {refused[0][0].name}) cannot take "
+            "a weight other than 0 or 1 exactly: their update is not proportional to any tensor in the file",
+            f"give 0 or 1 to {_some(blocks)}",
+        )
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _warnings(lora: Lora, weights: Weights, decisions: tuple[Decision, ...]) -> Iterable[str]:
+    family = weights.family
+    if unknown := lora.unknown(family):
+        names = _some((tensor.name for tensor in unknown), 5)
+        yield f"{len(unknown)} unknown tensors copied untouched: {names}"
+    if weights.layout is not None and weights.layout not in map(len, family.layouts):
+        matched = [block for block in family.blocks if block not in weights.unlisted]
+        yield f"{weights.layout} weights are not a layout of {family.name}; matched by name: {_some(matched, 30)}"
+    unlisted = [d for d in decisions if d.place.block in weights.unlisted and d.action in (ZEROED, REMOVED)]
+    if unlisted:
+        blocks = [block for block in family.blocks if block in {decision.place.block for decision in unlisted}]
+        yield f"{len(unlisted)} modules zeroed because the weights do not list their blocks: {_some(blocks, 30)}"
+    for element in weights.options.elements:
+        if not any(matches_element(element, family, d.place, d.module.path) for d in decisions):
+            yield f"element rule {element} matches no module"
+    fixed = [d.module.name for d in decisions if d.module.algorithm.fixed and d.weight != 1.0]
+    if fixed:
+        yield f"{len(fixed)} absolute values kept, which no weight scales: {_some(fixed, 3)}"
+    lost = defaultdict(list)
+    for decision in decisions:
+        if decision.weight == 0.0 and not decision.module.linear:
+            lost[decision.module.algorithm_name, decision.action].append(decision.module.name)
+    for (name, action), modules in lost.items():
+        done = "removed" if action == REMOVED else "made neutral (magnitudes and rescales with them)"
+        yield f"{len(modules)} {name} modules at weight 0 {done}: {_some(modules, 3)}"

@@ -1,0 +1,71 @@
+"""Presets by name: the built-in ones, the user's, and a file named for the occasion; the last one wins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import PresetError, nearest
+from .model import Entry, Preset
+from .yaml_file import read_yaml
+
+__all__ = [
+    "Entry",
+    "Preset",
+    "builtin_path",
+    "find_preset",
+    "load_presets",
+    "preset_paths",
+    "read_presets",
+    "user_path",
+]
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def builtin_path() -> Path:
+    """The presets.yaml that comes with lbw: in the package when installed, beside it in a source tree."""
+    installed = _PACKAGE / "presets.yaml"
+    return installed if installed.exists() else _PACKAGE.parent / "presets.yaml"
+
+
+def user_path() -> Path:
+    """Where the user's own presets live."""
+    from platformdirs import user_config_path
+
+    return user_config_path("lbw", appauthor=False) / "presets.yaml"
+
+
+def preset_paths(named: Path | None = None) -> list[Path]:
+    """The preset files in force, the last one winning; `named` (or `LBW_PRESETS`) must exist."""
+    if named is None and (variable := os.environ.get("LBW_PRESETS")):
+        named = Path(variable)
+    paths = [builtin_path()]
+    if (user := user_path()).exists():
+        paths.append(user)
+    return [*paths, named] if named else paths
+
+
+def read_presets(path: Path) -> list[Preset]:
+    """The presets of one file. Raises PresetError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path given with --presets") from error
+    except UnicodeDecodeError as error:
+        raise PresetError(f"{path}: is not UTF-8 text: {error}", "save it as UTF-8") from error
+    return read_yaml(text, path)
+
+
+def load_presets(named: Path | None = None) -> dict[str, Preset]:
+    """All presets in force by name. Raises PresetError if a file cannot be read."""
+    return {preset.name: preset for path in preset_paths(named) for preset in read_presets(path)}
+
+
+def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
+    """The preset of this name. Raises PresetError with the nearest name."""
+    try:
+        return presets[name]
+    except KeyError:
+        raise PresetError(f"unknown preset {name!r}", nearest(name, presets)) from None

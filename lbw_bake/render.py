@@ -1,0 +1,183 @@
+"""Results for people and for programs: tables, one-line messages, JSON. Nothing here decides anything.
+
+Names come from files of strangers, so control characters are shown escaped, never sent to the terminal. rich is
+imported where a table is drawn: the commands that print a line start faster without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .batch import BAKED, FAILED, PLANNED, Outcome
+from .errors import LbwError
+from .inspection import Inspection
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_BAR = 24
+_STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m", BAKED: "\x1b[32m"}
+
+
+def escape(text: object) -> str:
+    """Text that cannot drive a terminal: control and direction characters become their escapes."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))  # noqa: T201
+
+
+def error(problem: LbwError) -> None:
+    """An error and its hint, on stderr."""
+    message("error", problem.message)
+    if problem.hint:
+        message("hint", problem.hint)
+
+
+def message(label: str, text: str) -> None:
+    """A labelled line on stderr, in colour on a terminal unless NO_COLOR is set."""
+    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    head = f"{_STYLES.get(label, '')}{label}:\x1b[0m" if colour else f"{label}:"
+    print(f"{head} {escape(text)}", file=sys.stderr)  # noqa: T201
+
+
+def outcome(result: Outcome, *, verbose: bool = False) -> None:
+    """What became of one file, on stderr; a planned one with its blocks."""
+    if result.error:
+        error(result.error)
+    for warning in result.warnings:
+        message("warning", f"{result.job.input}: {warning}")
+    if result.plan and (verbose or result.status == PLANNED):
+        weights_table(result)
+    if result.status == BAKED:
+        size, rate = size_text(result.nbytes), size_text(result.nbytes / max(result.seconds, 1e-9))
+        message(BAKED, f"{result.job.output} ({_counts(result)}; {size} in {result.seconds:.2f} s, {rate}/s)")
+    elif result.status == PLANNED:
+        message(PLANNED, f"{result.job.output} ({_counts(result)}); nothing written")
+
+
+def summary(results: Iterable[Outcome]) -> None:
+    """How a batch ended, on stderr."""
+    statuses = [result.status for result in results]
+    message("done", f"{statuses.count(BAKED)} written, {statuses.count(FAILED)} failed")
+
+
+def _counts(result: Outcome) -> str:
+    counts = result.plan.counts if result.plan else {}
+    return ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+
+
+def weights_table(result: Outcome) -> None:
+    """The weight each block gets, on stderr."""
+    if result.plan is None:
+        return
+    weights: Weights = result.plan.weights
+    table = _table(f"{result.job.input.name} ({weights.family.title})", "block", "modules>", "weight>", "")
+    modules = [decision.place.block for decision in result.plan.decisions]
+    for block, weight in weights.blocks.items():
+        if block in modules:
+            table.add_row(block, str(modules.count(block)), f"{weight:g}", _bar(weight, 1.0))
+    _console(stderr=True).print(table)
+
+
+def inspection(facts: Inspection) -> None:
+    """A table per block, on stdout: who lives there, and how strong it is."""
+    family = " or ".join(family.title for family in facts.lora.candidates)
+    lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
+    file = facts.lora.file
+    title = f"{file.path.name}: {family}, weights of {lengths} blocks, {size_text(file.size)}"
+    table = _table(title, "block", "modules>", "algorithm", "rank>", "dtype", "size>", "norm>", "")
+    strongest = max((block.norm for block in facts.blocks.values()), default=0.0)
+    for name, block in facts.blocks.items():
+        modules = [facts.module for facts in block.modules]
+        table.add_row(
+            name,
+            str(len(modules)),
+            _distinct(module.algorithm_name for module in modules),
+            _distinct(str(module.rank) for module in modules if module.rank),
+            _distinct(tensor.dtype for module in modules for tensor in module.all_tensors),
+            size_text(block.nbytes),
+            f"{block.norm:.3g}",
+            _bar(block.norm, strongest),
+        )
+    _console().print(table)
+    if facts.unknown:
+        names = ", ".join(tensor.name for tensor in facts.unknown[:5])
+        message("warning", f"{file.path}: {len(facts.unknown)} unknown tensors: {names}")
+
+
+def inspection_json(facts: Inspection) -> Mapping[str, Any]:
+    """An inspection as `lbw inspect --json` prints it."""
+    return {
+        "file": str(facts.lora.file.path),
+        "family": facts.lora.family.name if facts.lora.family else None,
+        "candidates": [family.name for family in facts.lora.candidates],
+        "layouts": [len(layout) for layout in facts.family.layouts],
+        "size": facts.lora.file.size,
+        "dtype": dict(facts.dtypes),
+        "metadata": dict(facts.lora.file.metadata),
+        "blocks": {
+            name: {"modules": len(block.modules), "bytes": block.nbytes, "norm": block.norm}
+            for name, block in facts.blocks.items()
+        },
+        "modules": [
+            {
+                "name": module.module.name,
+                "component": module.component,
+                "block": module.block,
+                "algorithm": module.module.algorithm_name,
+                "rank": module.module.rank,
+                "alpha": module.alpha,
+                "norm": module.norm,
+                "tensors": [tensor.name for tensor in module.module.all_tensors],
+            }
+            for module in facts.modules
+        ],
+        "unknown": [tensor.name for tensor in facts.unknown],
+    }
+
+
+def size_text(nbytes: float) -> str:
+    """A number of bytes as people say it: `144 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 10 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def _distinct(names: Iterable[str]) -> str:
+    return " ".join(sorted(set(names)))
+
+
+def _bar(value: float, whole: float) -> str:
+    """A bar of at most `_BAR` characters, in eighths of one."""
+    eighths = round(min(abs(value) / whole, 1.0) * _BAR * 8) if whole else 0
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table; a column whose name ends in `>` is aligned to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(escape(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", no_wrap=True)
+    return table
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False)

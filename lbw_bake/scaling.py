@@ -1,0 +1,193 @@
+"""Arithmetic: bytes of one dtype times a factor become bytes of another, exactly rounded once.
+
+An 8- or 16-bit dtype times one factor is a table of all its values, computed in float64 and applied by lookup:
+no branch per dtype, NaN and infinity included, and the same bytes wherever the lookup runs. Wider dtypes
+multiply directly in float64. ml_dtypes supplies bfloat16 and the float8 dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Transform = Callable[[Bytes], Bytes]
+
+# safetensors' dtype -> numpy's or ml_dtypes' name, for the dtypes a factor can be applied to.
+_FLOATS = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_NATIVE = ("float16", "float32", "float64")
+FLOATS = frozenset(_FLOATS)
+FLOAT8 = frozenset(name for name in _FLOATS if name.startswith("F8"))
+
+# Elements per lookup: a table of 128 KiB and its input and output stay in a core's second-level cache.
+_PIECE = 32 * 1024
+
+
+@cache
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of a safetensors float dtype (`BF16`)."""
+    spelled = _FLOATS[name]
+    if spelled in _NATIVE:
+        return np.dtype(spelled)
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, spelled))
+    return dtype
+
+
+def largest(name: str) -> float:
+    """The largest finite value of a safetensors float dtype."""
+    dtype = numpy_dtype(name)
+    if dtype.name in _NATIVE:
+        return float(np.finfo(dtype).max)
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+
+
+def itemsize(name: str) -> int:
+    """Bytes per element of a safetensors float dtype."""
+    return numpy_dtype(name).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Multiply:
+    """Multiply by a factor (a Python float) while going from one safetensors float dtype to another."""
+
+    source: str
+    target: str
+    factor: float
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether some finite value of the source dtype has a product beyond the target dtype."""
+        return largest(self.source) * abs(self.factor) > largest(self.target)
+
+    @property
+    def tabled(self) -> bool:
+        """Whether the source dtype is small enough for a table of all its values."""
+        return itemsize(self.source) <= 2
+
+    def table(self) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Target bit pattern by source bit pattern: 256 or 65,536 unsigned integers."""
+        return _table(self)
+
+    def transform(self) -> Transform:
+        """The function that does this to any whole number of elements, given and returned as bytes."""
+        return _by_table(self) if self.tabled else _by_product(self)
+
+
+def multiply(values: npt.NDArray[Any], factor: float, target: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Values of any float dtype times a factor in float64, rounded once to the target dtype; NaN keeps its bits."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        products = round_to(values.astype(np.float64) * factor, target)
+    if values.dtype == target and (nan := np.isnan(values)).any():
+        products[nan] = values[nan]
+    return products
+
+
+def round_to(values: npt.NDArray[np.float64], target: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Float64 values rounded once, to nearest even, to the target dtype.
+
+    ml_dtypes goes through float32 and so rounds twice. Rounding to odd on the way (the last bit of an inexact
+    float32 set) makes the second rounding right (Boldo & Melquiond, 2008).
+    """
+    if target.name in _NATIVE:
+        return values.astype(target)
+    nearest = values.astype(np.float32)
+    bits = nearest.view(np.uint32)
+    away = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    inexact = nearest.astype(np.float64) != values
+    odd = np.where(inexact & ~np.isnan(values), (bits - away) | 1, bits).astype(np.uint32)
+    return odd.view(np.float32).astype(target)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What multiplying a tensor would do to it.
+
+    `peak` is its largest finite magnitude; `overflows`: a finite value becomes infinite or NaN; `inexact`: a
+    value is not the exact product.
+    """
+
+    peak: float = 0.0
+    overflows: bool = False
+    inexact: bool = False
+
+
+def survey(step: Multiply, pieces: Iterable[Bytes]) -> Survey:
+    """Look at all of a tensor's data, given in pieces, before multiplying it."""
+    source = numpy_dtype(step.source)
+    if not step.tabled:
+        return reduce(_worse, (_survey_values(step, piece.view(source)) for piece in pieces), Survey())
+    index = np.dtype(f"u{source.itemsize}")
+    seen = np.zeros(1 << 8 * source.itemsize, bool)
+    for piece in pieces:
+        seen[piece.view(index)] = True
+    return _survey_values(step, np.flatnonzero(seen).astype(index).view(source))
+
+
+def _survey_values(step: Multiply, values: npt.NDArray[Any]) -> Survey:
+    wide = values.astype(np.float64)
+    wide = wide[np.isfinite(wide)]
+    if not wide.size:
+        return Survey()
+    with np.errstate(over="ignore", under="ignore"):
+        exact = wide * step.factor
+        got = round_to(exact, numpy_dtype(step.target)).astype(np.float64)
+    return Survey(float(np.abs(wide).max()), not np.isfinite(got).all(), bool((got != exact).any()))
+
+
+def _worse(one: Survey, other: Survey) -> Survey:
+    return Survey(max(one.peak, other.peak), one.overflows or other.overflows, one.inexact or other.inexact)
+
+
+@cache
+def _table(step: Multiply) -> npt.NDArray[np.unsignedinteger[Any]]:
+    source, target = numpy_dtype(step.source), numpy_dtype(step.target)
+    bits = np.arange(1 << 8 * source.itemsize, dtype=f"u{source.itemsize}")
+    return multiply(bits.view(source), step.factor, target).view(f"u{target.itemsize}")
+
+
+def _by_table(step: Multiply) -> Transform:
+    table = step.table()
+    index = np.dtype(f"u{itemsize(step.source)}")
+
+    def transform(data: Bytes) -> Bytes:
+        bits = data.view(index)
+        out = np.empty(len(bits), table.dtype)
+        for start in range(0, len(bits), _PIECE):
+            piece = slice(start, start + _PIECE)
+            # Every index is in range by its type; "clip" only spares numpy the check.
+            table.take(bits[piece], out=out[piece], mode="clip")
+        return out.view(np.uint8)
+
+    return transform
+
+
+def _by_product(step: Multiply) -> Transform:
+    source, target = numpy_dtype(step.source), numpy_dtype(step.target)
+
+    def transform(data: Bytes) -> Bytes:
+        values = data.view(source)
+        out = np.empty(len(values), target)
+        for start in range(0, len(values), _PIECE):
+            piece = slice(start, start + _PIECE)
+            out[piece] = multiply(values[piece], step.factor, target)
+        return out.view(np.uint8)
+
+    return transform
