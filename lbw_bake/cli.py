@@ -178,6 +178,23 @@ def inspect(
         raise typer.Exit(1)
 
 
+@app.command()
+def diff(
+    original: Annotated[Path, typer.Argument(help="The LoRA as it was.")],
+    baked: Annotated[Path, typer.Argument(help="The LoRA as it became, by any tool.")],
+    family: FamilyName = None,
+    json_output: Json = False,
+) -> None:
+    """Measure the weight every block really got, and hold a baked file to its record."""
+    from . import render
+    from .comparison import compare
+
+    facts = compare(original, baked, family)
+    (render.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
+    if facts.matches_record is False:
+        raise typer.Exit(1)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run `lbw`: exits 0 when done, 1 when the tool says no, 2 on wrong usage, 130 when interrupted."""
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 from .families import OTHER, Family
 from .lora import Lora, read_lora
 from .modules import Module
-from .norms import alpha_of, update_norm
 from .tensordata import TensorData
 from .tensorfile import Tensor
+from .updates import alpha_of, norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,7 @@ def inspect(path: Path, family: str | None = None) -> Inspection:
     first = lora.candidates[0]
     with TensorData(lora.file) as data:
         modules = tuple(
-            ModuleFacts(
-                module, place.component, place.block, alpha_of(module, data.read), update_norm(module, data.read)
-            )
+            ModuleFacts(module, place.component, place.block, alpha_of(module, data.read), norm(module, data.read))
             for module, place in lora.placed(first)
         )
     return Inspection(lora, first, modules, tuple(lora.unknown(first)))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .batch import BAKED, FAILED, PLANNED, Outcome
+from .comparison import Comparison
 from .errors import LbwError
 from .inspection import Inspection
 from .weights import Weights
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _BAR = 24
+_COMPARED = ("block", "modules>", "weight>", "error>", "")
 _STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m", BAKED: "\x1b[32m"}
 
 
@@ -144,6 +146,45 @@ def inspection_json(facts: Inspection) -> Mapping[str, Any]:
             for module in facts.modules
         ],
         "unknown": [tensor.name for tensor in facts.unknown],
+    }
+
+
+def comparison(facts: Comparison) -> None:
+    """The weight each block really got, on stdout; contradictions and differences on stderr."""
+    table = _table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", *_COMPARED)
+    for name, (share, modules) in facts.blocks.items():
+        weight = "any" if share.weight is None else f"{share.weight:.4g}"
+        error = "" if share.error is None else f"{share.error:.1g}"
+        table.add_row(name, str(modules), weight, error, _bar(share.weight or 0.0, 1.0))
+    _console().print(table)
+    for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
+        if names:
+            message("warning", f"{len(names)} modules {what}: {', '.join(names[:5])}")
+    for contradiction in (facts.contradictions or ())[:5]:
+        message("error", contradiction)
+    if facts.contradictions is None:
+        message("done", "there is no new lbw_bake record to hold it to")
+    elif facts.contradictions:
+        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
+    else:
+        message("done", "it is what its lbw_bake record says")
+
+
+def comparison_json(facts: Comparison) -> Mapping[str, Any]:
+    """A comparison as `lbw diff --json` prints it."""
+    return {
+        "original": str(facts.original.file.path),
+        "baked": str(facts.baked.file.path),
+        "family": facts.family.name,
+        "blocks": {
+            name: {"weight": share.weight, "error": share.error, "modules": modules}
+            for name, (share, modules) in facts.blocks.items()
+        },
+        "matches_record": facts.matches_record,
+        "contradictions": list(facts.contradictions or ()),
+        "added": list(facts.added),
+        "removed": list(facts.removed),
+        "unmeasured": list(facts.unmeasured),
     }
 
 

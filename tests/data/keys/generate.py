@@ -4,13 +4,13 @@ A table ``<family>_<spelling>.tsv`` lists the tensors of one kind of file, a lin
 
     tensor name <TAB> block <TAB> shape
 
-with shapes of rank 4, like ``4,320`` or ``4,320,1,1``, and ``-`` for a scalar. Lines that start with
-``#`` say what the file is. Blocks are those users write (``MID``, never ``M00``); ``OTHER`` marks
+with shapes of rank 4, like ``4,320`` or ``4,320,1,1``, and ``-`` for a scalar. Lines that start
+with ``#`` say what the file is. Blocks are those users write (``MID``, never ``M00``); ``OTHER`` marks
 layers of a UNet that lie outside every block.
 
 The modules are not typed in by hand. Every model is built from its published configuration on
-torch's meta device (no weights, no network), its weighted layers are listed, and each layer gets its
-block from the path it has *in that model*. Only then is the path respelled, so spellings cannot
+torch's meta device (no weights, no network), its weighted layers are listed, and each layer gets
+its block from the path it has *in that model*. Only then is the path respelled, so spellings cannot
 disagree about a block. Where a trainer names modules differently from diffusers, rename rules say
 how, one row per kind of layer; layers that get the same name are one fused layer there.
 
@@ -382,8 +382,10 @@ def t5(block: str, *, name: str = "t5", class_name: str = "T5Config:T5EncoderMod
 
 def language_model(component: str, class_name: str, sizes: tuple[int, ...]) -> Modules:
     """A decoder that reads prompts; sizes: width, MLP, layers, heads, key heads, head width."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "head_dim")
+    names = [
+        *("hidden_size", "intermediate_size", "num_hidden_layers"),
+        *("num_attention_heads", "num_key_value_heads", "head_dim"),
+    ]
     return encoder(component, "TE", class_name, **dict(zip(names, sizes, strict=True)))
 
 
@@ -489,7 +491,7 @@ UNET_ENCODERS: dict[str, tuple[Callable[[str], Modules], ...]] = {
     "sdxl_refiner": (clip_g,),
 }
 
-# Prefixes by spelling and component. Encoders alone in their model are lora_te_, pairs are numbered.
+# Prefixes by spelling and component. An encoder alone in its model is lora_te_, pairs are numbered.
 KOHYA_ONE = {"denoiser": "lora_unet_", **dict.fromkeys(("clip_l", "clip_h", "clip_g"), "lora_te_")}
 KOHYA_TWO = {"denoiser": "lora_unet_", "clip_l": "lora_te1_", "clip_g": "lora_te2_"}
 DIFFUSERS_UNET = {
@@ -785,7 +787,8 @@ def motion_tables() -> Iterator[Table]:
         original = respelled(
             original,
             rf"transformer_blocks\.(\d)\.attn{number}\.(to_[a-z]+)(?:\.0)?$",
-            rf"temporal_transformer.transformer_blocks.\1.attention_blocks.{number - 1}.processor.\2",
+            rf"temporal_transformer.transformer_blocks.\1"
+            rf".attention_blocks.{number - 1}.processor.\2",
         )
     yield table(
         "sd1_animatediff_original",
@@ -867,7 +870,7 @@ def standard_tables(it: Family) -> Iterator[Table]:
     trained, thin = (model, "") if len(model) < LARGE else (few, f"; {EVERY_THIRD}")
     yield table(
         f"{it.name}_{it.trainer}",
-        f"{it.title} {it.trainer} LoRA: the same layers under the trainer's module names, by rule"
+        f"{it.title} {it.trainer} LoRA: the layers of {it.name}_diffusers under the trainer's names, by rule"
         + (thin or ("; text encoders: every third layer" if it.texts("kohya") else "")),
         (it.original(trained), flat("lora_unet_"), DOWN),
         texts("kohya", flat, DOWN),
@@ -1130,7 +1133,8 @@ def flux_tables() -> Iterator[Table]:
     yield table(
         "flux_diffusers",
         "FLUX.1 LoRA in diffusers/PEFT naming: all Linears of an instantiated"
-        " FluxTransformer2DModel and of its encoders, text_encoder = CLIP-L, text_encoder_2 = T5-XXL; every tensor",
+        " FluxTransformer2DModel and of its encoders, text_encoder = CLIP-L,"
+        " text_encoder_2 = T5-XXL; every tensor",
         (model, dotted("transformer."), PEFT_PAIR),
         (encoders, dotted(prefixes["diffusers"]), PEFT_PAIR),
     )
@@ -1714,7 +1718,7 @@ FAMILIES: list[Family] = [
         prefixes={
             "diffusers": {"gemma": "text_encoder."},
             "kohya": {"gemma": "lora_te_"},
-            "comfyui": comfy(gemma="gemma2_2b"),
+            "comfyui": {"gemma": "text_encoders.gemma2_2b.transformer.model."},
         },
     ),
     Family(

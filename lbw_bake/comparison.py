@@ -1,0 +1,156 @@
+"""What a bake really did: two files compared module by module, and with what the second one says of itself.
+
+The weight a module got is the least-squares ratio of the two updates, <original, baked> / <original, original>;
+the error is how far the baked update is from exactly that multiple, relative to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import LbwError
+from .families import OTHER, Family, Place
+from .lora import Lora, read_lora
+from .metadata import records_in
+from .modules import Module
+from .tensordata import TensorData
+from .updates import Read, arrays_of, inner, measurable
+from .weights import Options, Weights, parse_element
+
+# How far a module may be from what the record says: rounding to bfloat16 errs by 2e-3, to float8 by more.
+_TOLERANCE = {"F64": 1e-4, "F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
+_COARSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Inner products of an original update with itself and with the baked one, and of the baked one with itself."""
+
+    original: float = 0.0
+    both: float = 0.0
+    baked: float = 0.0
+
+    @property
+    def weight(self) -> float | None:
+        """The least-squares weight, None if the original update is zero."""
+        return self.both / self.original if self.original else None
+
+    @property
+    def error(self) -> float | None:
+        """Relative distance of the baked update from exactly that multiple of the original."""
+        if not self.original:
+            return None
+        rest = max(self.baked - self.both**2 / self.original, 0.0)
+        return math.sqrt(rest / self.baked) if self.baked else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two files compared. `shares` holds the modules that could be measured, the lists the names of the others."""
+
+    original: Lora
+    baked: Lora
+    family: Family
+    shares: Mapping[str, tuple[Module, Place, Share]]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    unmeasured: tuple[str, ...]
+    contradictions: tuple[str, ...] | None
+
+    @property
+    def matches_record(self) -> bool | None:
+        """Whether every module got what the record says, None if there is no record."""
+        return None if self.contradictions is None else not self.contradictions
+
+    @property
+    def blocks(self) -> dict[str, tuple[Share, int]]:
+        """Block -> its modules' inner products summed, and how many they are, in the family's order."""
+        by_block: dict[str, list[Share]] = {block: [] for block in (*self.family.blocks, OTHER)}
+        for _, place, share in self.shares.values():
+            by_block[place.block].append(share)
+        return {block: (_sum(shares), len(shares)) for block, shares in by_block.items() if shares}
+
+
+def compare(original: Path, baked: Path, family: str | None = None) -> Comparison:
+    """Measure the weight every block of `baked` got. Raises FileFormatError, NotALoraError."""
+    one = read_lora(original, family)
+    two = read_lora(baked, family or one.candidates[0].name)
+    known = one.candidates[0]
+    old = {module.name: (module, place) for module, place in one.placed(known)}
+    new = {module.name: module for module, _ in two.placed(known)}
+    shares: dict[str, tuple[Module, Place, Share]] = {}
+    unmeasured: list[str] = []
+    with TensorData(one.file) as a, TensorData(two.file) as b:
+        for name, (module, place) in old.items():
+            share = _share(module, new.get(name), a.read, b.read)
+            if share:
+                shares[name] = (module, place, share)
+            else:
+                unmeasured.append(name)
+    return Comparison(
+        one,
+        two,
+        known,
+        shares,
+        tuple(name for name in new if name not in old),
+        tuple(name for name in old if name not in new),
+        tuple(unmeasured),
+        _contradictions(one, two, known, shares),
+    )
+
+
+def _share(module: Module, other: Module | None, read: Read, read_other: Read) -> Share | None:
+    if not measurable(module):
+        return None
+    a = arrays_of(module, read)
+    if other is None:
+        return Share(inner(module, a, module, a))
+    if other.algorithm is not module.algorithm or other.decomposed != module.decomposed or not module.linear:
+        return None
+    b = arrays_of(other, read_other)
+    return Share(inner(module, a, module, a), inner(module, a, other, b), inner(other, b, other, b))
+
+
+def _sum(shares: Iterable[Share]) -> Share:
+    total = Share()
+    for share in shares:
+        total = Share(total.original + share.original, total.both + share.both, total.baked + share.baked)
+    return total
+
+
+def _contradictions(
+    original: Lora, baked: Lora, family: Family, shares: Mapping[str, tuple[Module, Place, Share]]
+) -> tuple[str, ...] | None:
+    """What the records that were added say, against what was measured; None if none was added."""
+    records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
+    if not records:
+        return None
+    try:
+        bakes = [_recorded_weights(record, family) for record in records]
+    except (LbwError, TypeError, ValueError, KeyError, AttributeError):
+        return ("its lbw_bake record cannot be read",)
+    found = []
+    for name, (module, place, share) in shares.items():
+        said = math.prod(weights.of(place, module.path) for weights in bakes)
+        if share.weight is not None and not _agrees(share, said, baked, name):
+            found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
+    return tuple(found)
+
+
+def _agrees(share: Share, said: float, baked: Lora, name: str) -> bool:
+    dtypes = {tensor.dtype for tensor in baked.file.tensors if tensor.name.startswith(f"{name}.")}
+    tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
+    weight = share.weight or 0.0
+    error = share.error or 0.0
+    return abs(weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
+
+
+def _recorded_weights(record: Mapping[str, Any], family: Family) -> Weights:
+    blocks = {block: float(record["weights"][block]) for block in (*family.blocks, OTHER)}
+    elements = tuple(map(parse_element, record["elements"]))
+    strength, te, unet = (float(record[name]) for name in ("strength", "te", "unet"))
+    return Weights(family, blocks, options=Options(strength, te, unet, elements=elements))

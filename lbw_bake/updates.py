@@ -1,0 +1,147 @@
+"""Inner products of updates: how strong a module's update is, and how much of one there is in another.
+
+A product's inner products need only small matrices, rank x rank; the update itself is never built, except LoHa's,
+a band of rows at a time. All in float64, so that a norm is as exact as the file. Formulas: LyCORIS' `functional`
+package; `alpha / rank` as web UIs read it (1 where alpha is absent).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .algorithms import ADDITIVE
+from .modules import Module
+from .tensorfile import Tensor
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Read = Callable[[Tensor], Array]
+
+_BAND = 1 << 20  # elements of a LoHa update built at a time
+
+
+def norm(module: Module, read: Read) -> float | None:
+    """The Frobenius norm of the module's update at weight 1, None where it depends on the base model.
+
+    `read` gives a tensor as an array. DoRA counts without its magnitude, GLoRA without the part that multiplies
+    the base weight. Biases belong to the update.
+    """
+    if not measurable(module):
+        return None
+    arrays = arrays_of(module, read)
+    return math.sqrt(max(inner(module, arrays, module, arrays), 0.0))
+
+
+def measurable(module: Module) -> bool:
+    """Whether the file alone tells the module's update, or the part of it that `norm` counts."""
+    return module.algorithm.name in _INNER or module.algorithm.name in _SUMS
+
+
+def alpha_of(module: Module, read: Read) -> float | None:
+    """The module's alpha, None where the file has none."""
+    group = module.tensors.get("alpha")
+    return float(read(group[0]).reshape(-1)[0]) if group and group[0].size else None
+
+
+def arrays_of(module: Module, read: Read) -> dict[str, Array]:
+    """The module's tensors that make up its update, by role, in float64."""
+    return {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
+
+
+def inner(one: Module, a: Arrays, two: Module, b: Arrays) -> float:
+    """The inner product of the updates of two modules of one algorithm and layer, given their arrays."""
+    total = sum(float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b)
+    if product := _INNER.get(one.algorithm.name):
+        total += product(a, b) * _scale(one, a) * _scale(two, b)
+    return total
+
+
+def _scale(module: Module, arrays: Arrays) -> float:
+    full = module.algorithm.name == "lokr" and "lokr_w1" in arrays and "lokr_w2" in arrays
+    if full or "alpha" not in arrays or not module.rank:
+        return 1.0
+    return float(arrays["alpha"].reshape(-1)[0]) / module.rank
+
+
+# A matrix, or a stack of them for the pixels of a kernel, as left (out, p) x core (p, q, pixels) x right (q, in).
+Factors = tuple[Array, Array, Array | None]
+
+
+def _matrix(left: Array, right: Array, core: Array | None = None) -> Factors:
+    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
+    return left, right, None if core is None else core.reshape(*core.shape[:2], -1).transpose(2, 0, 1)
+
+
+def _factored(a: Factors, b: Factors) -> float:
+    outer, across = a[0].T @ b[0], a[1] @ b[1].T
+    if a[2] is None or b[2] is None:
+        return float((outer * across).sum())
+    return float(((a[2].transpose(0, 2, 1) @ outer @ b[2]).transpose(0, 2, 1) * across.T).sum())
+
+
+def _lora(arrays: Arrays) -> Factors:
+    return _matrix(arrays["up"], arrays["down"], arrays.get("mid"))
+
+
+def _embedding(arrays: Arrays) -> Factors:
+    return _matrix(arrays["embedding_b"], arrays["embedding_a"])
+
+
+def _glora(arrays: Arrays) -> Factors:
+    return _matrix(arrays["b1"], arrays["b2"], arrays.get("bm"))
+
+
+def _loha(a: Arrays, b: Arrays) -> float:
+    factors = [_hada(arrays, n) for arrays in (a, b) for n in "12"]
+    rows, columns = len(factors[0][0]), factors[0][1].shape[1]
+    band = max(_BAND // columns, 1)
+    total = 0.0
+    for start in range(0, rows, band):
+        one, two, three, four = (left[start : start + band] @ right for left, right in factors)
+        total += float(np.vdot(one * two, three * four))
+    return total
+
+
+def _hada(arrays: Arrays, n: str) -> tuple[Array, Array]:
+    """One Hadamard factor as (out, rank) and (rank, everything else)."""
+    left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
+    if core is None:
+        return left, right.reshape(len(right), -1)
+    return left.T, np.einsum("pq...,qi->pi...", core, right).reshape(len(core), -1)
+
+
+def _lokr(a: Arrays, b: Arrays) -> float:
+    return math.prod(_kron_factor(a, b, n) for n in "12")
+
+
+def _kron_factor(a: Arrays, b: Arrays, n: str) -> float:
+    if f"lokr_w{n}" in a:
+        return float(np.vdot(a[f"lokr_w{n}"], b[f"lokr_w{n}"]))
+    return _factored(_low_rank(a, n), _low_rank(b, n))
+
+
+def _low_rank(arrays: Arrays, n: str) -> Factors:
+    left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
+    return _matrix(left if core is None else left.T, right, core)
+
+
+_INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
+    "lora": lambda a, b: _factored(_lora(a), _lora(b)),
+    "lora_embedding": lambda a, b: _factored(_embedding(a), _embedding(b)),
+    "glora": lambda a, b: _factored(_glora(a), _glora(b)),
+    "loha": _loha,
+    "lokr": _lokr,
+}
+_SUMS = ("full", "norm", "bias")
+_ROLES = frozenset(
+    {
+        *("up", "down", "mid", "alpha", "embedding_a", "embedding_b", "b1", "b2", "bm", *ADDITIVE),
+        *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+        *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+    }
+)

@@ -1,0 +1,78 @@
+"""Other people's code as the judge: shared helpers that bake torch state dicts and compare updates.
+
+The law of every test here: update(baked, m) == update(original, m x r), with both updates computed by a library
+that people load LoRAs with, never by a formula of ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+Run = Callable[..., tuple[int, str, str]]
+BakeFile = Callable[..., Path]
+StateDict = dict[str, "torch.Tensor"]
+BakeTorch = Callable[..., StateDict]
+
+# How far a stored dtype may move an update, relative to its norm: apart enough to tell rounding from a mistake.
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+# Plain weights at which an original and its baked file are compared.
+MULTIPLIERS = (1.0, 0.6)
+
+SD_BLOCKS = ["BASE", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID", "OUT03", "OUT04", "OUT05", "OUT06", "OUT07", "OUT08", "OUT09", "OUT10", "OUT11"]
+
+
+@pytest.fixture
+def bake_file(run: Run, tmp_path: Path) -> BakeFile:
+    """Bake a file with any options of `lbw bake`; returns the path of the result."""
+    count = itertools.count()
+
+    def bake(source: Path, *options: object) -> Path:
+        target = tmp_path / f"{next(count)}" / source.name
+        target.parent.mkdir()
+        code, _, error = run("bake", source, "-o", target, *options)
+        assert code == 0, error
+        return target
+
+    return bake
+
+
+@pytest.fixture
+def bake_torch(bake_file: BakeFile, tmp_path: Path) -> BakeTorch:
+    """Bake a state dict of torch tensors, bfloat16 included, with any options of `lbw bake`."""
+
+    def bake(tensors: Mapping[str, torch.Tensor], *options: object) -> StateDict:
+        return load_file(bake_file(save(tensors, tmp_path), *options))
+
+    return bake
+
+
+def save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Path:
+    """Write a state dict the way trainers do."""
+    path = folder / "original.safetensors"
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> StateDict:
+    """Floating tensors in the dtype of a file; integers stay."""
+    return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def vector(weights: Mapping[str, float], rest: float = 0.5) -> str:
+    """The option that gives these blocks of SD1 their weights, and all others another one."""
+    return "--weights=" + ",".join(str(weights.get(block, rest)) for block in SD_BLOCKS)
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """All of two updates agree, relative to the norm of what is expected; zero must be zero."""
+    error, norm = (got - expected).norm().item(), expected.norm().item()
+    assert error <= tolerance * norm, f"off by {error / norm if norm else error:.2g}"
