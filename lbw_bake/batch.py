@@ -47,10 +47,13 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to bake; `replace` allows the output to exist, and to be the input itself if `in_place`."""
+    """One file to bake; `replace` allows the output to exist, and to be the input itself if `in_place`.
+
+    Without an output it can only be planned.
+    """
 
     input: Path
-    output: Path
+    output: Path | None
     replace: bool = False
     in_place: bool = False
 
@@ -96,7 +99,8 @@ def run(job: Job, recipe: Recipe) -> Outcome:
 def _run(job: Job, recipe: Recipe) -> Outcome:
     began = time.perf_counter()
     lora = read_lora(job.input, recipe.family)
-    _check_output(job)
+    if job.output:
+        _check_output(job.output, job)
     weights = settle(lora, recipe.source_for, recipe.options)
     with TensorData(lora.file) as data:
         plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype])
@@ -105,7 +109,7 @@ def _run(job: Job, recipe: Recipe) -> Outcome:
         warnings.append("was baked before; the weights of both bakes multiply")
     if warnings and recipe.strict:
         raise StrictError(job.input, warnings)
-    if recipe.dry_run:
+    if recipe.dry_run or job.output is None:
         return Outcome(job, PLANNED, plan, warnings=tuple(warnings), seconds=time.perf_counter() - began)
     device, backend = choose_backend(recipe.device, lora.file.size)
     nbytes = bake(
@@ -120,20 +124,18 @@ def _run(job: Job, recipe: Recipe) -> Outcome:
     return Outcome(job, BAKED, plan, nbytes, seconds, device, tuple(warnings))
 
 
-def _check_output(job: Job) -> None:
+def _check_output(output: Path, job: Job) -> None:
     """Refuse early what could only fail after the work, or would harm the input. Raises OutputError."""
-    if not job.output.parent.is_dir():
-        raise OutputError(
-            f"{job.output}: there is no folder {job.output.parent}", "create it, or choose another output"
-        )
-    if not job.output.exists():
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
+    if not output.exists():
         return
-    if job.output.is_dir():
-        raise OutputError(f"{job.output}: is a folder", "name a file, or give the folder as --out-dir")
-    if job.output.samefile(job.input) and not job.in_place:
-        raise OutputError(f"{job.output}: is the input itself", "choose another output, or bake it with --in-place")
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "name a file, or give the folder as --out-dir")
+    if output.samefile(job.input) and not job.in_place:
+        raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
     if not job.replace:
-        raise OutputError(f"{job.output}: already exists", "choose another name, or replace it with --force")
+        raise OutputError(f"{output}: already exists", "choose another name, or replace it with --force")
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:
@@ -142,7 +144,7 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
     weights = plan.weights if plan else None
     return {
         "input": str(outcome.job.input),
-        "output": str(outcome.job.output),
+        "output": str(outcome.job.output) if outcome.job.output else None,
         "status": outcome.status,
         "family": weights.family.name if weights else None,
         "layout": weights.layout if weights else None,

@@ -40,9 +40,14 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+# Panels of the help page.
+WEIGHTS, OUTPUT, RUN = "Weights", "Output", "How to run"
+
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
-FamilyName = Annotated[str | None, typer.Option("--family", help="Model family, where the file does not tell.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file on stdout.")]
+FamilyName = Annotated[
+    str | None, typer.Option("--family", rich_help_panel=RUN, help="Model family, where the file does not tell.")
+]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=RUN, help="Print one JSON object per file on stdout.")]
 
 
 def _version(value: bool) -> None:
@@ -63,72 +68,133 @@ def lbw(
 @app.command()
 def bake(
     inputs: Inputs,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write.")] = None,
-    out_dir: Annotated[Path | None, typer.Option("--out-dir", help="The folder to write to, names kept.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Weights by name: MIDD, OUTALL, ...")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="The file to write.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out-dir", rich_help_panel=OUTPUT, help="The folder to write to, names kept.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-p", rich_help_panel=WEIGHTS, help="Weights by name: MIDD, OUTALL, ...")
+    ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", "-w", help='A vector (1,0,0.5,...) or block rules ("BASE=1 IN04-IN08=0.5 *=0").'),
+        typer.Option(
+            "--weights",
+            "-w",
+            rich_help_panel=WEIGHTS,
+            help='A vector (1,0,0.5,...) or block rules ("BASE=1 IN04-IN08=0.5 *=0").',
+        ),
     ] = None,
-    strength: Annotated[float, typer.Option("--strength", "-s", help="Multiplies everything.")] = 1.0,
-    te: Annotated[float, typer.Option("--te", help="Multiplies the text encoders.")] = 1.0,
-    unet: Annotated[float, typer.Option("--unet", help="Multiplies the UNet or transformer.")] = 1.0,
-    rest: Annotated[float, typer.Option("--rest", help="Weight of the blocks the weights do not list.")] = 0.0,
-    other: Annotated[float, typer.Option("--other", help="Weight of what lies in no block (OTHER).")] = 1.0,
-    invert: Annotated[bool, typer.Option("--invert", help="Turn every block weight w into 1 - w.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token", rich_help_panel=WEIGHTS, help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'
+        ),
+    ] = None,
+    strength: Annotated[
+        float, typer.Option("--strength", "-s", rich_help_panel=WEIGHTS, help="Multiplies everything.")
+    ] = 1.0,
+    te: Annotated[float, typer.Option("--te", rich_help_panel=WEIGHTS, help="Multiplies the text encoders.")] = 1.0,
+    unet: Annotated[
+        float, typer.Option("--unet", rich_help_panel=WEIGHTS, help="Multiplies the UNet or transformer.")
+    ] = 1.0,
+    rest: Annotated[
+        float, typer.Option("--rest", rich_help_panel=WEIGHTS, help="Weight of the blocks the weights do not list.")
+    ] = 0.0,
+    other: Annotated[
+        float, typer.Option("--other", rich_help_panel=WEIGHTS, help="Weight of what lies in no block (OTHER).")
+    ] = 1.0,
+    invert: Annotated[
+        bool, typer.Option("--invert", rich_help_panel=WEIGHTS, help="Turn every block weight w into 1 - w.")
+    ] = False,
     element: Annotated[
-        list[str] | None, typer.Option("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".')
+        list[str] | None,
+        typer.Option("--element", rich_help_panel=WEIGHTS, help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
     ] = None,
-    x: Annotated[float | None, typer.Option("--x", help="The value of X in a vector.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Draws R and U in a vector.")] = None,
-    layout: Annotated[int | None, typer.Option("--layout", help="The preset's entry of this vector length.")] = None,
-    presets: Annotated[Path | None, typer.Option("--presets", help="A presets file on top of your own.")] = None,
+    element_preset: Annotated[
+        list[str] | None,
+        typer.Option("--element-preset", rich_help_panel=WEIGHTS, help="Element rules by name: ATTNDEEPON, ..."),
+    ] = None,
+    x: Annotated[float | None, typer.Option("--x", rich_help_panel=WEIGHTS, help="The value of X in a vector.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", rich_help_panel=WEIGHTS, help="Draws R and U in a vector.")
+    ] = None,
+    layout: Annotated[
+        int | None, typer.Option("--layout", rich_help_panel=WEIGHTS, help="The preset's entry of this vector length.")
+    ] = None,
+    presets: Annotated[
+        Path | None, typer.Option("--presets", rich_help_panel=WEIGHTS, help="A presets file on top of your own.")
+    ] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
-    device: Annotated[Device, typer.Option("--device", help="Where to multiply.")] = Device.auto,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders too.")] = False,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing output.")] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the input.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Turn every warning into an error.")] = False,
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", rich_help_panel=OUTPUT, help="Store floating tensors in this dtype.")
+    ] = Dtype.keep,
+    device: Annotated[Device, typer.Option("--device", rich_help_panel=RUN, help="Where to multiply.")] = Device.auto,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", rich_help_panel=RUN, help="Look into subfolders too.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", rich_help_panel=OUTPUT, help="Replace an existing output.")
+    ] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", rich_help_panel=OUTPUT, help="Replace the input.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", rich_help_panel=RUN, help="Turn every warning into an error.")
+    ] = False,
     metadata_update: Annotated[
-        bool, typer.Option("--metadata-update/--no-metadata-update", help="Keep hashes and names in the metadata true.")
+        bool,
+        typer.Option(
+            "--metadata-update/--no-metadata-update",
+            rich_help_panel=OUTPUT,
+            help="Keep hashes and names in the metadata true.",
+        ),
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", rich_help_panel=RUN, help="Say what would be done, write nothing.")
+    ] = False,
     json_output: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the weight of every block.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RUN, help="Print errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", rich_help_panel=RUN, help="Print the weight of every block.")
+    ] = False,
 ) -> None:
     """Write LoRAs with the block weights multiplied in.
 
     [dim]lbw bake doraemon.safetensors --preset MIDD -o doraemon-midd.safetensors[/dim]
     """
     from . import batch, render
-    from .weights import ONES, Options, parse_element, parse_number, parse_source
+    from .sources import read_given
+    from .weights import Options, parse_number
 
-    if preset and weights:
-        raise typer.BadParameter("give --preset or --weights, not both", param_hint="--weights")
-    modified = (strength, te, unet, other) != (1.0,) * 4 or element or dtype is not Dtype.keep
-    if not preset and not weights and not modified:
-        raise typer.BadParameter("say what to bake: --preset NAME, --weights VECTOR, ...", param_hint="--preset")
+    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
+    if sum(map(bool, (preset, weights, token))) != 1 and (preset or weights or token or not modified):
+        raise typer.BadParameter("give one of --preset NAME, --weights VECTOR, --token TOKEN", param_hint="--preset")
     if sum((output is not None, out_dir is not None, in_place)) != 1 and not (dry_run and not in_place):
         raise typer.BadParameter("give one of -o FILE, --out-dir DIR, --in-place", param_hint="--output")
-    for name, number in {
-        "strength": strength,
-        "te": te,
-        "unet": unet,
-        "rest": rest,
-        "other": other,
-        "x": x or 0.0,
-    }.items():
+    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other, "x": x or 0.0}
+    for name, number in numbers.items():
         parse_number(repr(number), f"--{name}")
-    elements = tuple(map(parse_element, element or ()))
-    if preset:
-        from .presets import find_preset, load_presets
-
-        chosen = find_preset(preset, load_presets(presets))
+    given = read_given(
+        weights=weights,
+        preset=preset,
+        token=token,
+        elements=element or (),
+        element_presets=element_preset or (),
+        presets=presets,
+    )
     recipe = batch.Recipe(
-        chosen if preset else parse_source(weights) if weights else ONES,
-        Options(strength, te, unet, rest, other, invert, x, seed, elements),
+        given.source,
+        Options(
+            strength,
+            te * given.te,
+            unet * given.unet,
+            rest,
+            other,
+            invert,
+            given.x if x is None else x,
+            seed,
+            given.elements,
+        ),
         layout,
         family,
         dtype.value,
@@ -140,9 +206,11 @@ def bake(
     files = list(batch.find_inputs(inputs, recursive=recursive))
     if output and len(files) > 1:
         raise typer.BadParameter(f"{len(files)} inputs cannot share one output; give --out-dir", param_hint="--output")
+    if out_dir and not dry_run:
+        out_dir.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for file in files:
-        target = output or (out_dir / file.name if out_dir else file)
+        target = output or (out_dir / file.name if out_dir else file if in_place else None)
         outcome = batch.run(batch.Job(file, target, replace=force or in_place, in_place=in_place), recipe)
         outcomes.append(outcome)
         if json_output:

@@ -11,16 +11,16 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from .batch import BAKED, FAILED, PLANNED, Outcome
 from .comparison import Comparison
 from .errors import LbwError
+from .families import OTHER
 from .inspection import Inspection
-from .weights import Weights
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -65,7 +65,7 @@ def outcome(result: Outcome, *, verbose: bool = False) -> None:
         size, rate = size_text(result.nbytes), size_text(result.nbytes / max(result.seconds, 1e-9))
         message(BAKED, f"{result.job.output} ({_counts(result)}; {size} in {result.seconds:.2f} s, {rate}/s)")
     elif result.status == PLANNED:
-        message(PLANNED, f"{result.job.output} ({_counts(result)}); nothing written")
+        message(PLANNED, f"{result.job.output or result.job.input} ({_counts(result)}); nothing written")
 
 
 def summary(results: Iterable[Outcome]) -> None:
@@ -80,16 +80,18 @@ def _counts(result: Outcome) -> str:
 
 
 def weights_table(result: Outcome) -> None:
-    """The weight each block gets, on stderr."""
+    """The weight the modules of each block get, everything multiplied, on stderr."""
     if result.plan is None:
         return
-    weights: Weights = result.plan.weights
-    table = _table(f"{result.job.input.name} ({weights.family.title})", "block", "modules>", "weight>", "")
-    modules = [decision.place.block for decision in result.plan.decisions]
-    for block, weight in weights.blocks.items():
-        if block in modules:
-            table.add_row(block, str(modules.count(block)), f"{weight:g}", _bar(weight, 1.0))
-    _console(stderr=True).print(table)
+    family = result.plan.weights.family
+    table = _table("block", "modules>", "weight>", "")
+    for block in (*family.blocks, OTHER):
+        weights = [decision.weight for decision in result.plan.decisions if decision.place.block == block]
+        if weights:
+            # Elements can give the modules of one block different weights.
+            distinct = " ".join(f"{weight:g}" for weight in sorted(set(weights)))
+            table.add_row(block, str(len(weights)), distinct, _bar(fmean(weights), 1.0))
+    _print_table(f"{result.job.input.name} ({family.title})", table, stderr=True)
 
 
 def inspection(facts: Inspection) -> None:
@@ -98,7 +100,7 @@ def inspection(facts: Inspection) -> None:
     lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
     file = facts.lora.file
     title = f"{file.path.name}: {family}, weights of {lengths} blocks, {size_text(file.size)}"
-    table = _table(title, "block", "modules>", "algorithm", "rank>", "dtype", "size>", "norm>", "")
+    table = _table("block", "modules>", "algorithm", "rank>", "dtype", "size>", "norm>", "")
     strongest = max((block.norm for block in facts.blocks.values()), default=0.0)
     for name, block in facts.blocks.items():
         modules = [facts.module for facts in block.modules]
@@ -112,7 +114,7 @@ def inspection(facts: Inspection) -> None:
             f"{block.norm:.3g}",
             _bar(block.norm, strongest),
         )
-    _console().print(table)
+    _print_table(title, table)
     if facts.unknown:
         names = ", ".join(tensor.name for tensor in facts.unknown[:5])
         message("warning", f"{file.path}: {len(facts.unknown)} unknown tensors: {names}")
@@ -151,12 +153,12 @@ def inspection_json(facts: Inspection) -> Mapping[str, Any]:
 
 def comparison(facts: Comparison) -> None:
     """The weight each block really got, on stdout; contradictions and differences on stderr."""
-    table = _table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", *_COMPARED)
+    table = _table(*_COMPARED)
     for name, (share, modules) in facts.blocks.items():
         weight = "any" if share.weight is None else f"{share.weight:.4g}"
         error = "" if share.error is None else f"{share.error:.1g}"
         table.add_row(name, str(modules), weight, error, _bar(share.weight or 0.0, 1.0))
-    _console().print(table)
+    _print_table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", table)
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
             message("warning", f"{len(names)} modules {what}: {', '.join(names[:5])}")
@@ -207,18 +209,19 @@ def _bar(value: float, whole: float) -> str:
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(*columns: str) -> Table:
     """A table; a column whose name ends in `>` is aligned to the right."""
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(escape(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", no_wrap=True)
     return table
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _print_table(title: str, table: Table, *, stderr: bool = False) -> None:
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, markup=False)
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    console.print(escape(title), style="bold", soft_wrap=True)
+    console.print(table)

@@ -18,6 +18,7 @@ from .families import OTHER, Family, Place
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _VARIABLE = re.compile(r"X(?:([+-])(.+))?")
 _RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
+_DEPTHS = re.compile(r"(\d+)%-(\d+)%")
 _RULE = re.compile(r"((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
 
 
@@ -148,7 +149,8 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> W
 def select(text: str, family: Family) -> frozenset[str]:
     """The blocks a selector names: `IN04`, `IN04-IN08` (either order), `OUT` (all of that letter), `BASE`, `*`.
 
-    Several stand side by side; a leading `NOT ` means all others; empty means all. Raises WeightError.
+    `25%-75%` is the middle half of the stack. Several stand side by side; a leading `NOT ` means all others; empty
+    means all. Raises WeightError.
     """
     items = text.split()
     inverted = bool(items) and items[0].upper() == "NOT"
@@ -229,9 +231,12 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
         return (OTHER,)
     if name == "BASE":
         return family.text_encoder_blocks
+    if depths := _DEPTHS.fullmatch(name):
+        first, last = sorted(int(depth) for depth in depths.groups())
+        middles = ((100 * (i + 0.5) / len(family.stack), block) for i, block in enumerate(family.stack))
+        return tuple(block for middle, block in middles if first < middle <= last)
     vocabulary = max((family.blocks, *family.relatives), key=len)
-    first, dash, last = name.partition("-")
-    ends = [_block(end, vocabulary, family) for end in ((first, last) if dash else (first,))]
+    ends = [_block(end, vocabulary, family) for end in name.split("-", 1)]
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
     return tuple(block for block in vocabulary[start:stop] if block in family.blocks)
 

@@ -125,6 +125,12 @@ class Family:
         return tuple(block for block in self.blocks if block in encoders)
 
     @property
+    def stack(self) -> tuple[str, ...]:
+        """The blocks in depth order, without text encoders, embedders and the output layer."""
+        ends = {*self.text_encoder_blocks, "IN", "OUT"}
+        return tuple(block for block in self.blocks if block not in ends)
+
+    @property
     def denoiser(self) -> str:
         """What the denoiser is called: `unet` or `transformer`."""
         return next(rule.name for rule in self.rules if DENOISER in rule.components)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import PresetError
 from ..families import Family
-from ..weights import Source, Vector
+from ..weights import Element, Source, Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named source of weights, and where it was written (line from 1)."""
+    """A named source of weights or element rules, and where it was written (line from 1)."""
 
     name: str
     entries: tuple[Entry, ...]
-    description: str
     path: Path
     line: int
+    description: str = ""
+    elements: tuple[Element, ...] = ()
 
     def source_for(self, family: Family, layout: int | None = None) -> Source:
         """The entry for a family, of the given vector length if one is asked for. Raises PresetError."""
@@ -38,7 +39,7 @@ class Preset:
                 entry for entry in entries if isinstance(entry.source, Vector) and len(entry.source.values) == layout
             ]
         if not entries:
-            known = sorted({entry.family or "any family" for entry in self.entries})
+            known = sorted({entry.family or "any family" for entry in self.entries}) or ["elements only"]
             wanted = f"{family.name} with {layout} weights" if layout else family.name
             raise PresetError(
                 f"preset {self.name} has no entry for {wanted}",

@@ -13,11 +13,11 @@ import yaml
 
 from ..errors import PresetError, WeightError
 from ..families import FAMILIES
-from ..weights import Rules, Source, Vector, parse_source
+from ..weights import Element, Rules, Source, Vector, parse_element, parse_source
 from .model import Entry, Preset
 
-DESCRIPTION, ANY_FAMILY = "description", "weights"
-_ENTRY_KEYS = {*FAMILIES, DESCRIPTION, ANY_FAMILY}
+DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
+_ENTRY_KEYS = {*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS}
 # Aliases make a small file large; presets need none.
 _MAX_NODES = 200_000
 
@@ -46,12 +46,15 @@ def read_yaml(text: str, path: Path) -> list[Preset]:
 
 def _preset(name: str, value: yaml.Node, line: int, path: Path) -> Preset:
     entries: list[Entry] = []
+    elements: tuple[Element, ...] = ()
     description = ""
     if isinstance(value, yaml.MappingNode) and any(_text(key, path) in _ENTRY_KEYS for key, _ in value.value):
         for key_node, entry in value.value:
             key = _text(key_node, path)
             if key == DESCRIPTION:
                 description = _text(entry, path)
+            elif key == ELEMENTS:
+                elements = tuple(_elements(entry, path))
             elif key in _ENTRY_KEYS:
                 family = None if key == ANY_FAMILY else key
                 entries += (Entry(family, source, key_node.start_mark.line + 1) for source in _sources(entry, path))
@@ -59,7 +62,7 @@ def _preset(name: str, value: yaml.Node, line: int, path: Path) -> Preset:
                 raise _error(path, key_node, f"preset {name}: {key!r} is no family", f"families: {', '.join(FAMILIES)}")
     else:
         entries += (Entry(None, source, line) for source in _sources(value, path))
-    return Preset(name, tuple(entries), description, path, line)
+    return Preset(name, tuple(entries), path, line, description, elements)
 
 
 def _sources(node: yaml.Node, path: Path) -> Iterator[Source]:
@@ -77,6 +80,14 @@ def _sources(node: yaml.Node, path: Path) -> Iterator[Source]:
             yield parse_source(_text(node, path))
     except WeightError as error:
         raise _error(path, node, error.message, error.hint) from error
+
+
+def _elements(node: yaml.Node, path: Path) -> Iterator[Element]:
+    for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+        try:
+            yield parse_element(_text(item, path))
+        except WeightError as error:
+            raise _error(path, item, error.message, error.hint) from error
 
 
 def _text(node: yaml.Node, path: Path) -> str:

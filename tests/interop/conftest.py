@@ -7,7 +7,7 @@ that people load LoRAs with, never by a formula of ours.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,20 @@ BakeTorch = Callable[..., StateDict]
 
 # How far a stored dtype may move an update, relative to its norm: apart enough to tell rounding from a mistake.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 # Plain weights at which an original and its baked file are compared.
 MULTIPLIERS = (1.0, 0.6)
 
-SD_BLOCKS = ["BASE", "IN01", "IN02", "IN04", "IN05", "IN07", "IN08", "MID", "OUT03", "OUT04", "OUT05", "OUT06", "OUT07", "OUT08", "OUT09", "OUT10", "OUT11"]
+_BLOCKS = "BASE IN01 IN02 IN04 IN05 IN07 IN08 MID OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11".split()
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    """The same random numbers in every test, and no gradients."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def bake_file(run: Run, tmp_path: Path) -> BakeFile:
     count = itertools.count()
 
     def bake(source: Path, *options: object) -> Path:
-        target = tmp_path / f"{next(count)}" / source.name
+        target = tmp_path / f"baked{next(count)}" / source.name
         target.parent.mkdir()
         code, _, error = run("bake", source, "-o", target, *options)
         assert code == 0, error
@@ -58,18 +66,18 @@ def bake_torch(bake_file: BakeFile, tmp_path: Path) -> BakeTorch:
 def save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Path:
     """Write a state dict the way trainers do."""
     path = folder / "original.safetensors"
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
 
 
 def cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> StateDict:
     """Floating tensors in the dtype of a file; integers stay."""
-    return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def vector(weights: Mapping[str, float], rest: float = 0.5) -> str:
     """The option that gives these blocks of SD1 their weights, and all others another one."""
-    return "--weights=" + ",".join(str(weights.get(block, rest)) for block in SD_BLOCKS)
+    return "--weights=" + ",".join(str(weights.get(block, rest)) for block in _BLOCKS)
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

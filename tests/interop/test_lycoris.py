@@ -1,34 +1,40 @@
-"""LyCORIS judges every algorithm it can train, by its merge and by its forward pass."""
+"""LyCORIS judges every algorithm it can train, in its merge and in its forward pass."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+
+from .conftest import MULTIPLIERS, TOLERANCES, BakeTorch, Run, StateDict, assert_close, cast, dtypes, save, vector
 
 torch = pytest.importorskip("torch")
 lycoris = pytest.importorskip("lycoris.modules", reason="needs lycoris-lora")
 nn = torch.nn
 
 
-@dataclass(frozen=True)
-class Case:
-    """An algorithm on a kind of layer. `from_file`: whether LyCORIS can rebuild the module from its own tensors."""
+class Site(NamedTuple):
+    """Where a module sits, and how it was trained."""
 
-    name: str
-    kind: Any
-    layer: Callable[[], nn.Module]
-    options: dict[str, Any] = field(default_factory=dict)
-    from_file: bool = True
-    small: str = ""
+    block: str
+    rank: int
+    alpha: float
 
-    def __str__(self) -> str:
-        return self.name
 
-    def build(self, name: str, layer: nn.Module, rank: int, alpha: float) -> Any:
-        return self.kind(name, layer, **{"lora_dim": rank, "alpha": alpha} | self.options)
+SITES = {
+    "lora_te_text_model_encoder_layers_0_self_attn_out_proj": Site("BASE", 3, 2.0),
+    "lora_unet_down_blocks_1_attentions_0_proj_in": Site("IN04", 2, 1.0),
+    "lora_unet_mid_block_attentions_0_proj_in": Site("MID", 3, 0.5),
+    "lora_unet_up_blocks_1_attentions_1_proj_in": Site("OUT04", 2, 6.0),
+    "lora_unet_up_blocks_3_attentions_2_proj_in": Site("OUT11", 3, 1.5),
+}
+WEIGHTS = {"BASE": -0.7, "IN04": 0.0, "MID": 1.0, "OUT04": 0.3, "OUT11": 1.5}
+ON_OR_OFF = {"BASE": 1.0, "IN04": 0.0, "MID": 0.0, "OUT04": 1.0, "OUT11": 0.0}
+SHRINKING = {"BASE": -0.7, "IN04": 0.01, "MID": 0.99, "OUT04": 0.3, "OUT11": 0.5}
 
 
 def linear() -> nn.Module:
@@ -36,11 +42,11 @@ def linear() -> nn.Module:
 
 
 def conv1() -> nn.Module:
-    return nn.Conv2d(16, 36, 1)
+    return nn.Conv2d(36, 64, 1)
 
 
 def conv3() -> nn.Module:
-    return nn.Conv2d(16, 36, 3, padding=1)
+    return nn.Conv2d(36, 64, 3, padding=1)
 
 
 def layer_norm() -> nn.Module:
@@ -48,16 +54,48 @@ def layer_norm() -> nn.Module:
 
 
 def group_norm() -> nn.Module:
-    return nn.GroupNorm(4, 16)
+    return nn.GroupNorm(4, 36)
 
 
-INPUTS = {nn.Linear: (5, 36), nn.LayerNorm: (5, 36), nn.Conv2d: (2, 16, 4, 4), nn.GroupNorm: (2, 16, 4, 4)}
+@dataclass(frozen=True)
+class Case:
+    """An algorithm on a kind of layer; `small` is the factor that training starts at zero.
 
-LOCON, LOHA, LOKR, GLORA = lycoris.LoConModule, lycoris.LohaModule, lycoris.LokrModule, lycoris.GLoRAModule
-TUCKER = {"use_tucker": True}
-# Ranks at which LoKr leaves a factor whole.
-WHOLE = {"lora_dim": 10}
-UNBALANCED = {"factor": 2, "unbalanced_factorization": True, "decompose_both": True, "lora_dim": 10}
+    Some LyCORIS versions cannot rebuild some modules `from_file`: those are built anew and given their tensors.
+    """
+
+    name: str
+    kind: Any
+    layer: Callable[[], nn.Module]
+    options: dict[str, Any] = field(default_factory=dict)
+    small: str = ""
+    from_file: bool = True
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", "-")
+
+    def build(self, name: str, layer: nn.Module, rank: int, alpha: float) -> Any:
+        """A new module of the algorithm on the layer."""
+        return self.kind(name, layer, **{"lora_dim": rank, "alpha": alpha, **self.options})
+
+    def load(self, tensors: StateDict, name: str, layer: nn.Module) -> Any:
+        """The module a file holds, as LyCORIS reads it; None if it finds none."""
+        kind, params = lycoris.get_module(tensors, name)
+        if kind is None:
+            return None
+        if self.from_file:
+            return lycoris.make_module(kind, params, name, layer).to(layer.weight.dtype)
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        module = self.build(name, layer, SITES[name].rank, own.get("alpha", torch.ones(())).item())
+        module.load_state_dict(own)
+        return module.to(layer.weight.dtype)
+
+
+LOCON, LOHA, LOKR = lycoris.LoConModule, lycoris.LohaModule, lycoris.LokrModule
+GLORA, IA3, FULL, NORM = lycoris.GLoRAModule, lycoris.IA3Module, lycoris.FullModule, lycoris.NormModule
+OFT, BOFT = lycoris.DiagOFTModule, lycoris.ButterflyOFTModule
+TUCKER, BOTH, DORA = {"use_tucker": True}, {"decompose_both": True}, {"weight_decompose": True}
+OBLONG = {"factor": 2, "unbalanced_factorization": True, "lora_dim": 10}
 
 LINEAR_CASES = (
     Case("lora", LOCON, linear, small="lora_up.weight"),
@@ -70,35 +108,128 @@ LINEAR_CASES = (
     Case("loha", LOHA, linear, small="hada_w2_a"),
     Case("loha 3x3", LOHA, conv3),
     Case("loha tucker", LOHA, conv3, TUCKER, small="hada_w2_a"),
-    Case("lokr w1 w2", LOKR, linear, WHOLE, small="lokr_w2"),
+    Case("lokr w1 w2", LOKR, linear, {"lora_dim": 10}, small="lokr_w2"),
     Case("lokr w1 w2_ab", LOKR, linear, small="lokr_w2_b"),
-    Case("lokr w1_ab w2", LOKR, linear, UNBALANCED, from_file=False, small="lokr_w2"),
-    Case("lokr w1_ab w2_ab", LOKR, linear, {"decompose_both": True}, small="lokr_w2_b"),
+    Case("lokr w1_ab w2", LOKR, linear, BOTH | OBLONG, small="lokr_w2", from_file=False),
+    Case("lokr w1_ab w2_ab", LOKR, linear, BOTH, small="lokr_w2_b"),
     Case("lokr 3x3", LOKR, conv3),
-    Case("lokr w1 t2", LOKR, conv3, TUCKER),
-    Case("lokr w1_ab t2", LOKR, conv3, TUCKER | {"decompose_both": True}),
+    Case("lokr tucker", LOKR, conv3, TUCKER, from_file=False),
+    Case("lokr tucker w1_ab", LOKR, conv3, TUCKER | BOTH, from_file=False),
     Case("glora", GLORA, linear, small="b2.weight"),
     Case("glora 1x1", GLORA, conv1),
     Case("glora 3x3", GLORA, conv3),
-    Case("ia3 input", lycoris.IA3Module, linear, {"train_on_input": True}, from_file=False),
-    Case("ia3 output", lycoris.IA3Module, linear, from_file=False),
-    Case("ia3 3x3", lycoris.IA3Module, conv3, from_file=False),
-    Case("full", lycoris.FullModule, linear),
-    Case("full 3x3", lycoris.FullModule, conv3),
-    Case("norm layer", lycoris.NormModule, layer_norm),
-    Case("norm group", lycoris.NormModule, group_norm),
+    Case("ia3 input", IA3, linear, {"train_on_input": True}, from_file=False),
+    Case("ia3 output", IA3, linear, from_file=False),
+    Case("ia3 3x3", IA3, conv3, from_file=False),
+    Case("full", FULL, linear),
+    Case("full 3x3", FULL, conv3),
+    Case("norm layer", NORM, layer_norm),
+    Case("norm group", NORM, group_norm),
 )
-for case in LINEAR_CASES:
-    torch.manual_seed(0)
-    layer = case.layer()
-    for r in (2,3):
-        m = case.build("x", layer, r, 1.5)
-        sd = m.state_dict()
-        print(case, r, {k: (tuple(v.shape), v.dtype) for k, v in sd.items()})
-        sdd = {f"x.{k}": v for k, v in sd.items()}
-        kind, params = lycoris.get_module(sdd, "x")
-        try:
-            mm = lycoris.make_module(kind, params, "x", layer)
-            assert {k: v.shape for k,v in mm.state_dict().items()} == {k: v.shape for k,v in sd.items()}, {k: v.shape for k,v in mm.state_dict().items()}
-        except Exception as e:
-            print("   FAIL", kind, type(e), e)
+NONLINEAR_CASES = (
+    Case("dora", LOCON, linear, DORA),
+    Case("dora 3x3", LOCON, conv3, DORA),
+    Case("dora loha", LOHA, linear, DORA),
+    Case("dora lokr", LOKR, linear, DORA),
+    Case("oft", OFT, linear, {"constraint": 0.0}),
+    Case("coft", OFT, conv3, {"constraint": 0.01}),
+    Case("oft rescaled", OFT, linear, {"constraint": 0.0, "rescaled": True}),
+    Case("boft", BOFT, linear, {"constraint": 0.0}),
+    Case("boft rescaled", BOFT, conv3, {"constraint": 0.0, "rescaled": True}),
+    Case("tlora", lycoris.TLoraModule, linear),
+)
+
+
+def trained(case: Case, layers: dict[str, nn.Module], dtype: torch.dtype, small: float = 1.0) -> StateDict:
+    """The file of a network with a module at every site, none of its tensors at their starting values."""
+    tensors: StateDict = {}
+    for name, site in SITES.items():
+        module = case.build(name, layers[name], site.rank, site.alpha)
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+        own = module.state_dict()
+        if case.small:
+            own[case.small] *= small / own[case.small].abs().mean()
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+    return cast(tensors, dtype)
+
+
+def merged(module: Any, multiplier: float) -> torch.Tensor:
+    """What merging adds to the weight and the bias of the layer."""
+    layer = module.org_module[0]
+    weight, bias = module.get_merged_weight(multiplier, layer.weight.shape)
+    parts = [weight - layer.weight] + ([bias - layer.bias] if bias is not None else [])
+    return torch.cat([part.flatten() for part in parts])
+
+
+def forward(module: Any, multiplier: float) -> torch.Tensor:
+    """What the module adds to the output of the layer."""
+    layer = module.org_module[0]
+    spatial = (4, 4) if isinstance(layer, nn.Conv2d | nn.GroupNorm) else ()
+    inputs = torch.randn(3, 36, *spatial, generator=torch.Generator().manual_seed(1), dtype=layer.weight.dtype)
+    module.multiplier = multiplier
+    return module(inputs) - layer(inputs)
+
+
+PATHS = (merged, forward)
+
+
+def assert_law(
+    case: Case, original: StateDict, baked: StateDict, layers: dict[str, nn.Module], weights: dict[str, float]
+) -> None:
+    """At every site the baked module does at any multiplier what the original does at that times the weight."""
+    tolerance = TOLERANCES[next(t.dtype for t in original.values() if t.is_floating_point())]
+    for name, site in SITES.items():
+        before, after = (case.load(tensors, name, layers[name]) for tensors in (original, baked))
+        for path in PATHS:
+            for multiplier in MULTIPLIERS:
+                expected = path(before, multiplier * weights[site.block])
+                assert_close(path(after, multiplier), expected, tolerance)
+
+
+@pytest.fixture
+def layers(case: Case) -> dict[str, nn.Module]:
+    """The model: double precision keeps its rounding out of the comparison, but LyCORIS' rotations know only single."""
+    precision = torch.float64 if case in LINEAR_CASES else torch.float32
+    return {name: case.layer().to(precision) for name in SITES}
+
+
+@dtypes
+@pytest.mark.parametrize("case", LINEAR_CASES, ids=str)
+def test_update_is_scaled_by_the_weight_of_its_block(
+    case: Case, dtype: torch.dtype, layers: dict[str, nn.Module], bake_torch: BakeTorch
+) -> None:
+    original = trained(case, layers, dtype)
+    assert_law(case, original, bake_torch(original, vector(WEIGHTS)), layers, WEIGHTS)
+
+
+@pytest.mark.parametrize("case", [case for case in LINEAR_CASES if case.small], ids=str)
+def test_small_factors_do_not_underflow(case: Case, layers: dict[str, nn.Module], bake_torch: BakeTorch) -> None:
+    original = trained(case, layers, torch.float16, small=2e-5)
+    assert_law(case, original, bake_torch(original, vector(SHRINKING)), layers, SHRINKING)
+
+
+@pytest.mark.parametrize("case", NONLINEAR_CASES, ids=str)
+def test_nonlinear_updates_are_kept_or_switched_off(
+    case: Case, layers: dict[str, nn.Module], bake_torch: BakeTorch
+) -> None:
+    original = trained(case, layers, torch.float16)
+    baked = bake_torch(original, vector(ON_OR_OFF))
+    for name, site in SITES.items():
+        module = case.load(baked, name, layers[name])
+        for path, multiplier in itertools.product(PATHS, MULTIPLIERS):
+            kept = path(case.load(original, name, layers[name]), multiplier)
+            assert kept.norm() > 0.01
+            expected = kept if ON_OR_OFF[site.block] else torch.zeros(())
+            assert_close(path(module, multiplier) if module else torch.zeros(()), expected, 0.0)
+
+
+@pytest.mark.parametrize("case", NONLINEAR_CASES, ids=str)
+def test_nonlinear_updates_refuse_other_weights(
+    case: Case, layers: dict[str, nn.Module], run: Run, tmp_path: Path
+) -> None:
+    target = tmp_path / "baked.safetensors"
+    code, _, error = run("bake", save(trained(case, layers, torch.float16), tmp_path), "-o", target, vector(WEIGHTS))
+    assert code == 1
+    assert "cannot take a weight other than 0 or 1" in " ".join(error.split())
+    assert not target.exists()
