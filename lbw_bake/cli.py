@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,14 +41,14 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-# Panels of the help page.
-WEIGHTS, OUTPUT, RUN = "Weights", "Output", "How to run"
+# Options, by the panel of the help page they are in.
+_weights = partial(typer.Option, rich_help_panel="Weights")
+_output = partial(typer.Option, rich_help_panel="Output")
+_how = partial(typer.Option, rich_help_panel="How to run")
 
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
-FamilyName = Annotated[
-    str | None, typer.Option("--family", rich_help_panel=RUN, help="Model family, where the file does not tell.")
-]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=RUN, help="Print one JSON object per file on stdout.")]
+FamilyName = Annotated[str | None, _how("--family", help="Model family, where the file does not tell.")]
+Json = Annotated[bool, _how("--json", help="Print one JSON object per file on stdout.")]
 
 
 def _version(value: bool) -> None:
@@ -68,95 +69,57 @@ def lbw(
 @app.command()
 def bake(
     inputs: Inputs,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="The file to write.")
-    ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option("--out-dir", rich_help_panel=OUTPUT, help="The folder to write to, names kept.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", "-p", rich_help_panel=WEIGHTS, help="Weights by name: MIDD, OUTALL, ...")
-    ] = None,
+    output: Annotated[Path | None, _output("--output", "-o", help="The file to write.")] = None,
+    out_dir: Annotated[Path | None, _output("--out-dir", help="The folder to write to, names kept.")] = None,
+    preset: Annotated[str | None, _weights("--preset", "-p", help="Weights by name: MIDD, OUTALL, ...")] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
+        _weights(
             "--weights",
             "-w",
-            rich_help_panel=WEIGHTS,
             help='A vector (1,0,0.5,...) or block rules ("BASE=1 IN04-IN08=0.5 *=0").',
         ),
     ] = None,
     token: Annotated[
         str | None,
-        typer.Option(
-            "--token", rich_help_panel=WEIGHTS, help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'
-        ),
+        _weights("--token", help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'),
     ] = None,
-    strength: Annotated[
-        float, typer.Option("--strength", "-s", rich_help_panel=WEIGHTS, help="Multiplies everything.")
-    ] = 1.0,
-    te: Annotated[float, typer.Option("--te", rich_help_panel=WEIGHTS, help="Multiplies the text encoders.")] = 1.0,
-    unet: Annotated[
-        float, typer.Option("--unet", rich_help_panel=WEIGHTS, help="Multiplies the UNet or transformer.")
-    ] = 1.0,
-    rest: Annotated[
-        float, typer.Option("--rest", rich_help_panel=WEIGHTS, help="Weight of the blocks the weights do not list.")
-    ] = 0.0,
-    other: Annotated[
-        float, typer.Option("--other", rich_help_panel=WEIGHTS, help="Weight of what lies in no block (OTHER).")
-    ] = 1.0,
-    invert: Annotated[
-        bool, typer.Option("--invert", rich_help_panel=WEIGHTS, help="Turn every block weight w into 1 - w.")
-    ] = False,
+    strength: Annotated[float, _weights("--strength", "-s", help="Multiplies everything.")] = 1.0,
+    te: Annotated[float, _weights("--te", help="Multiplies the text encoders.")] = 1.0,
+    unet: Annotated[float, _weights("--unet", help="Multiplies the UNet or transformer.")] = 1.0,
+    rest: Annotated[float, _weights("--rest", help="Weight of the blocks the weights do not list.")] = 0.0,
+    other: Annotated[float, _weights("--other", help="Weight of what lies in no block (OTHER).")] = 1.0,
+    invert: Annotated[bool, _weights("--invert", help="Turn every block weight w into 1 - w.")] = False,
     element: Annotated[
         list[str] | None,
-        typer.Option("--element", rich_help_panel=WEIGHTS, help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
+        _weights("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
     ] = None,
     element_preset: Annotated[
         list[str] | None,
-        typer.Option("--element-preset", rich_help_panel=WEIGHTS, help="Element rules by name: ATTNDEEPON, ..."),
+        _weights("--element-preset", help="Element rules by name: ATTNDEEPON, ..."),
     ] = None,
-    x: Annotated[float | None, typer.Option("--x", rich_help_panel=WEIGHTS, help="The value of X in a vector.")] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", rich_help_panel=WEIGHTS, help="Draws R and U in a vector.")
-    ] = None,
-    layout: Annotated[
-        int | None, typer.Option("--layout", rich_help_panel=WEIGHTS, help="The preset's entry of this vector length.")
-    ] = None,
-    presets: Annotated[
-        Path | None, typer.Option("--presets", rich_help_panel=WEIGHTS, help="A presets file on top of your own.")
-    ] = None,
+    x: Annotated[float | None, _weights("--x", help="The value of X in a vector.")] = None,
+    seed: Annotated[int | None, _weights("--seed", help="Draws R and U in a vector.")] = None,
+    layout: Annotated[int | None, _weights("--layout", help="The preset's entry of this vector length.")] = None,
+    presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    dtype: Annotated[
-        Dtype, typer.Option("--dtype", rich_help_panel=OUTPUT, help="Store floating tensors in this dtype.")
-    ] = Dtype.keep,
-    device: Annotated[Device, typer.Option("--device", rich_help_panel=RUN, help="Where to multiply.")] = Device.auto,
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", rich_help_panel=RUN, help="Look into subfolders too.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", rich_help_panel=OUTPUT, help="Replace an existing output.")
-    ] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", rich_help_panel=OUTPUT, help="Replace the input.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", rich_help_panel=RUN, help="Turn every warning into an error.")
-    ] = False,
+    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    device: Annotated[Device, _how("--device", help="Where to multiply.")] = Device.auto,
+    recursive: Annotated[bool, _how("--recursive", "-r", help="Look into subfolders too.")] = False,
+    force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
+    in_place: Annotated[bool, _output("--in-place", help="Replace the input.")] = False,
+    strict: Annotated[bool, _how("--strict", help="Turn every warning into an error.")] = False,
     metadata_update: Annotated[
         bool,
-        typer.Option(
+        _output(
             "--metadata-update/--no-metadata-update",
-            rich_help_panel=OUTPUT,
             help="Keep hashes and names in the metadata true.",
         ),
     ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", rich_help_panel=RUN, help="Say what would be done, write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, _how("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
     json_output: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RUN, help="Print errors only.")] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", rich_help_panel=RUN, help="Print the weight of every block.")
-    ] = False,
+    quiet: Annotated[bool, _how("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: Annotated[bool, _how("--verbose", "-v", help="Print the weight of every block.")] = False,
 ) -> None:
     """Write LoRAs with the block weights multiplied in.
 
