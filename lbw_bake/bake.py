@@ -1,9 +1,11 @@
-"""Carry out a plan: read the input once, in pieces, and write the output as it will be; nothing is held in memory."""
+"""Carry out plans: read the input once, in pieces, and write each output as it will be; nothing is held in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -11,89 +13,118 @@ import numpy as np
 from .atomic import atomic_write, write_all
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Drop, Fill, Plan
-from .scaling import FLOATS, Multiply, Transform, numpy_dtype
+from .scaling import FLOATS, Bytes, Multiply, Transform, numpy_dtype
 from .tensordata import PIECE, TensorData
 from .tensorfile import Tensor, encode_header
 
 Backend = Callable[[Multiply], Transform]
 
 
-def bake(
-    plan: Plan,
-    output: Path,
-    *,
-    preset: str | None = None,
-    replace: bool = False,
-    update_metadata: bool = True,
-    backend: Backend = Multiply.transform,
-) -> int:
-    """Write the planned LoRA to `output`, which appears complete or not at all; returns its bytes.
-
-    `backend` makes the function that multiplies bytes: on the CPU, or on a GPU. Raises OutputError if the output
-    cannot be written or exists (without `replace`), FileFormatError if the input cannot be read to its end or
-    changes meanwhile.
-    """
-    source = plan.lora.file
-    layout = {tensor.name: tensor for tensor in plan.layout()}
-    listed = [layout[tensor.name] for tensor in source.tensors if tensor.name in layout]
-    metadata = baked_metadata(plan, record_of(plan, preset), output.stem, update=update_metadata)
-    hashes = DataHashes(listed, metadata) if update_metadata and stale_hashes(metadata) else None
-    with TensorData(source) as file, atomic_write(output, replace=replace) as target:
-        nbytes = write_all(target, encode_header(listed, hashes.metadata() if hashes else metadata))
-        for run in _runs(plan, layout):
-            if run.edit is None and hashes is None:
-                nbytes += file.copy(run.start, run.end, target)
-                continue
-            for data in _produce(file, run, backend):
-                if hashes:
-                    hashes.update(data)
-                nbytes += write_all(target, data)
-        if hashes:
-            target.seek(0)
-            write_all(target, encode_header(listed, hashes.metadata()))
-        file.check_unchanged()
-    return nbytes
-
-
 @dataclass(frozen=True, slots=True)
-class _Run:
-    """A byte range of the input, what happens to it, and the bytes that come out."""
+class Target:
+    """One output of a bake: its plan, its place, and how it is written.
 
-    edit: Multiply | Fill | None
-    start: int
-    end: int
-    nbytes: int
+    `replace` allows the output to exist; `update_metadata` keeps hashes and names in the metadata true.
+    """
 
-
-def _runs(plan: Plan, layout: Mapping[str, Tensor]) -> Iterator[_Run]:
-    """The input in file order, without what is dropped; neighbours that are copied are one run."""
-    edits, file = plan.edits, plan.lora.file
-    start = end = file.data_start
-    for tensor in file.in_data_order():
-        edit = edits.get(tensor.name)
-        if edit is not None:
-            if start < end:
-                yield _Run(None, start, end, end - start)
-            if not isinstance(edit, Drop):
-                yield _Run(edit, end, end + tensor.nbytes, layout[tensor.name].nbytes)
-            start = end + tensor.nbytes
-        end += tensor.nbytes
-    if start < end:
-        yield _Run(None, start, end, end - start)
+    plan: Plan
+    output: Path
+    preset: str | None = None
+    replace: bool = False
+    update_metadata: bool = True
 
 
-def _produce(file: TensorData, run: _Run, backend: Backend) -> Iterator[memoryview]:
-    """The output bytes of a run, in pieces that are only good until the next one is asked for."""
-    if isinstance(run.edit, Fill):
-        yield from _constant(run.edit, run.nbytes)
-        return
-    transform = backend(run.edit) if run.edit else None
-    for piece in file.pieces(run.start, run.end):
-        yield (transform(piece) if transform else piece).data
+def bake(targets: Sequence[Target], backend: Backend = Multiply.transform) -> list[int]:
+    """Write the outputs of plans that share an input, which is read once; returns the bytes of each.
+
+    An output appears complete or not at all. `backend` makes the function that multiplies bytes, on the CPU or a
+    GPU. Raises OutputError if an output cannot be written or exists (without `replace`), FileFormatError if the
+    input cannot be read to its end or changes meanwhile.
+    """
+    source = targets[0].plan.lora.file
+    with TensorData(source) as data, ExitStack() as outputs:
+        writers = [
+            _Writer(target, outputs.enter_context(atomic_write(target.output, replace=target.replace)), data, backend)
+            for target in targets
+        ]
+        for tensor in source.in_data_order():
+            waiting = [take for writer in writers if (take := writer.begin(tensor))]
+            if waiting:
+                for piece in data.pieces(source.data_start + tensor.start, source.data_start + tensor.end):
+                    for take in waiting:
+                        take(piece)
+        sizes = [writer.finish() for writer in writers]
+        data.check_unchanged()
+    return sizes
 
 
-def _constant(fill: Fill, nbytes: int) -> Iterator[memoryview]:
+class _Writer:
+    """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
+
+    def __init__(self, target: Target, file: FileIO, data: TensorData, backend: Backend) -> None:
+        self._file, self._data, self._backend = file, data, backend
+        source = target.plan.lora.file
+        self._edits = target.plan.edits
+        self._layout = {tensor.name: tensor for tensor in target.plan.layout()}
+        self._listed = [self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout]
+        record = record_of(target.plan, target.preset)
+        self._metadata = baked_metadata(target.plan, record, target.output.stem, update=target.update_metadata)
+        hashed = target.update_metadata and stale_hashes(self._metadata)
+        self._hashes = DataHashes(self._listed, self._metadata) if hashed else None
+        self._offset = source.data_start
+        self._run = (0, 0)
+        write_all(file, self._header())
+
+    def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
+        """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
+        edit = self._edits.get(tensor.name)
+        if edit is None and self._hashes is None:
+            self._extend_run(tensor)
+            return None
+        self._copy_run()
+        if isinstance(edit, Drop):
+            return None
+        if isinstance(edit, Fill):
+            for constant in _constant(edit, self._layout[tensor.name].nbytes):
+                self._put(constant)
+            return None
+        transform = self._backend(edit) if edit else None
+        return lambda piece: self._put(transform(piece) if transform else piece)
+
+    def finish(self) -> int:
+        """Write what is left, and the header again if it holds hashes; returns the file's size."""
+        self._copy_run()
+        size = self._file.tell()
+        if self._hashes:
+            self._file.seek(0)
+            write_all(self._file, self._header())
+        return size
+
+    def _header(self) -> bytes:
+        return encode_header(self._listed, self._hashes.metadata() if self._hashes else self._metadata)
+
+    def _put(self, piece: Bytes) -> None:
+        if self._hashes:
+            self._hashes.update(piece.data)
+        write_all(self._file, piece.data)
+
+    def _extend_run(self, tensor: Tensor) -> None:
+        start, end = self._run
+        if end != self._offset + tensor.start:
+            self._copy_run()
+            start = self._offset + tensor.start
+        self._run = (start, self._offset + tensor.end)
+
+    def _copy_run(self) -> None:
+        start, end = self._run
+        if start < end:
+            self._data.copy(start, end, self._file)
+        self._run = (0, 0)
+
+
+def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
+    """So many bytes of one value, in pieces."""
     dtype = numpy_dtype(fill.dtype) if fill.dtype in FLOATS else np.dtype(np.uint8)
-    piece = np.full(min(PIECE, nbytes) // dtype.itemsize, fill.value, dtype).view(np.uint8).data
+    piece = np.full(min(PIECE, nbytes) // dtype.itemsize, fill.value, dtype).view(np.uint8)
     for start in range(0, nbytes, PIECE):
         yield piece[: nbytes - start]

@@ -71,7 +71,13 @@ def bake(
     inputs: Inputs,
     output: Annotated[Path | None, _output("--output", "-o", help="The file to write.")] = None,
     out_dir: Annotated[Path | None, _output("--out-dir", help="The folder to write to, names kept.")] = None,
-    preset: Annotated[str | None, _weights("--preset", "-p", help="Weights by name: MIDD, OUTALL, ...")] = None,
+    name: Annotated[
+        str | None, _output("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        _weights("--preset", "-p", help="Weights by name: MIDD, OUTALL, ... Several write several files."),
+    ] = None,
     weights: Annotated[
         str | None,
         _weights(
@@ -106,6 +112,10 @@ def bake(
     dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
     device: Annotated[Device, _how("--device", help="Where to multiply.")] = Device.auto,
     recursive: Annotated[bool, _how("--recursive", "-r", help="Look into subfolders too.")] = False,
+    include: Annotated[list[str] | None, _how("--include", help="Of a folder, only files like *style*.")] = None,
+    exclude: Annotated[list[str] | None, _how("--exclude", help="Of a folder, no files like *style*.")] = None,
+    jobs: Annotated[int, _how("--jobs", "-j", min=0, help="Files at a time; 0 means one per core.")] = 0,
+    skip_existing: Annotated[bool, _output("--skip-existing", help="Leave existing outputs as they are.")] = False,
     force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
     in_place: Annotated[bool, _output("--in-place", help="Replace the input.")] = False,
     strict: Annotated[bool, _how("--strict", help="Turn every warning into an error.")] = False,
@@ -130,59 +140,58 @@ def bake(
     from .weights import Options, parse_number
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
-    if sum(map(bool, (preset, weights, token))) != 1 and (preset or weights or token or not modified):
+    ways = sum(map(bool, (preset, weights, token)))
+    if ways > 1 or not (ways or modified):
         raise typer.BadParameter("give one of --preset NAME, --weights VECTOR, --token TOKEN", param_hint="--preset")
-    if sum((output is not None, out_dir is not None, in_place)) != 1 and not (dry_run and not in_place):
+    if sum((output is not None, out_dir is not None, in_place)) != 1 and (in_place or not dry_run):
         raise typer.BadParameter("give one of -o FILE, --out-dir DIR, --in-place", param_hint="--output")
     numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other, "x": x or 0.0}
-    for name, number in numbers.items():
-        parse_number(repr(number), f"--{name}")
-    given = read_given(
+    for option, number in numbers.items():
+        parse_number(repr(number), f"--{option}")
+    read = partial(
+        read_given,
         weights=weights,
-        preset=preset,
         token=token,
         elements=element or (),
         element_presets=element_preset or (),
         presets=presets,
     )
-    recipe = batch.Recipe(
-        given.source,
-        Options(
-            strength,
-            te * given.te,
-            unet * given.unet,
-            rest,
-            other,
-            invert,
-            given.x if x is None else x,
-            seed,
-            given.elements,
-        ),
-        layout,
-        family,
-        dtype.value,
-        device.value,
-        strict,
-        metadata_update,
-        dry_run,
-    )
-    files = list(batch.find_inputs(inputs, recursive=recursive))
-    if output and len(files) > 1:
-        raise typer.BadParameter(f"{len(files)} inputs cannot share one output; give --out-dir", param_hint="--output")
+    options = Options(strength, te, unet, rest, other, invert, x, seed)
+    given = [read(preset=one) for one in preset] if preset else [read()]
+    recipes = [
+        batch.Recipe(
+            one.source,
+            one.modify(options),
+            layout=layout,
+            family=family,
+            dtype=dtype.value,
+            device=device.value,
+            strict=strict,
+            update_metadata=metadata_update,
+            dry_run=dry_run,
+            replace=force,
+            in_place=in_place,
+            skip_existing=skip_existing,
+        )
+        for one in given
+    ]
+    template = name or ("{stem}-{preset}" if len(recipes) > 1 else "{stem}")
+    naming = batch.Naming(output, out_dir, in_place, template)
+    found = list(batch.find_inputs(inputs, recursive=recursive, include=include or (), exclude=exclude or ()))
+    files = [item for item in found if isinstance(item, batch.Found)]
+    if (output or in_place) and (outputs := len(files) * len(recipes)) > 1 and not (in_place and len(recipes) == 1):
+        raise typer.BadParameter(f"{outputs} outputs cannot be one file; give --out-dir", param_hint="--output")
+    tasks = batch.make_jobs(files, recipes, naming)
     if out_dir and not dry_run:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    outcomes = []
-    for file in files:
-        target = output or (out_dir / file.name if out_dir else file if in_place else None)
-        outcome = batch.run(batch.Job(file, target, replace=force or in_place, in_place=in_place), recipe)
-        outcomes.append(outcome)
-        if json_output:
-            render.print_json(batch.outcome_json(outcome))
-        if outcome.error or not quiet:
-            render.outcome(outcome, verbose=verbose)
-    if len(files) > 1 and not quiet:
-        render.summary(outcomes)
-    if any(outcome.error for outcome in outcomes):
+        batch.make_folders(tasks, inputs, out_dir, recursive=recursive)
+    with render.Report(tasks, quiet=quiet, verbose=verbose, json=json_output) as report:
+        for problem in found:
+            if isinstance(problem, LbwError):
+                report.add_error(problem)
+        with batch.executor_for(tasks, jobs) as executor:
+            for job, outcomes in batch.run_all(tasks, executor):
+                report.add(outcomes, job.nbytes)
+    if report.failed:
         raise typer.Exit(1)
 
 

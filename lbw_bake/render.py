@@ -10,17 +10,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from statistics import fmean
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .batch import BAKED, FAILED, PLANNED, Outcome
+from .batch import BAKED, FAILED, PLANNED, SKIPPED, Job, Outcome, outcome_json
 from .comparison import Comparison
 from .errors import LbwError
-from .families import OTHER
 from .inspection import Inspection
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -53,45 +53,101 @@ def message(label: str, text: str) -> None:
     print(f"{head} {escape(text)}", file=sys.stderr)  # noqa: T201
 
 
-def outcome(result: Outcome, *, verbose: bool = False) -> None:
-    """What became of one file, on stderr; a planned one with its blocks."""
-    if result.error:
-        error(result.error)
-    for warning in result.warnings:
-        message("warning", f"{result.job.input}: {warning}")
-    if result.plan and (verbose or result.status == PLANNED):
-        weights_table(result)
-    if result.status == BAKED:
-        size, rate = size_text(result.nbytes), size_text(result.nbytes / max(result.seconds, 1e-9))
-        message(BAKED, f"{result.job.output} ({_counts(result)}; {size} in {result.seconds:.2f} s, {rate}/s)")
-    elif result.status == PLANNED:
-        message(PLANNED, f"{result.job.output or result.job.input} ({_counts(result)}); nothing written")
+class Report:
+    """Outcomes as they come in, on stderr: a progress bar by bytes on a terminal, plain lines elsewhere."""
+
+    def __init__(self, jobs: Sequence[Job], *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
+        self._quiet, self._verbose, self._json = quiet, verbose, json
+        self._total = sum(job.nbytes for job in jobs)
+        self._counts: Counter[str] = Counter()
+        self._several = sum(len(job.outputs) for job in jobs) > 1
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Report:
+        if self._several and not self._quiet and sys.stderr.isatty():
+            self._bar = _progress(self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._several and not self._quiet:
+            counts = ", ".join(
+                f"{self._counts[status]} {said}" for status, said in _SUMMARY.items() if self._said(status)
+            )
+            message("done", counts)
+
+    def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
+        """Take in the outcomes of one input of so many bytes."""
+        for outcome in outcomes:
+            self._counts[outcome.status] += 1
+            if self._json:
+                print_json(outcome_json(outcome))
+        # Outputs of one input that fail for the same reason say so once.
+        for outcome in {one.error or str(one.output): one for one in outcomes}.values():
+            if outcome.error or not self._quiet:
+                _show(outcome, verbose=self._verbose)
+        if self._bar:
+            self._bar.advance(self._bar.task_ids[0], nbytes)
+            self._bar.update(self._bar.task_ids[0], description=f"{sum(self._counts.values())} files")
+
+    def add_error(self, problem: LbwError) -> None:
+        """Take in an input that is no job."""
+        self._counts[FAILED] += 1
+        error(problem)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any outcome was a failure."""
+        return self._counts[FAILED] > 0
+
+    def _said(self, status: str) -> bool:
+        return bool(self._counts[status]) or status == BAKED
 
 
-def summary(results: Iterable[Outcome]) -> None:
-    """How a batch ended, on stderr."""
-    statuses = [result.status for result in results]
-    message("done", f"{statuses.count(BAKED)} written, {statuses.count(FAILED)} failed")
+_SUMMARY = {BAKED: "written", PLANNED: "planned", SKIPPED: "skipped", FAILED: "failed"}
 
 
-def _counts(result: Outcome) -> str:
-    counts = result.plan.counts if result.plan else {}
-    return ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+def _progress(total: int) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    progress.add_task("0 files", total=total)
+    return progress
 
 
-def weights_table(result: Outcome) -> None:
-    """The weight the modules of each block get, everything multiplied, on stderr."""
-    if result.plan is None:
-        return
-    family = result.plan.weights.family
+def _show(outcome: Outcome, *, verbose: bool) -> None:
+    if outcome.error:
+        message("error", outcome.error)
+        if outcome.hint:
+            message("hint", outcome.hint)
+    for warning in outcome.warnings:
+        message("warning", f"{outcome.input}: {warning}")
+    if outcome.blocks and (verbose or outcome.status == PLANNED):
+        _weights_table(outcome)
+    if outcome.status == BAKED:
+        size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
+        message(BAKED, f"{outcome.output} ({_counted(outcome)}; {size} in {outcome.seconds:.2f} s, {rate}/s)")
+    elif outcome.status == SKIPPED:
+        message(SKIPPED, str(outcome.output or outcome.input))
+    elif outcome.status == PLANNED:
+        message(PLANNED, f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written")
+
+
+def _counted(outcome: Outcome) -> str:
+    return ", ".join(f"{count} {action}" for action, count in outcome.modules.items() if count)
+
+
+def _weights_table(outcome: Outcome) -> None:
     table = _table("block", "modules>", "weight>", "")
-    for block in (*family.blocks, OTHER):
-        weights = [decision.weight for decision in result.plan.decisions if decision.place.block == block]
-        if weights:
-            # Elements can give the modules of one block different weights.
-            distinct = " ".join(f"{weight:g}" for weight in sorted(set(weights)))
-            table.add_row(block, str(len(weights)), distinct, _bar(fmean(weights), 1.0))
-    _print_table(f"{result.job.input.name} ({family.title})", table, stderr=True)
+    for block in outcome.blocks:
+        # Elements can give the modules of one block different weights.
+        distinct = " ".join(f"{weight:g}" for weight in block.weights)
+        table.add_row(block.block, str(block.modules), distinct, _bar(max(block.weights, key=abs), 1.0))
+    _print_table(f"{outcome.input.name} ({outcome.family})", table, stderr=True)
 
 
 def inspection(facts: Inspection) -> None:

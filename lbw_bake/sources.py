@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .presets import Preset, find_preset, load_presets
 from .tokens import parse_token
-from .weights import ONES, Element, Source, parse_element, parse_source
+from .weights import ONES, Element, Options, Source, parse_element, parse_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,11 @@ class Given:
     unet: float = 1.0
     x: float | None = None
     elements: tuple[Element, ...] = ()
+
+    def modify(self, options: Options) -> Options:
+        """Options with what was given added: a token's strengths multiply, an `x` of their own wins."""
+        x = self.x if options.x is None else options.x
+        return replace(options, te=options.te * self.te, unet=options.unet * self.unet, x=x, elements=self.elements)
 
 
 def read_given(

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from safetensors.torch import load_file, save_file
 
 Run = Callable[..., tuple[int, str, str]]
 BakeFile = Callable[..., Path]
-StateDict = dict[str, "torch.Tensor"]
+StateDict = dict[str, torch.Tensor]
 BakeTorch = Callable[..., StateDict]
 
 # How far a stored dtype may move an update, relative to its norm: apart enough to tell rounding from a mistake.

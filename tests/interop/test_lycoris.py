@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
+from torch import nn
 
 from .conftest import MULTIPLIERS, TOLERANCES, BakeTorch, Run, StateDict, assert_close, cast, dtypes, save, vector
 
-torch = pytest.importorskip("torch")
 lycoris = pytest.importorskip("lycoris.modules", reason="needs lycoris-lora")
-nn = torch.nn
 
 
 class Site(NamedTuple):

@@ -1,0 +1,175 @@
+"""PEFT judges its own adapters, on layers named as in the diffusers UNet and its text encoder."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from .conftest import MULTIPLIERS, TOLERANCES, BakeTorch, Run, StateDict, assert_close, cast, dtypes, save, vector
+
+peft = pytest.importorskip("peft", reason="needs peft")
+
+# PEFT takes the bias of lora_B, one-dimensional by nature, for an incomplete shard.
+pytestmark = pytest.mark.filterwarnings("ignore:Adapter 'default'.*LoRA tensor.s. have invalid shape")
+
+# Layer -> its block and a letter for its kind.
+LAYERS = {
+    "text_model.embeddings.token_embedding": ("BASE", "e"),
+    "text_model.encoder.layers.0.self_attn.out_proj": ("BASE", "l"),
+    **{
+        path: (block, kind)
+        for block, prefix, number in (
+            ("IN04", "down_blocks.1", 0),
+            ("IN08", "down_blocks.2", 1),
+            ("MID", "mid_block", 0),
+            ("OUT03", "up_blocks.1", 0),
+            ("OUT11", "up_blocks.3", 2),
+        )
+        for path, kind in (
+            (f"{prefix}.attentions.{number}.proj_in", "p"),
+            (f"{prefix}.attentions.{number}.transformer_blocks.0.attn1.to_q", "l"),
+            (f"{prefix}.resnets.{number}.conv1", "c"),
+        )
+    },
+}
+WEIGHTS = {"BASE": -0.7, "IN04": 0.0, "IN08": 0.5, "MID": 1.0, "OUT03": 0.3, "OUT11": 1.5}
+ON_OR_OFF = {"BASE": 0.0, "IN04": 0.0, "IN08": 1.0, "MID": 1.0, "OUT03": 0.0, "OUT11": 1.0}
+MAKERS = {
+    "e": lambda: nn.Embedding(20, 16),
+    "l": lambda: nn.Linear(12, 16),
+    "p": lambda: nn.Conv2d(12, 16, 1),
+    "c": lambda: nn.Conv2d(12, 16, 3, padding=1),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of adapter, and the kinds of layers it can adapt."""
+
+    name: str
+    config: Any
+    kinds: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Adapted layers, and their blocks."""
+        return {path: block for path, (block, kind) in LAYERS.items() if kind in self.kinds}
+
+    def adapt(self, model: nn.Module, tensors: StateDict | None = None) -> Any:
+        """A copy of the model with a new adapter, or with the one a file holds."""
+        adapted = peft.get_peft_model(
+            copy.deepcopy(model), self.config(target_modules=list(self.layers), **self.options)
+        )
+        if tensors is not None:
+            peft.set_peft_model_state_dict(adapted, tensors)
+        return adapted.double()
+
+
+LORA = {"r": 4, "lora_alpha": 6}
+PATTERNS = {
+    "rank_pattern": {"proj_in": 2, r"mid_block.*to_q": 3},
+    "alpha_pattern": {"out_proj": 1.5, r"up_blocks\.3.*": 0.5},
+}
+LINEAR_CASES = (
+    Case("lora", peft.LoraConfig, "elpc", LORA),
+    Case("patterns", peft.LoraConfig, "elpc", LORA | PATTERNS),
+    Case("rslora", peft.LoraConfig, "elpc", LORA | PATTERNS | {"use_rslora": True}),
+    Case("lora-bias", peft.LoraConfig, "lpc", LORA | PATTERNS | {"lora_bias": True}),
+    Case("adalora", peft.AdaLoraConfig, "l", {"init_r": 4, "lora_alpha": 6, "total_step": 10}),
+    Case("loha", peft.LoHaConfig, "lpc", {"r": 4, "alpha": 6}),
+    Case("loha-tucker", peft.LoHaConfig, "lpc", {"r": 4, "alpha": 6, "use_effective_conv2d": True}),
+    Case("lokr", peft.LoKrConfig, "lpc", {"r": 8, "alpha": 6}),
+    Case("lokr-low", peft.LoKrConfig, "lpc", {"r": 1, "alpha": 6, "decompose_both": True}),
+    Case("lokr-tucker", peft.LoKrConfig, "lpc", {"r": 1, "alpha": 6, "use_effective_conv2d": True}),
+    Case("vera", peft.VeraConfig, "l", {"r": 4}),
+)
+DORA = Case("dora", peft.LoraConfig, "elpc", LORA | {"use_dora": True})
+FOREIGN_CASES = (
+    Case("ia3", peft.IA3Config, "lpc", {"feedforward_modules": []}),
+    Case("oft", peft.OFTConfig, "lpc", {"oft_block_size": 4}),
+    Case("hra", peft.HRAConfig, "lpc", {"r": 4}),
+)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A model with just the layers, under their names."""
+    root = nn.Module()
+    for path, (_, kind) in LAYERS.items():
+        parent = root
+        *folders, leaf = path.split(".")
+        for name in folders:
+            if name not in dict(parent.named_children()):
+                parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(leaf, MAKERS[kind]())
+    return root
+
+
+def trained(case: Case, model: nn.Module, dtype: torch.dtype) -> StateDict:
+    """What PEFT saves of an adapter none of whose tensors are at their starting values."""
+    adapted = case.adapt(model)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter += 0.3 * torch.randn_like(parameter)
+    return cast(peft.get_peft_model_state_dict(adapted), dtype)
+
+
+def outputs(adapted: Any, path: str, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer gives without its adapter, and what the adapter adds at this scale, as PEFT understands it."""
+    layer = adapted.get_submodule(f"base_model.model.{path}")
+    generator = torch.Generator().manual_seed(1)
+    spatial = (4, 4) if LAYERS[path][1] in "pc" else ()
+    inputs = torch.randn(3, 12, *spatial, generator=generator, dtype=torch.float64)
+    if LAYERS[path][1] == "e":
+        inputs = torch.arange(20)
+    base = layer.base_layer(inputs)
+    if hasattr(layer, "set_scale"):
+        layer.set_scale("default", scale)
+        return base, layer(inputs) - base
+    return base, scale * (layer(inputs) - base)
+
+
+@dtypes
+@pytest.mark.parametrize("case", LINEAR_CASES, ids=str)
+def test_output_is_scaled_by_the_weight_of_its_block(
+    case: Case, dtype: torch.dtype, model: nn.Module, bake_torch: BakeTorch
+) -> None:
+    original = trained(case, model, dtype)
+    before = case.adapt(model, original)
+    after = case.adapt(model, bake_torch(original, vector(WEIGHTS)))
+    for path, block in case.layers.items():
+        for multiplier in MULTIPLIERS:
+            _, expected = outputs(before, path, multiplier * WEIGHTS[block])
+            _, got = outputs(after, path, multiplier)
+            assert expected.norm() > 0.01 or not WEIGHTS[block]
+            assert_close(got, expected, TOLERANCES[dtype])
+
+
+def test_dora_is_kept_or_switched_off(model: nn.Module, bake_torch: BakeTorch) -> None:
+    original = trained(DORA, model, torch.float32)
+    before = DORA.adapt(model, original)
+    after = DORA.adapt(model, bake_torch(original, vector(ON_OR_OFF)))
+    for path, block in DORA.layers.items():
+        for multiplier in MULTIPLIERS:
+            base, change = outputs(before, path, multiplier)
+            expected = base + change if ON_OR_OFF[block] else base
+            assert_close(sum(outputs(after, path, multiplier)), expected, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("case", [DORA, *FOREIGN_CASES], ids=str)
+def test_what_cannot_be_baked_is_refused(case: Case, model: nn.Module, run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "baked.safetensors"
+    code, _, _ = run("bake", save(trained(case, model, torch.float32), tmp_path), "-o", target, vector(WEIGHTS))
+    assert code == 1
+    assert not target.exists()
