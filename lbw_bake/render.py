@@ -7,6 +7,7 @@ imported where a table is drawn: the commands that print a line start faster wit
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -197,7 +198,7 @@ def inspection_json(facts: Inspection) -> Mapping[str, Any]:
                 "block": module.block,
                 "algorithm": module.module.algorithm_name,
                 "rank": module.module.rank,
-                "alpha": module.alpha,
+                "alpha": None if module.alpha is None or math.isnan(module.alpha) else module.alpha,
                 "norm": module.norm,
                 "tensors": [tensor.name for tensor in module.module.all_tensors],
             }

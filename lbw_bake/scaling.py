@@ -91,10 +91,14 @@ class Multiply:
         return _by_table(self) if self.tabled else _by_product(self)
 
 
+# Signalling NaN and overflow are ordinary values here, nothing to warn of.
+_silent = np.errstate(all="ignore")
+
+
+@_silent
 def multiply(values: npt.NDArray[Any], factor: float, target: np.dtype[Any]) -> npt.NDArray[Any]:
     """Values of any float dtype times a factor in float64, rounded once to the target dtype; NaN keeps its bits."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        products = round_to(values.astype(np.float64) * factor, target)
+    products = round_to(values.astype(np.float64) * factor, target)
     if values.dtype == target and (nan := np.isnan(values)).any():
         products[nan] = values[nan]
     return products
@@ -141,14 +145,14 @@ def survey(step: Multiply, pieces: Iterable[Bytes]) -> Survey:
     return _survey_values(step, np.flatnonzero(seen).astype(index).view(source))
 
 
+@_silent
 def _survey_values(step: Multiply, values: npt.NDArray[Any]) -> Survey:
     wide = values.astype(np.float64)
     wide = wide[np.isfinite(wide)]
     if not wide.size:
         return Survey()
-    with np.errstate(over="ignore", under="ignore"):
-        exact = wide * step.factor
-        got = round_to(exact, numpy_dtype(step.target)).astype(np.float64)
+    exact = wide * step.factor
+    got = round_to(exact, numpy_dtype(step.target)).astype(np.float64)
     return Survey(float(np.abs(wide).max()), not np.isfinite(got).all(), bool((got != exact).any()))
 
 

@@ -65,7 +65,10 @@ class TensorData:
         self._file.seek(self._source.data_start + tensor.start)
         self._read_into(data.data)
         values = data.view(dtype).reshape(tensor.shape)
-        return values if tensor.dtype == "F64" or tensor.dtype not in FLOATS else values.astype(np.float32)
+        if tensor.dtype == "F64" or tensor.dtype not in FLOATS:
+            return values
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a value like another
+            return values.astype(np.float32)
 
     def survey(self, tensor: Tensor, step: Multiply) -> Survey:
         """What multiplying a tensor would do to its values."""

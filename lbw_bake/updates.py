@@ -26,7 +26,7 @@ _BAND = 1 << 20  # elements of a LoHa update built at a time
 
 
 def norm(module: Module, read: Read) -> float | None:
-    """The Frobenius norm of the module's update at weight 1, None where it depends on the base model.
+    """The Frobenius norm of the module's update at weight 1, None where it is not finite or depends on the base model.
 
     `read` gives a tensor as an array. DoRA counts without its magnitude, GLoRA without the part that multiplies
     the base weight. Biases belong to the update.
@@ -34,7 +34,8 @@ def norm(module: Module, read: Read) -> float | None:
     if not measurable(module):
         return None
     arrays = arrays_of(module, read)
-    return math.sqrt(max(inner(module, arrays, module, arrays), 0.0))
+    squared = inner(module, arrays, module, arrays)
+    return math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else None
 
 
 def measurable(module: Module) -> bool:
@@ -53,6 +54,7 @@ def arrays_of(module: Module, read: Read) -> dict[str, Array]:
     return {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
 
 
+@np.errstate(all="ignore")  # NaN and infinity in a file make a product that says so
 def inner(one: Module, a: Arrays, two: Module, b: Arrays) -> float:
     """The inner product of the updates of two modules of one algorithm and layer, given their arrays."""
     total = sum(float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b)
