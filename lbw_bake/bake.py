@@ -67,8 +67,8 @@ class _Writer:
         self._edits = target.plan.edits
         self._layout = {tensor.name: tensor for tensor in target.plan.layout()}
         self._listed = [self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout]
-        record = record_of(target.plan, target.preset)
-        self._metadata = baked_metadata(target.plan, record, target.output.stem, update=target.update_metadata)
+        record = record_of(target.plan.weights, source.path, target.preset)
+        self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._listed, self._metadata) if hashed else None
         self._offset = source.data_start

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from multiprocessing import get_context
 from pathlib import Path
 from string import Formatter
 
@@ -217,6 +216,9 @@ def executor_for(jobs: Sequence[Job], workers: int = 0) -> Iterator[Executor | N
     if workers < 2 or sum(job.nbytes for job in jobs) < _WORTH_PROCESSES:
         yield None
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     # Fresh processes: forking one that has threads is not safe.
     executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
@@ -314,8 +316,10 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
 
 
 def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
-    for block in (*plan.weights.family.blocks, OTHER):
-        weights = [decision.weight for decision in plan.decisions if decision.place.block == block]
+    by_block: dict[str, list[float]] = {block: [] for block in (*plan.weights.family.blocks, OTHER)}
+    for decision in plan.decisions:
+        by_block[decision.place.block].append(decision.weight)
+    for block, weights in by_block.items():
         if weights:
             yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
 
@@ -326,7 +330,7 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
         records = records_in(read_header(output).metadata)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan, recipe.preset):
+    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset):
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
 

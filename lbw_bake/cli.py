@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_presets import validate
 from .errors import LbwError
 
 app = typer.Typer(
@@ -137,7 +138,8 @@ def bake(
     """
     from . import batch, render
     from .sources import read_given
-    from .weights import Options, parse_number
+    from .values import parse_number
+    from .weights import Options
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
     ways = sum(map(bool, (preset, weights, token)))
@@ -202,7 +204,7 @@ def inspect(
     json_output: Json = False,
 ) -> None:
     """Show what is in a LoRA: its family, and per block the modules, ranks, bytes and strength."""
-    from . import render
+    from . import console, render
     from .inspection import inspect as inspect_file
 
     failed = False
@@ -210,12 +212,38 @@ def inspect(
         try:
             facts = inspect_file(file, family)
         except LbwError as error:
-            render.error(error)
+            console.error(error)
             failed = True
         else:
-            (render.print_json(render.inspection_json(facts)) if json_output else render.inspection(facts))
+            (console.print_json(render.inspection_json(facts)) if json_output else render.inspection(facts))
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
+    ],
+    output: Annotated[Path, _output("--output", "-o", help="The file to write.")],
+    rank: Annotated[int | None, _output("--rank", min=1, help="Truncate every product to this rank.")] = None,
+    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
+    presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
+    family: FamilyName = None,
+    device: Annotated[Device, _how("--device", help="Where to truncate.")] = Device.auto,
+    quiet: Annotated[bool, _how("--quiet", "-q", help="Print errors only.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
+    from . import render
+    from .merge import merge as merge_parts
+    from .merge import read_parts
+    from .plan import DTYPES
+
+    parts = read_parts(inputs, family, presets)
+    merged = merge_parts(parts, output, rank=rank, dtype=DTYPES[dtype.value], device=device.value, replace=force)
+    render.merged(merged, output, quiet=quiet, json=json_output)
 
 
 @app.command()
@@ -226,13 +254,16 @@ def diff(
     json_output: Json = False,
 ) -> None:
     """Measure the weight every block really got, and hold a baked file to its record."""
-    from . import render
+    from . import console, render
     from .comparison import compare
 
     facts = compare(original, baked, family)
-    (render.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
+    (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
     if facts.matches_record is False:
         raise typer.Exit(1)
+
+
+app.command()(validate)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -240,7 +271,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args)
     except LbwError as error:
-        from . import render
+        from . import console
 
-        render.error(error)
+        console.error(error)
         sys.exit(1)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .plan import Plan
+from .lora import Lora
 from .tensorfile import Tensor, encode_header
+from .weights import Weights
 
 RECORD = "lbw_bake"
 _DATA_HASH, _LEGACY_HASH, _SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
@@ -21,20 +23,20 @@ _LEGACY_WINDOW = range(0x100000, 0x110000)
 _ALIAS, _BASE_MODEL = "ss_output_name", "ss_base_model_version"
 
 
-def record_of(plan: Plan, preset: str | None) -> dict[str, Any]:
+def record_of(weights: Weights, source: Path, preset: str | None) -> dict[str, Any]:
     """What was baked, in block names and numbers: enough to do it again, and the same every time."""
-    options = plan.weights.options
+    options = weights.options
     return {
         "version": __version__,
-        "family": plan.weights.family.name,
+        "family": weights.family.name,
         "preset": preset,
-        "weights": dict(plan.weights.blocks),
+        "weights": dict(weights.blocks),
         "strength": options.strength,
         "te": options.te,
         "unet": options.unet,
         "elements": [str(element) for element in options.elements],
         "seed": options.seed,
-        "source": plan.lora.file.path.name,
+        "source": source.name,
     }
 
 
@@ -49,20 +51,20 @@ def records_in(metadata: Mapping[str, str]) -> list[Any]:
     return earlier if isinstance(earlier, list) else [earlier]
 
 
-def baked_metadata(plan: Plan, record: Mapping[str, Any], stem: str, *, update: bool) -> dict[str, str]:
+def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: bool) -> dict[str, str]:
     """The output's metadata, but for the hashes of its data (see `DataHashes`).
 
     With `update`, the alias becomes the output's stem (two files with one alias are both refused by A1111), and
     a missing base model version is added if the family is certain (A1111 takes metadata without it for SD1, and
     hides the file from SDXL users). Without it only the record is added.
     """
-    metadata = dict(plan.lora.file.metadata)
+    metadata = dict(lora.file.metadata)
     records = [*records_in(metadata), record]
     metadata[RECORD] = json.dumps(records if len(records) > 1 else record, ensure_ascii=False)
     if update:
         if _ALIAS in metadata:
             metadata[_ALIAS] = stem
-        family = plan.lora.family
+        family = lora.family
         if family and family.base_model:
             metadata.setdefault(_BASE_MODEL, family.base_model)
     return metadata

@@ -146,7 +146,7 @@ def _decide(module: Module, place: Place, weight: float, dtype: str | None, look
 def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
     """Weight 0: zeros where trainers start with zeros; modules no value makes neutral are removed."""
     algorithm = module.algorithm
-    values = dict.fromkeys(_carriers(module, "grow"), 0.0) if algorithm.exact else algorithm.neutral
+    values = dict.fromkeys(carriers_of(module, "grow"), 0.0) if algorithm.exact else algorithm.neutral
     if values is None or "magnitude" in module.tensors:
         edits |= {tensor.name: Drop() for tensor in module.all_tensors}
         return REMOVED
@@ -156,7 +156,7 @@ def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
     return ZEROED
 
 
-def _carriers(module: Module, column: str) -> list[str]:
+def carriers_of(module: Module, column: str) -> list[str]:
     """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
     factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
     return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
@@ -164,7 +164,7 @@ def _carriers(module: Module, column: str) -> list[str]:
 
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
-    choices = [_carriers(module, column) for column in columns]
+    choices = [carriers_of(module, column) for column in columns]
     widen = dtype is None and any(tensor.dtype in FLOAT8 for tensor in module.all_tensors)
     if widen and not _exact(module, choices[0], weight, look):
         dtype = "BF16"

@@ -1,57 +1,30 @@
 """Results for people and for programs: tables, one-line messages, JSON. Nothing here decides anything.
 
-Names come from files of strangers, so control characters are shown escaped, never sent to the terminal. rich is
-imported where a table is drawn: the commands that print a line start faster without it.
+rich is imported where a table is drawn: the commands that print a line start faster without it (see `console`).
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import BAKED, FAILED, PLANNED, SKIPPED, Job, Outcome, outcome_json
 from .comparison import Comparison
+from .console import error, escape, message, print_json
 from .errors import LbwError
 from .inspection import Inspection
+from .merge import Merged
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _BAR = 24
 _COMPARED = ("block", "modules>", "weight>", "error>", "")
-_STYLES = {"error": "\x1b[1;31m", "warning": "\x1b[33m", "hint": "\x1b[36m", BAKED: "\x1b[32m"}
-
-
-def escape(text: object) -> str:
-    """Text that cannot drive a terminal: control and direction characters become their escapes."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
-
-
-def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))  # noqa: T201
-
-
-def error(problem: LbwError) -> None:
-    """An error and its hint, on stderr."""
-    message("error", problem.message)
-    if problem.hint:
-        message("hint", problem.hint)
-
-
-def message(label: str, text: str) -> None:
-    """A labelled line on stderr, in colour on a terminal unless NO_COLOR is set."""
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    head = f"{_STYLES.get(label, '')}{label}:\x1b[0m" if colour else f"{label}:"
-    print(f"{head} {escape(text)}", file=sys.stderr)  # noqa: T201
 
 
 class Report:
@@ -206,6 +179,28 @@ def inspection_json(facts: Inspection) -> Mapping[str, Any]:
         ],
         "unknown": [tensor.name for tensor in facts.unknown],
     }
+
+
+def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = False) -> None:
+    """What a merge did, on stderr; truncation errors by block."""
+    if json:
+        facts = {
+            "output": str(output),
+            "bytes": result.nbytes,
+            "modules": result.modules,
+            "errors": dict(result.errors),
+        }
+        print_json({**facts, "warnings": list(result.warnings)})
+    if quiet:
+        return
+    for warning in result.warnings:
+        message("warning", warning)
+    if result.errors:
+        table = _table("block", "error>", "")
+        for block, lost in result.errors.items():
+            table.add_row(block, f"{lost:.2%}", _bar(lost, 1.0))
+        _print_table("What truncation lost of each block's update", table, stderr=True)
+    message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
 
 
 def comparison(facts: Comparison) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .errors import PresetError
+from .families import Family
 from .presets import Preset, find_preset, load_presets
-from .tokens import parse_token
-from .weights import ONES, Element, Options, Source, parse_element, parse_source
+from .tokens import looks_like_token, parse_token
+from .weights import ONES, Element, Options, Source, parse_elements, parse_source, written_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,15 @@ class Given:
     unet: float = 1.0
     x: float | None = None
     elements: tuple[Element, ...] = ()
+
+    @property
+    def preset(self) -> str | None:
+        """The preset's name, if the weights come from one."""
+        return self.source.name if isinstance(self.source, Preset) else None
+
+    def source_for(self, family: Family, layout: int | None = None) -> Source:
+        """Where the weights of a family come from. Raises PresetError."""
+        return self.source.source_for(family, layout) if isinstance(self.source, Preset) else self.source
 
     def modify(self, options: Options) -> Options:
         """Options with what was given added: a token's strengths multiply, an `x` of their own wins."""
@@ -38,24 +49,29 @@ def read_given(
 ) -> Given:
     """Understand what was given, at most one of `weights`, `preset` and `token`; nothing means all ones.
 
-    Element rules follow element presets, so they win. `presets` is a file on top of the user's own. Raises
+    `weights` may be any of them: a name, a vector, rules, a token. Element rules come after those of element presets,
+    and these after those of the preset itself, so they win. `presets` is a file on top of the user's own. Raises
     PresetError, WeightError, and NotBakeableError for a token that switches during sampling.
     """
+    if weights and looks_like_token(weights):
+        weights, token = None, weights
     said = parse_token(token) if token else None
-    text = said.weights if said else weights
+    text = said.weights if said else preset or weights
+    by_name = bool(text) and (text == preset or not written_out(text or ""))
     names = [*element_presets, *([said.elements] if said and said.elements else [])]
-    by_name = preset or (text if text and not _written_out(text) else None)
     known = load_presets(presets) if by_name or names else {}
     source: Source | Preset = ONES
-    if by_name:
-        source = find_preset(by_name, known)
-    elif text:
-        source = parse_source(text)
-    rules = [rule for name in names for rule in find_preset(name, known).elements]
-    chosen = (*rules, *map(parse_element, elements))
+    if text:
+        source = find_preset(text, known) if by_name else parse_source(text)
+    own = source.elements if isinstance(source, Preset) else ()
+    rules = [*own, *(rule for name in names for rule in _elements_of(find_preset(name, known)))]
+    chosen = (*rules, *(rule for text in elements for rule in parse_elements(text)))
     return Given(source, said.te, said.unet, said.x, chosen) if said else Given(source, elements=chosen)
 
 
-def _written_out(text: str) -> bool:
-    """Whether this is a vector or block rules, not a preset's name."""
-    return "," in text or "=" in text
+def _elements_of(preset: Preset) -> tuple[Element, ...]:
+    if not preset.elements:
+        raise PresetError(
+            f"preset {preset.name} holds weights, not element rules", f"give it as --preset {preset.name}"
+        )
+    return preset.elements

@@ -6,15 +6,16 @@ Also its form of early 2023, where the preset or vector stands in the place of a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .errors import NotBakeableError, WeightError
-from .weights import parse_number
+from .errors import LbwError, NotBakeableError, WeightError
+from .values import NUMBER, parse_number
 
 _TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:\s*([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
 _SAMPLING = ("start", "stop", "step")
 _ALIASES = {"w": "lbw"}
-_KEYS = ("te", "unet", "lbw", "lbwe", "x", *_SAMPLING)
+_KEYS = ("te", "unet", "lbw", "w", "lbwe", "x", *_SAMPLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Token:
     x: float | None = None
 
 
+def looks_like_token(text: str) -> bool:
+    """Whether this is meant to be a prompt token."""
+    return text.lstrip().startswith("<")
+
+
 def parse_token(text: str) -> Token:
     """Take a prompt token apart.
 
@@ -38,52 +44,61 @@ def parse_token(text: str) -> Token:
     match = _TOKEN.fullmatch(text)
     if match is None:
         raise WeightError(f"{text!r} is not a prompt token", "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>")
-    numbers: list[float] = []
+    try:
+        return _token(match[1].strip(), [field.strip() for field in match[2].split(":") if field.strip()])
+    except LbwError as error:
+        raise type(error)(f"{text.strip()}: {error.message}", error.hint) from error
+
+
+def _token(name: str, fields: list[str]) -> Token:
+    strengths: list[float] = []
     keyed: dict[str, str] = {}
-    for field in filter(None, (part.strip() for part in match[2].split(":"))):
+    early = ""
+    for field in fields:
         key, equals, value = (part.strip() for part in field.partition("="))
         key = _ALIASES.get(key.lower(), key.lower())
-        if not equals and _is_number(field):
-            numbers.append(float(field))
-        elif not equals:
-            _put(keyed, "lbw", field, text)
-        elif key not in _KEYS:
-            raise WeightError(f"{text}: unknown key {key!r}", f"known: {', '.join(_KEYS)}")
+        if equals:
+            _put(keyed, key, value)
+        elif early:
+            raise WeightError(
+                f"{field!r} after {early!r} could mean several things", f"write x={field}, unet={field} or lbwe={field}"
+            )
+        elif NUMBER.fullmatch(field):
+            strengths.append(parse_number(field, "a strength"))
+        elif "@" in field:
+            raise NotBakeableError(
+                f"{field!r} changes the strength during sampling, a file cannot", "write one number there"
+            )
         else:
-            _put(keyed, key, value, text)
+            early = field
+            _put(keyed, "lbw", field)
     if sampling := [key for key in _SAMPLING if key in keyed]:
         raise NotBakeableError(
-            f"{text}: {', '.join(sampling)} cannot be baked: it switches the LoRA during sampling, a file cannot",
+            f"{', '.join(sampling)} cannot be baked: it switches the LoRA during sampling, a file cannot",
             "leave it out, or keep using the extension for this prompt",
         )
-    if len(numbers) > 2:
-        raise WeightError(
-            f"{text}: has {len(numbers)} strengths", "write one, or one for the text encoder and one for the UNet"
-        )
-    strengths = numbers or [1.0]
+    if len(strengths) > 2:
+        raise WeightError(f"has {len(strengths)} strengths", "write one, or one for te and one for unet")
+    strengths = strengths or [1.0]
     return Token(
-        match[1].strip(),
-        _number(keyed, "te", strengths[0], text),
-        _number(keyed, "unet", strengths[-1], text),
+        name,
+        _number(keyed, "te", strengths[0]),
+        _number(keyed, "unet", strengths[-1]),
         keyed.get("lbw"),
         keyed.get("lbwe"),
-        _number(keyed, "x", 0.0, text) if "x" in keyed else None,
+        _number(keyed, "x", 0.0) if "x" in keyed else None,
     )
 
 
-def _put(keyed: dict[str, str], key: str, value: str, text: str) -> None:
+def _put(keyed: dict[str, str], key: str, value: str) -> None:
+    if key not in _KEYS:
+        raise WeightError(f"unknown key {key!r}", f"known: {', '.join(_KEYS)}")
     if key in keyed:
-        raise WeightError(f"{text}: gives {key} twice", "leave one of them out")
+        raise WeightError(f"gives {key} twice", "leave one of them out")
+    if not value:
+        raise WeightError(f"{key}= is empty", "leave it out, or give it a value")
     keyed[key] = value
 
 
-def _number(keyed: dict[str, str], key: str, default: float, text: str) -> float:
-    return parse_number(keyed[key], f"{text}: {key}") if key in keyed else default
-
-
-def _is_number(text: str) -> bool:
-    try:
-        parse_number(text, "")
-    except WeightError:
-        return False
-    return True
+def _number(keyed: Mapping[str, str], key: str, default: float) -> float:
+    return parse_number(keyed[key], key) if key in keyed else default

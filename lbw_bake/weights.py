@@ -6,20 +6,19 @@ here, once; `Weights` holds plain floats.
 
 from __future__ import annotations
 
-import math
-import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import WeightCountError, WeightError, nearest
 from .families import OTHER, Family, Place
+from .values import Evaluator, number_text, parse_number
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-_VARIABLE = re.compile(r"X(?:([+-])(.+))?")
-_RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
 _DEPTHS = re.compile(r"(\d+)%-(\d+)%")
-_RULE = re.compile(r"((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
+_RULE = re.compile(r"\s*((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
+_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d+)(?:-(\d+))?)?")
+# Inspire's names for numbered blocks, as regular expressions over ours.
+_KINDS = {"in": r"IN\d+", "mid": "MID", "out": r"OUT\d+", "double": r"D\d+", "single": r"S\d+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,17 @@ class Rules:
     rules: tuple[tuple[str, str], ...]
 
 
-Source = Vector | Rules
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """The Inspire Pack's `%` rules, as written: `base`, `in`, `in3`, `single1-10`, `default`; later rules win.
+
+    Its numbers count the blocks a LoRA has, from 1.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+
+
+Source = Vector | Rules | Positions
 ONES = Rules((("*", "1"),))
 
 
@@ -52,12 +61,12 @@ class Element:
     weight: float
 
     def __str__(self) -> str:
-        return f"{self.blocks}:{self.words}:{self.weight:g}"
+        return f"{self.blocks}:{self.words}:{number_text(self.weight)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What modifies a source: see `lbw bake --help`. `x` and `seed` are needed only where the source uses them."""
+    """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them."""
 
     strength: float = 1.0
     te: float = 1.0
@@ -68,6 +77,8 @@ class Options:
     x: float | None = None
     seed: int | None = None
     elements: tuple[Element, ...] = ()
+    a: float | None = None
+    b: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +105,31 @@ class Weights:
 
 
 def parse_source(text: str) -> Source:
-    """A vector (`1,0,0.5,...`) or block rules (`BASE=1 IN04-IN08=0.5 *=0`). Raises WeightError."""
+    """A vector (`1,0,0.5,...`), block rules (`BASE=1 IN04-IN08=0.5 *=0`) or `%` rules. Raises WeightError."""
+    if text.lstrip().startswith("%"):
+        return Positions(tuple(_split_positions(text)))
     if "=" in text:
-        return Rules(tuple(_split_rules(text)))
+        return Rules(tuple((match[1], match[2]) for match in split_rules(text)))
     return Vector(tuple(value.strip() for value in text.split(",")))
 
 
-def parse_number(text: str, what: str) -> float:
-    """A finite decimal number. Raises WeightError naming `what` it was meant to be."""
-    text = text.strip()
-    if not text:
-        raise WeightError(f"{what} is empty", "write a number, 0 to leave the block out")
-    if not _NUMBER.fullmatch(text) or not math.isfinite(number := float(text)):
-        raise WeightError(f"{what} is {text!r}, not a finite number", "write a decimal number like 0.5")
-    return number
+def written_out(text: str) -> bool:
+    """Whether this is a vector or rules, not a preset's name."""
+    return "," in text or "=" in text or text.lstrip().startswith("%")
+
+
+def split_rules(text: str) -> Iterator[re.Match[str]]:
+    """The block rules in a text: groups 1 and 2 are the selector and the value. Raises WeightError."""
+    position = 0
+    while position < len(text):
+        match = _RULE.match(text, position)
+        if match is None:
+            raise WeightError(
+                f"cannot read the block rule at {text[position:].strip()!r}",
+                "write BLOCK=WEIGHT, as BASE=1 IN04-IN08=0.5 *=0",
+            )
+        yield match
+        position = match.end()
 
 
 def parse_element(text: str) -> Element:
@@ -122,20 +144,27 @@ def parse_element(text: str) -> Element:
     return Element(selector, words, parse_number(weight, f"the weight of element rule {text!r}"))
 
 
+def parse_elements(text: str) -> tuple[Element, ...]:
+    """Element rules, separated by commas or lines. Raises WeightError."""
+    return tuple(parse_element(rule) for rule in re.split(r"[,\n]", text) if rule.strip())
+
+
 def resolve(source: Source, family: Family, options: Options | None = None) -> Weights:
     """The weights a source means for a family.
 
     Raises WeightCountError for a vector that fits no layout of the family, WeightError for anything that is
-    not a number, an unknown block, or a variable without its option.
+    not a number, an unknown block, a variable without its option, or a position that could be several blocks.
     """
     options = options or Options()
-    evaluate = _Evaluator(options)
+    evaluate = Evaluator(x=options.x, seed=options.seed, a=options.a, b=options.b)
     layout = None
     if isinstance(source, Vector):
         layout = len(source.values)
         listed = _by_layout(source.values, family, evaluate)
-    else:
+    elif isinstance(source, Rules):
         listed = _by_rules(source.rules, family, evaluate)
+    else:
+        listed = _by_positions(source.rules, family, evaluate)
     unlisted = frozenset(family.blocks) - listed.keys()
     weights = {block: listed.get(block, options.rest) for block in family.blocks}
     if options.invert:
@@ -155,7 +184,9 @@ def select(text: str, family: Family) -> frozenset[str]:
     items = text.split()
     inverted = bool(items) and items[0].upper() == "NOT"
     named = frozenset(block for item in items[inverted:] for block in _select_item(item, family))
-    if not items[inverted:]:
+    if inverted and len(items) == 1:
+        raise WeightError(f"{text.strip()!r} names no block", "write NOT IN04, or NOT IN04-IN08")
+    if not items:
         return frozenset(family.blocks)
     return frozenset(family.blocks) - named if inverted else named
 
@@ -170,27 +201,7 @@ def matches_element(element: Element, family: Family, place: Place, path: str) -
     return not wanted or any(word in path for word in wanted) != inverted
 
 
-class _Evaluator:
-    """Turns a written value into a number: variables and random draws need their option."""
-
-    def __init__(self, options: Options) -> None:
-        self._x = options.x
-        self._random = None if options.seed is None else random.Random(options.seed)  # noqa: S311
-
-    def __call__(self, text: str, what: str) -> float:
-        if text in _RANDOM_RANGES:
-            if self._random is None:
-                raise WeightError(f"{what} is {text}, a random weight", "choose the draw with --seed NUMBER")
-            return round(self._random.uniform(*_RANDOM_RANGES[text]), 3)
-        if match := _VARIABLE.fullmatch(text):
-            if self._x is None:
-                raise WeightError(f"{what} is {text}, a variable", "give its value with --x NUMBER")
-            shift = parse_number(match[2], f"the shift of {what}") if match[1] else 0.0
-            return self._x - shift if match[1] == "-" else self._x + shift
-        return parse_number(text, what)
-
-
-def _by_layout(values: Sequence[str], family: Family, evaluate: _Evaluator) -> dict[str, float]:
+def _by_layout(values: Sequence[str], family: Family, evaluate: Evaluator) -> dict[str, float]:
     layout = family.lengths.get(len(values))
     numbers = [evaluate(value, f"weight {i} of {len(values)}") for i, value in enumerate(values, 1)]
     if layout is None:
@@ -198,7 +209,7 @@ def _by_layout(values: Sequence[str], family: Family, evaluate: _Evaluator) -> d
     return {block: number for block, number in zip(layout, numbers, strict=True) if block in family.blocks}
 
 
-def _by_rules(rules: Iterable[tuple[str, str]], family: Family, evaluate: _Evaluator) -> dict[str, float]:
+def _by_rules(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evaluator) -> dict[str, float]:
     listed: dict[str, float] = {}
     default: dict[str, float] = {}
     for selector, value in rules:
@@ -210,17 +221,60 @@ def _by_rules(rules: Iterable[tuple[str, str]], family: Family, evaluate: _Evalu
     return default | listed
 
 
-def _split_rules(text: str) -> Iterable[tuple[str, str]]:
-    position = 0
-    text = text.strip()
-    while position < len(text):
-        match = _RULE.match(text, position)
-        if match is None:
+def _by_positions(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evaluator) -> dict[str, float]:
+    numbers = [(selector, evaluate(value, f"the weight of {selector}")) for selector, value in rules]
+    if negative := next((selector for selector, number in numbers if number < 0), None):
+        raise WeightError(
+            f"the weight of {negative} is negative, which the Inspire Pack ignores in % rules",
+            f"name the blocks: IN04={number_text(dict(numbers)[negative])}",
+        )
+    default = dict(numbers).get("default", 1.0)
+    base = dict(numbers).get("base", default)
+    numbered = frozenset(block for kind in _KINDS for layout in family.layouts for block in _of_kind(kind, layout))
+    listed = {block: default if block in numbered else base for block in family.blocks}
+    for selector, number in numbers:
+        if selector not in ("default", "base"):
+            listed |= dict.fromkeys(_at_positions(selector, family), number)
+    return listed
+
+
+def _at_positions(selector: str, family: Family) -> frozenset[str]:
+    """The blocks that `in3` or `in1-4` means, if that is the same for a LoRA of any of the family's layouts."""
+    match = _POSITION.fullmatch(selector)
+    if match is None:
+        raise WeightError(f"% rules know no {selector!r}", "known: default base in mid out double single, in3, in1-4")
+    kind, first, last = match[2], match[3], match[4]
+    found = [_of_kind(kind, layout) for layout in family.layouts]
+    if not any(found):
+        raise WeightError(f"{family.name} has no {kind} blocks", "name its blocks: IN04=0.5 D07=1")
+    if first is None:
+        return frozenset().union(*found)
+    span = slice(max(int(first) - 1, 0), int(last or first))
+    common = frozenset.intersection(*map(frozenset, found))
+    meanings = [frozenset(blocks[span]) for blocks in found]
+    if not all(meanings) or len({meaning & common for meaning in meanings}) > 1:
+        choices = "; ".join(
+            f"{' '.join(sorted(meaning)) or 'no block'} in one of {len(layout)} blocks"
+            for meaning, layout in zip(meanings, family.layouts, strict=True)
+        )
+        raise WeightError(
+            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {kind.upper()}...=0.5"
+        )
+    return frozenset().union(*meanings)
+
+
+def _of_kind(kind: str, layout: Sequence[str]) -> list[str]:
+    return [block for block in layout if re.fullmatch(_KINDS[kind], block)]
+
+
+def _split_positions(text: str) -> Iterator[tuple[str, str]]:
+    for item in text.strip().removeprefix("%").split(","):
+        selector, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not _POSITION.fullmatch(selector):
             raise WeightError(
-                f"cannot read the block rule at {text[position:]!r}", "write BLOCK=WEIGHT, as BASE=1 IN04-IN08=0.5 *=0"
+                f"% rules know no {item.strip()!r}", "known: default= base= in= mid= out= double= single= in3= in1-4="
             )
-        yield match[1], match[2]
-        position = match.end()
+        yield selector, value
 
 
 def _select_item(item: str, family: Family) -> tuple[str, ...]:
@@ -233,16 +287,17 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
         return family.text_encoder_blocks
     if depths := _DEPTHS.fullmatch(name):
         first, last = sorted(int(depth) for depth in depths.groups())
-        middles = ((100 * (i + 0.5) / len(family.stack), block) for i, block in enumerate(family.stack))
+        stack = family.stack
+        middles = ((100 * (i + 0.5) / len(stack), block) for i, block in enumerate(stack))
         return tuple(block for middle, block in middles if first < middle <= last)
-    vocabulary = max((family.blocks, *family.relatives), key=len)
-    ends = [_block(end, vocabulary, family) for end in name.split("-", 1)]
+    ends = [block_range(end, family) for end in name.split("-", 1)]
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
-    return tuple(block for block in vocabulary[start:stop] if block in family.blocks)
+    return tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
 
 
-def _block(name: str, vocabulary: tuple[str, ...], family: Family) -> range:
-    """Where a block, or all blocks of a letter, lie in the vocabulary."""
+def block_range(name: str, family: Family) -> range:
+    """Where a block, or all blocks of a letter, lie in the family's longest block list. Raises WeightError."""
+    vocabulary = _vocabulary(family)
     name = "MID" if name == "M00" else name
     if name in vocabulary:
         position = vocabulary.index(name)
@@ -251,3 +306,7 @@ def _block(name: str, vocabulary: tuple[str, ...], family: Family) -> range:
     if not positions:
         raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
     return range(positions[0], positions[-1] + 1)
+
+
+def _vocabulary(family: Family) -> tuple[str, ...]:
+    return max((family.blocks, *family.relatives), key=len)

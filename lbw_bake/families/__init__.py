@@ -1,23 +1,42 @@
-"""The table of model families, and how a file's family is told from its modules.
-
-Candidates are the families that explain the most modules. Layers a family lacks rule it out; then the layers'
-widths decide, unless they are those of no family at all (a model of unusual size); then the metadata, last,
-because merged files keep the metadata of one parent.
-"""
+"""The table of model families, the most usual first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ..errors import UnknownFamilyError, nearest
 from ..modules import Module
+from .auraflow import AURAFLOW
 from .base import OTHER, Family, Layout, Place
-from .flux import FLUX
-from .unet import SD1, SD2, SDXL
+from .cascade import CASCADE
+from .cosmos import ANIMA, COSMOS
+from .detection import candidates_among
+from .flux import CHROMA, FLUX
+from .flux2 import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B
+from .hidream import HIDREAM
+from .hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_1_5
+from .hunyuan_dit import HUNYUAN_DIT
+from .krea2 import KREA2
+from .ltx import LTX_2B, LTX_13B
+from .lumina import LUMINA2, Z_IMAGE
+from .pixart import PIXART
+from .qwen_image import QWEN_IMAGE
+from .sd3 import SD3, SD3_LARGE
+from .unet import SD1, SD2, SDXL, SDXL_REFINER
+from .wan import WAN_1_3B, WAN_5B, WAN_14B
 
 __all__ = ["FAMILIES", "OTHER", "Family", "Layout", "Place", "detect_families", "family_named"]
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL, FLUX)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        *(SD1, SDXL, FLUX, WAN_14B, QWEN_IMAGE, Z_IMAGE),
+        *(FLUX2_KLEIN_9B, FLUX2_KLEIN_4B, FLUX2_DEV, CHROMA, HUNYUAN_VIDEO),
+        *(SD2, SD3, SD3_LARGE, WAN_1_3B, WAN_5B, LTX_2B, LTX_13B, ANIMA, HIDREAM, KREA2),
+        *(LUMINA2, PIXART, AURAFLOW, CASCADE, SDXL_REFINER),
+        *(HUNYUAN_VIDEO_1_5, HUNYUAN_IMAGE, HUNYUAN_DIT, COSMOS),
+    )
+}
 
 
 def family_named(name: str) -> Family:
@@ -29,18 +48,5 @@ def family_named(name: str) -> Family:
 
 
 def detect_families(modules: Sequence[Module], metadata: Mapping[str, str]) -> tuple[Family, ...]:
-    """The families these modules may belong to, most usual first; empty if none explains any of them."""
-    explained = {
-        name: sum(family.place(module) is not None for module in modules)
-        for name, family in FAMILIES.items()
-        if not any(evidence.excludes(module) for evidence in family.evidence for module in modules)
-    }
-    most = max(explained.values(), default=0)
-    candidates = [FAMILIES[name] for name, count in explained.items() if count == most > 0]
-    for fits in (_wide_enough(modules), lambda family: family.claimed_by(metadata)):
-        candidates = [family for family in candidates if fits(family)] or candidates
-    return tuple(candidates)
-
-
-def _wide_enough(modules: Sequence[Module]) -> Callable[[Family], bool]:
-    return lambda family: not any(evidence.misfits(module) for evidence in family.evidence for module in modules)
+    """The families these modules may belong to, most usual first; empty if none has a place for any of them."""
+    return candidates_among(FAMILIES.values(), modules, metadata)

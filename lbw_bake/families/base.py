@@ -1,16 +1,24 @@
-"""What a family is: its blocks in order, the rules that place a module, and the evidence that rules it out."""
+"""What a family is: its blocks in order, the rules that place a module, and the layers that tell it from others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..keys import DENOISER
 from ..modules import Module
 
 # The block of modules that belong to the model but to no weighed block: time embeddings, the last convolution.
 OTHER = "OTHER"
+
+Layout = tuple[str, ...]
+Widths = tuple[int, ...]
+
+# Layers of a network: a regular expression over their whole flattened path -> the input widths they have (a number,
+# several, or () for any). The first match wins; what matches nothing is no layer of the network.
+Layers = Mapping[str, int | Widths]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,64 +31,24 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Modules of these raw components whose path starts like this are in this block.
+    """Modules of the denoiser whose path starts like this (a regular expression) are in this block.
 
     Where `block` is a template (`IN{:02}`), `number` makes its number from the pattern's groups.
     """
 
-    components: frozenset[str]
-    path: re.Pattern[str]
+    path: str
     block: str
-    name: str
     number: Callable[..., int] = int
-
-    def place(self, module: Module) -> Place | None:
-        """The module's place, if the rule speaks of it."""
-        if module.component not in self.components or (match := self.path.match(module.path)) is None:
-            return None
-        if "{" not in self.block:
-            return Place(self.name, self.block)
-        return Place(self.name, self.block.format(self.number(*map(int, match.groups()))))
-
-
-def blocks(path: str, block: str, number: Callable[..., int] = int, name: str = "unet") -> Rule:
-    """A rule about the denoiser; `path` is a regular expression over the flattened path, anchored at its start."""
-    return Rule(frozenset({DENOISER}), re.compile(path), block, name, number)
-
-
-def encoder(name: str, block: str, components: str, path: str = "") -> Rule:
-    """A rule that says what a text encoder is, by the spellings of its component (`te2|clip_g`)."""
-    return Rule(frozenset(components.split("|")), re.compile(path), block, name)
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """Layers of these raw components whose whole path matches have one of these input widths; none: do not exist."""
+class Encoder:
+    """A text encoder by what it is (`clip_l`), its block, the raw components that mean it, and its layers."""
 
-    components: frozenset[str]
-    path: re.Pattern[str]
-    widths: frozenset[int]
-
-    def excludes(self, module: Module) -> bool:
-        """Whether the family has no such layer."""
-        return not self.widths and self._speaks_of(module)
-
-    def misfits(self, module: Module) -> bool:
-        """Whether the family has such a layer, but of another width."""
-        return bool(self.widths) and self._speaks_of(module) and module.width not in (None, *self.widths)
-
-    def _speaks_of(self, module: Module) -> bool:
-        return module.component in self.components and self.path.fullmatch(module.path) is not None
-
-
-def widths(path: str, *features: int, components: str = DENOISER) -> Evidence:
-    """Layers whose whole flattened path matches have one of these numbers of input features."""
-    return Evidence(frozenset(components.split("|")), re.compile(path), frozenset(features))
-
-
-def absent(path: str, components: str = DENOISER) -> Evidence:
-    """The family has no layers whose whole flattened path matches."""
-    return widths(path, components=components)
+    name: str
+    block: str
+    components: tuple[str, ...]
+    layers: Layers
 
 
 def numbered(letter: str, count: int, start: int = 0) -> tuple[str, ...]:
@@ -88,29 +56,33 @@ def numbered(letter: str, count: int, start: int = 0) -> tuple[str, ...]:
     return tuple(f"{letter}{i:02}" for i in range(start, start + count))
 
 
-Layout = tuple[str, ...]
+# What diffusers calls the layers of an attention, and of one over image and text together.
+ATTENTION = r"to_(?:[qkv]|out_0)|norm_[qk]"
+JOINT_ATTENTION = r"attn_(?:to_(?:[qkv]|out_0|add_out)|add_[qkv]_proj|norm_(?:added_)?[qk])"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)  # families are what the table holds; cached properties need room, so no slots
 class Family:
     """A model family: names its blocks and says which modules fall in them.
 
     `layouts` are the ordered block lists of its own vector lengths, the usual one first; `relatives` those of
-    families whose block names agree. `base_model` is kohya's `ss_base_model_version` for it; `versions` and
-    `architectures` are regular expressions for the starts of that and of `modelspec.architecture`. Presets for
-    one of `preset_families` serve it too.
+    families whose block names agree. `rules` place a module of the denoiser, generously; `layers` are those it
+    really has, and tell the family from others with the same places. `base_model` is kohya's
+    `ss_base_model_version` for it, and `claims` a regular expression for the starts of that and of
+    `modelspec.architecture`. Presets for one of `preset_families` serve it too.
     """
 
     name: str
     title: str
     blocks: tuple[str, ...]
-    rules: tuple[Rule, ...]
     layouts: tuple[Layout, ...]
+    rules: tuple[Rule, ...]
+    layers: Layers
+    encoders: tuple[Encoder, ...]
+    denoiser: str = "transformer"
     relatives: tuple[Layout, ...] = ()
-    evidence: tuple[Evidence, ...] = ()
     base_model: str = ""
-    versions: str = ""
-    architectures: str = ""
+    claims: str = ""
     preset_families: tuple[str, ...] = ()
 
     @property
@@ -121,7 +93,7 @@ class Family:
     @property
     def text_encoder_blocks(self) -> tuple[str, ...]:
         """The blocks that `BASE` stands for."""
-        encoders = {rule.block for rule in self.rules if DENOISER not in rule.components}
+        encoders = {encoder.block for encoder in self.encoders}
         return tuple(block for block in self.blocks if block in encoders)
 
     @property
@@ -130,17 +102,70 @@ class Family:
         ends = {*self.text_encoder_blocks, "IN", "OUT"}
         return tuple(block for block in self.blocks if block not in ends)
 
-    @property
-    def denoiser(self) -> str:
-        """What the denoiser is called: `unet` or `transformer`."""
-        return next(rule.name for rule in self.rules if DENOISER in rule.components)
-
     def place(self, module: Module) -> Place | None:
         """The module's component and block, None if the family has no such module."""
-        place = next((place for rule in self.rules if (place := rule.place(module))), None)
-        return place if place and (place.block == OTHER or place.block in self.blocks) else None
+        if module.component != DENOISER:
+            encoder = self._encoders.get(module.component)
+            return Place(encoder.name, encoder.block) if encoder else None
+        block = self.block_of(module.path)
+        return Place(self.denoiser, block) if block else None
+
+    def block_of(self, path: str) -> str | None:
+        """The block of a module of the denoiser."""
+        match = self._paths.match(path)
+        if match is None or match.lastgroup is None:
+            return None
+        rule = self.rules[int(match.lastgroup[1:])]
+        block = rule.block
+        if "{" in block:
+            _, *numbers = (text for text in match.groups() if text is not None)
+            block = block.format(rule.number(*map(int, numbers)))
+        return block if block in self._known_blocks else None
+
+    def widths_of(self, component: str, path: str) -> Widths | None:
+        """The input widths of a layer, () if any; None if the family has no such layer."""
+        if component == DENOISER:
+            pattern, widths = self._layers
+        elif component in self._encoder_layers:
+            pattern, widths = self._encoder_layers[component]
+        else:
+            return None
+        match = pattern.fullmatch(path)
+        return widths[match.lastgroup] if match and match.lastgroup else None
 
     def claimed_by(self, metadata: Mapping[str, str]) -> bool:
         """Whether the metadata names this family."""
-        claims = ((self.versions, "ss_base_model_version"), (self.architectures, "modelspec.architecture"))
-        return any(pattern and re.match(pattern, metadata.get(name, "")) for pattern, name in claims)
+        names = (metadata.get("ss_base_model_version", ""), metadata.get("modelspec.architecture", ""))
+        return bool(self.claims) and any(re.match(self.claims, name, re.IGNORECASE) for name in names)
+
+    # Regular expressions are compiled when they are first needed: there are many families, and a file is of one.
+
+    @cached_property
+    def _known_blocks(self) -> frozenset[str]:
+        return frozenset((*self.blocks, OTHER))
+
+    @cached_property
+    def _paths(self) -> re.Pattern[str]:
+        return _alternatives(rule.path for rule in self.rules)
+
+    @cached_property
+    def _layers(self) -> tuple[re.Pattern[str], dict[str, Widths]]:
+        return _lookup(self.layers)
+
+    @cached_property
+    def _encoders(self) -> dict[str, Encoder]:
+        return {component: encoder for encoder in self.encoders for component in encoder.components}
+
+    @cached_property
+    def _encoder_layers(self) -> dict[str, tuple[re.Pattern[str], dict[str, Widths]]]:
+        return {component: _lookup(encoder.layers) for component, encoder in self._encoders.items()}
+
+
+def _alternatives(patterns: Iterable[str]) -> re.Pattern[str]:
+    """One regular expression for all; `lastgroup` of its match is `g` and the pattern's position."""
+    return re.compile("|".join(f"(?P<g{i}>{pattern})" for i, pattern in enumerate(patterns)))
+
+
+def _lookup(layers: Layers) -> tuple[re.Pattern[str], dict[str, Widths]]:
+    widths = {f"g{i}": (width,) if isinstance(width, int) else width for i, width in enumerate(layers.values())}
+    return _alternatives(layers), widths

@@ -1,38 +1,76 @@
-"""Flux.1: 19 double-stream and 38 single-stream blocks between the embedders and the final layer.
+"""Flux.1 and Chroma: 19 double-stream and 38 single-stream blocks between the embedders and the final layer.
 
-Source: module names of the original (BFL) transformer and of diffusers' FluxTransformer2DModel; the 61 names are
-those of the LoRA Block Weight extension.
+Source: module names of the original (BFL) transformer and of diffusers' FluxTransformer2DModel and
+ChromaTransformer2DModel; the 61 names are those of the LoRA Block Weight extension. Chroma is Flux.1 without
+modulation and CLIP-L, which one guidance layer replaces.
 """
 
-from .base import Family, absent, blocks, encoder, numbered, widths
+from .base import JOINT_ATTENTION, Family, Layers, Rule, numbered
+from .encoders import encoder
 
 _D, _S = numbered("D", 19), numbered("S", 38)
 _BLOCKS = ("CLIP", "T5", "IN", *_D, *_S, "OUT")
+
+_RULES: tuple[Rule, ...] = (
+    Rule(r"single_(?:transformer_)?blocks_(\d+)_", "S{:02}"),
+    Rule(r"(?:double|(?:tran)?sformer)_blocks_(\d+)_", "D{:02}"),
+    Rule(r"(?:(?:img|txt|time|vector|guidance)_in|time_text_embed|\w+_embedder)(?:_|$)", "IN"),
+    Rule(r"(?:final_layer|proj_out|norm_out)(?:_|$)", "OUT"),
+)
+
+_JOINT = r"(?:tran)?sformer_blocks_\d+_"
+_NORMS = r"norm_(?:query|key)_norm"
+_PARTS = r"(?:_[0-3])?"  # some trainers split the fused layers
+_LAYERS: Layers = {
+    rf"double_blocks_\d+_(?:img|txt)_(?:attn_(?:qkv{_PARTS}|proj|{_NORMS})|mlp_0)": 3072,
+    r"double_blocks_\d+_(?:img|txt)_mlp_2": 12288,
+    r"double_blocks_\d+_processor_(?:qkv|proj)_lora[12]": 3072,
+    rf"{_JOINT}(?:{JOINT_ATTENTION}|ff(?:_context)?_net_0_proj)": 3072,
+    rf"{_JOINT}ff(?:_context)?_net_2": 12288,
+    rf"single_blocks_\d+_(?:linear1{_PARTS}|{_NORMS}|processor_qkv)": 3072,
+    r"single_blocks_\d+_(?:linear2|processor_proj)": 15360,
+    r"single_transformer_blocks_\d+_(?:attn_to_[qkv]|attn_norm_[qk]|proj_mlp)": 3072,
+    r"single_transformer_blocks_\d+_proj_out": 15360,
+    r"txt_in|context_embedder": 4096,
+    r"img_in(?:_proj)?|x_embedder": (),
+    r"final_layer_linear|proj_out": 3072,
+}
 
 FLUX = Family(
     name="flux",
     title="Flux.1",
     blocks=_BLOCKS,
-    rules=(
-        blocks(r"single_(?:transformer_)?blocks_(\d+)_", "S{:02}", name="transformer"),
-        blocks(r"(?:double|(?:tran)?sformer)_blocks_(\d+)_", "D{:02}", name="transformer"),
-        blocks(
-            r"(?:(?:img|txt|time|vector|guidance)_in|time_text_embed|\w+_embedder)(?:_|$)", "IN", name="transformer"
-        ),
-        blocks(r"(?:final_layer|proj_out|norm_out)(?:_|$)", "OUT", name="transformer"),
-        # T5 is a trainer's second encoder or its third; its path tells it from the CLIP-G of other families.
-        encoder("t5", "T5", "te|te2|te3", r"encoder_block_|shared$"),
-        encoder("t5", "T5", "t5|te3"),
-        encoder("clip_l", "CLIP", "te1|clip_l"),
+    # Trainers call T5 the second encoder or the third.
+    rules=_RULES,
+    encoders=(
+        encoder("t5", "T5", "te", "te2", "te3"),
+        encoder("clip_l", "CLIP", "te1"),
     ),
     layouts=(_BLOCKS, (*_D, *_S)),
-    evidence=(
-        widths(r"(?:double_blocks|transformer_blocks)_\d+_(?:img_attn_qkv|attn_to_[qkv])", 3072),
-        widths(r"txt_in|context_embedder", 4096),
-        widths(r".*_(?:self_attn_[qkv]_proj|mlp_fc1)", 768, components="te1|clip_l"),
-        absent(r".*_(?:mlp_fc[12]|mod_linear|modulation_linear|ff_linear_in|to_qkv_mlp_proj)"),
-    ),
+    layers={
+        **_LAYERS,
+        rf"double_blocks_\d+_(?:img|txt)_mod_lin|{_JOINT}norm1(?:_context)?_linear": 3072,
+        r"single_blocks_\d+_modulation_lin|single_transformer_blocks_\d+_norm_linear": 3072,
+        r"(?:time|vector|guidance)_in_(?:in|out)_layer": (),
+        r"time_text_embed_(?:timestep|text|guidance)_embedder_linear_\d": (),
+        r"final_layer_adaLN_modulation_1|norm_out_linear": 3072,
+    },
     base_model="flux1",
-    versions="flux1",
-    architectures="flux-1",
+    claims=r"flux\.?-?1|flux_kontext",
+)
+
+CHROMA = Family(
+    name="chroma",
+    title="Chroma",
+    blocks=_BLOCKS,
+    rules=(Rule(r"distilled_guidance_layer_", "IN"), *_RULES),
+    encoders=(encoder("t5", "T5", "te", "te1", "te2", "te3"),),
+    layouts=(_BLOCKS, (*_D, *_S)),
+    layers={
+        **_LAYERS,
+        r"distilled_guidance_layer_(?:(?:in|out)_proj|layers_\d_(?:linear_[12]|(?:in|out)_layer)|norms_\d)": (),
+    },
+    base_model="chroma",
+    claims="chroma",
+    preset_families=("flux",),
 )

@@ -1,10 +1,11 @@
-"""Stable Diffusion 1, 2 and XL: one UNet numbering for all, in diffusers and SGM names alike.
+"""Stable Diffusion 1, 2, XL and the XL refiner: one UNet numbering for all, in diffusers and SGM names alike.
 
 Source: the module names of instantiated diffusers models and the `input_blocks` numbering of the original
 (SGM) models. Level i of the down path is 2 layers and a sampler, of the up path 3 layers: IN(3i+j+1), OUT(3i+j).
 """
 
-from .base import OTHER, Family, Rule, absent, blocks, encoder, numbered, widths
+from .base import OTHER, Family, Layers, Rule, Widths, numbered
+from .encoders import encoder
 
 _IN, _OUT = numbered("IN", 12), numbered("OUT", 12)
 _SD = ("BASE", *_IN, "MID", *_OUT)
@@ -14,76 +15,123 @@ _SDXL = ("BASE", *_IN[:9], "MID", *_OUT[:9])
 _SD_ATTENTION = ("BASE", *(_IN[i] for i in (1, 2, 4, 5, 7, 8)), "MID", *_OUT[3:])
 _SDXL_ATTENTION = ("BASE", *(_IN[i] for i in (4, 5, 7, 8)), "MID", *_OUT[:6])
 
-_LAYER = r"(?:resnets|attentions|motion_modules)"
+_PARTS = r"(?:resnets|attentions|motion_modules)"
 _RULES: tuple[Rule, ...] = (
-    blocks(r"input_blocks_(\d+)_\d", "IN{:02}"),
-    blocks(r"middle_block_\d", "MID"),
-    blocks(r"output_blocks_(\d+)_\d", "OUT{:02}"),
-    blocks(rf"down_blocks_(\d)_{_LAYER}_([01])_", "IN{:02}", lambda i, j: 3 * i + j + 1),
-    blocks(r"down_blocks_(\d)_downsamplers_0", "IN{:02}", lambda i: 3 * i + 3),
-    blocks(rf"mid_block_{_LAYER}_\d", "MID"),
-    blocks(rf"up_blocks_(\d)_{_LAYER}_([012])_", "OUT{:02}", lambda i, j: 3 * i + j),
-    blocks(r"up_blocks_(\d)_upsamplers_0", "OUT{:02}", lambda i: 3 * i + 2),
-    blocks(r"conv_in$", "IN00"),
-    blocks(r"(?:time_embed|time_embedding|label_emb|add_embedding|class_embedding)_", OTHER),
-    blocks(r"(?:conv_norm_out|conv_out|out_0|out_2)$", OTHER),
+    Rule(r"input_blocks_(\d+)_\d", "IN{:02}"),
+    Rule(r"middle_block_\d", "MID"),
+    Rule(r"output_blocks_(\d+)_\d", "OUT{:02}"),
+    Rule(rf"down_blocks_(\d)_{_PARTS}_([01])_", "IN{:02}", lambda i, j: 3 * i + j + 1),
+    Rule(r"down_blocks_(\d)_downsamplers_0", "IN{:02}", lambda i: 3 * i + 3),
+    Rule(rf"mid_block_{_PARTS}_\d", "MID"),
+    Rule(rf"up_blocks_(\d)_{_PARTS}_([012])_", "OUT{:02}", lambda i, j: 3 * i + j),
+    Rule(r"up_blocks_(\d)_upsamplers_0", "OUT{:02}", lambda i: 3 * i + 2),
+    Rule(r"conv_in$", "IN00"),
+    Rule(r"(?:time_embed|time_embedding|label_emb|add_embedding|class_embedding)_", OTHER),
+    Rule(r"(?:conv_norm_out|conv_out|out_0|out_2)$", OTHER),
 )
 
-_CONTEXT = r".*_attn2_(?:processor_)?to_[kv]"
-_TEXT = r".*_(?:self_attn_(?:to_)?[qkv](?:_proj)?|mlp_fc1)"
-_ATTENTION = r"(?:proj_in|transformer_blocks_.*)"
-# SD 1 and 2 have attention of depth 1, in all levels but the deepest, which is where SDXL has most of it.
-_SD_SHAPE = (
-    absent(r".*_transformer_blocks_[1-9].*"),
-    absent(rf"(?:up_blocks_0_attentions_\d|output_blocks_[012]_1)_{_ATTENTION}"),
-    absent(r"(?:label_emb|add_embedding)_.*"),
-    absent(r".*", components="te2|clip_g"),
-)
+_TO = r"(?:processor_)?to_"
+_SGM_RESNET = r"(?:in_layers_[02]|emb_layers_1|out_layers_0|skip_connection)"
+_RESNET = r"(?:norm[12]|conv1|time_emb_proj|conv_shortcut)"
+
+
+def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *more: str, motion: bool = False) -> Layers:
+    """The layers of a UNet whose levels have these widths and this many transformer blocks in each attention."""
+    layers: dict[str, int | Widths] = {}
+    deepest = len(widths) - 1
+    for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        up = deepest - i
+        sgm = rf"input_blocks_(?:{3 * i + 1}|{3 * i + 2})|output_blocks_(?:{3 * up}|{3 * up + 1}|{3 * up + 2})"
+        layers |= _level(rf"(?:down_blocks_{i}|up_blocks_{up})", rf"(?:{sgm})", "0", width, depth, context, motion)
+    layers |= _level("mid_block", "middle_block", "[02]", widths[deepest], max(depths), context, motion)
+    samplers = "|".join(
+        rf"down_blocks_{i}_downsamplers_0_conv|input_blocks_{3 * i + 3}_0_op"
+        rf"|up_blocks_{i}_upsamplers_0_conv|output_blocks_{3 * i + 2}_[12]_conv"
+        for i in range(deepest)
+    )
+    ends = r"conv_in|input_blocks_0_0|time_embed(?:ding_linear)?_\d|conv_norm_out|conv_out|out_[02]"
+    return layers | {"|".join((samplers, ends, *more)): ()}
+
+
+def _level(
+    names: str, sgm: str, sgm_resnet: str, width: int, depth: int, context: int, motion: bool
+) -> dict[str, int | Widths]:
+    layers: dict[str, int | Widths] = {}
+    if depth:
+        attention = rf"(?:{names}_attentions_\d|{sgm}_1)_"
+        block = rf"{attention}transformer_blocks_[0-{depth - 1}]_"
+        layers = {
+            rf"{block}attn2_{_TO}[kv]": context,
+            rf"{block}(?:attn[12]_{_TO}\w+|ff_net_0_proj)|{attention}proj_(?:in|out)": width,
+            rf"{block}ff_net_2": 4 * width,
+            rf"{block}norm\d|{attention}norm": (),
+        }
+    resnet, sgm_resnet = rf"{names}_resnets_\d_", rf"{sgm}_{sgm_resnet}_"
+    # LoHa and LoKr store a convolution as channels x kernel.
+    layers[rf"{resnet}conv2|{sgm_resnet}out_layers_3"] = (width, 9 * width)
+    layers[rf"{resnet}{_RESNET}|{sgm_resnet}{_SGM_RESNET}"] = ()
+    if motion:
+        layers |= {rf"{names}_motion_modules_\d_\w+_to_\w+": width, rf"{names}_motion_modules_\d_\w+": ()}
+    return layers
+
 
 SD1 = Family(
     name="sd1",
     title="Stable Diffusion 1.x",
     blocks=_SD,
-    rules=(*_RULES, encoder("clip_l", "BASE", "te|te1|clip_l")),
+    rules=_RULES,
+    encoders=(encoder("clip_l", "BASE", "te", "te1"),),
+    denoiser="unet",
     layouts=(_SD_ATTENTION, _SD),
     relatives=(_SDXL_ATTENTION, _SDXL),
-    evidence=(*_SD_SHAPE, widths(_CONTEXT, 768), widths(_TEXT, 768, components="te|te1|clip_l")),
+    layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 768, motion=True),
     base_model="sd_v1",
-    versions="sd_v1",
-    architectures="stable-diffusion-v1",
+    claims=r"sd_v1|stable-diffusion-v1",
 )
 
 SD2 = Family(
     name="sd2",
     title="Stable Diffusion 2.x",
     blocks=_SD,
-    rules=(*_RULES, encoder("clip_h", "BASE", "te|te1")),
+    rules=_RULES,
+    encoders=(encoder("clip_h", "BASE", "te", "te1"),),
+    denoiser="unet",
     layouts=(_SD_ATTENTION, _SD),
     relatives=(_SDXL_ATTENTION, _SDXL),
-    evidence=(*_SD_SHAPE, widths(_CONTEXT, 1024), widths(_TEXT, 1024, components="te|te1")),
+    layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, r"class_embedding_\w+"),
     base_model="sd_v2",
-    versions="sd_v2",
-    architectures="stable-diffusion-v2",
+    claims=r"sd_v2|stable-diffusion-v2",
     preset_families=("sd1",),
 )
+
+_SIZES = r"(?:label_emb|add_embedding)_\w+"  # SDXL is told the picture's size
 
 SDXL = Family(
     name="sdxl",
     title="Stable Diffusion XL",
     blocks=_SDXL,
-    rules=(*_RULES, encoder("clip_l", "BASE", "te1|clip_l"), encoder("clip_g", "BASE", "te2|clip_g", r"(?!encoder_)")),
+    rules=_RULES,
+    encoders=(
+        encoder("clip_l", "BASE", "te1"),
+        encoder("clip_g", "BASE", "te2"),
+    ),
+    denoiser="unet",
     layouts=(_SDXL_ATTENTION, _SDXL),
     relatives=(_SD_ATTENTION, _SD),
-    evidence=(
-        absent(
-            rf"(?:(?:down_blocks_0|up_blocks_2)_attentions_\d|(?:input_blocks_[12]|output_blocks_[678])_1)_{_ATTENTION}"
-        ),
-        absent(r"down_blocks_2_downsamplers.*|up_blocks_2_upsamplers.*"),
-        widths(_CONTEXT, 2048),
-        widths(_TEXT, 768, components="te1|clip_l"),
-        widths(_TEXT, 1280, components="te2|clip_g"),
-    ),
+    layers=_layers((320, 640, 1280), (0, 2, 10), 2048, _SIZES, motion=True),
     base_model="sdxl_base_v1-0",
-    versions="sdxl_",
-    architectures="stable-diffusion-xl",
+    claims=r"sdxl_|stable-diffusion-xl-v1-base",
+)
+
+SDXL_REFINER = Family(
+    name="sdxl_refiner",
+    title="Stable Diffusion XL refiner",
+    blocks=_SD,
+    rules=_RULES,
+    encoders=(encoder("clip_g", "BASE", "te", "te2"),),
+    denoiser="unet",
+    layouts=(_SD,),
+    relatives=(_SD_ATTENTION, _SDXL_ATTENTION, _SDXL),
+    layers=_layers((384, 768, 1536, 1536), (0, 4, 4, 0), 1280, _SIZES),
+    claims=r"stable-diffusion-xl-v1-refiner",
 )

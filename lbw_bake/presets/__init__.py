@@ -7,16 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import PresetError, nearest
-from .model import Entry, Preset
-from .yaml_file import read_yaml
+from .findings import RULES, Finding, Rule
+from .formats import READERS, kind_of, read_document, read_presets
+from .model import Document, Entry, Preset
 
 __all__ = [
+    "READERS",
+    "RULES",
+    "Document",
     "Entry",
+    "Finding",
     "Preset",
+    "Rule",
     "builtin_path",
     "find_preset",
+    "kind_of",
     "load_presets",
     "preset_paths",
+    "read_document",
     "read_presets",
     "user_path",
 ]
@@ -45,17 +53,6 @@ def preset_paths(named: Path | None = None) -> list[Path]:
     if (user := user_path()).exists():
         paths.append(user)
     return [*paths, named] if named else paths
-
-
-def read_presets(path: Path) -> list[Preset]:
-    """The presets of one file. Raises PresetError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path given with --presets") from error
-    except UnicodeDecodeError as error:
-        raise PresetError(f"{path}: is not UTF-8 text: {error}", "save it as UTF-8") from error
-    return read_yaml(text, path)
 
 
 def load_presets(named: Path | None = None) -> dict[str, Preset]:

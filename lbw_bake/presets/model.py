@@ -1,13 +1,18 @@
-"""What a preset is, and which of its entries speaks of a family."""
+"""What a preset is, which of its entries speaks of a family, and what the reader of a file found."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import PresetError
 from ..families import Family
 from ..weights import Element, Source, Vector
+from .findings import Finding, in_order
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +22,17 @@ class Entry:
     family: str | None
     source: Source
     line: int
+    column: int = 1
+
+    @property
+    def length(self) -> int | None:
+        """How many values it has, None for rules."""
+        return len(self.source.values) if isinstance(self.source, Vector) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named source of weights or element rules, and where it was written (line from 1)."""
+    """A named source of weights or element rules, and where it was written (line and column from 1)."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -29,15 +40,17 @@ class Preset:
     line: int
     description: str = ""
     elements: tuple[Element, ...] = ()
+    column: int = 1
 
     def source_for(self, family: Family, layout: int | None = None) -> Source:
-        """The entry for a family, of the given vector length if one is asked for. Raises PresetError."""
+        """The entry for a family, of the given vector length if one is asked for. Raises PresetError.
+
+        Entries for the family come before those for any; of these the first whose length is the family's own.
+        """
         names = (family.name, *family.preset_families, None)
-        entries = [entry for name in names for entry in self.entries if entry.family == name]
+        entries = [entry for entry in self.entries if entry.family in names]
         if layout is not None:
-            entries = [
-                entry for entry in entries if isinstance(entry.source, Vector) and len(entry.source.values) == layout
-            ]
+            entries = [entry for entry in entries if entry.length == layout]
         if not entries:
             known = sorted({entry.family or "any family" for entry in self.entries}) or ["elements only"]
             wanted = f"{family.name} with {layout} weights" if layout else family.name
@@ -45,4 +58,60 @@ class Preset:
                 f"preset {self.name} has no entry for {wanted}",
                 f"it has entries for {', '.join(known)}; add one to {self.path}, or give --weights",
             )
-        return entries[0].source
+        return min(entries, key=lambda entry: (names.index(entry.family), _strangeness(entry, family))).source
+
+
+def _strangeness(entry: Entry, family: Family) -> int:
+    own = {None, *map(len, family.layouts)}
+    return 0 if entry.length in own else 1 if entry.length in family.lengths else 2
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A preset file as read: its presets by name, and everything that is wrong with it."""
+
+    presets: tuple[Preset, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def document(items: Iterable[Preset | Finding]) -> Document:
+    """Presets and findings, as they were read, put in order; presets of one name become one."""
+    read = list(items)
+    presets = of_type(Preset, read)
+    findings = [*of_type(Finding, read), *_duplicates(presets)]
+    if not presets and not findings:
+        findings.append(Finding("LBW110", 1, 1, "", "the file holds no presets"))
+    merged: dict[str, Preset] = {}
+    for preset in presets:
+        first = merged.get(preset.name)
+        merged[preset.name] = _joined(first, preset) if first else preset
+    return Document(tuple(merged.values()), in_order(findings))
+
+
+def of_type(kind: type[T], items: Iterable[object]) -> list[T]:
+    """The items of one type."""
+    return [item for item in items if isinstance(item, kind)]
+
+
+def _joined(first: Preset, second: Preset) -> Preset:
+    return replace(
+        first,
+        entries=(*first.entries, *second.entries),
+        elements=(*first.elements, *second.elements),
+        description=first.description or second.description,
+    )
+
+
+def _duplicates(presets: Iterable[Preset]) -> Iterable[Finding]:
+    seen: dict[str, dict[tuple[str | None, int | None], int]] = {}
+    for preset in presets:
+        kinds = {(entry.family, entry.length): preset.line for entry in preset.entries}
+        kinds = kinds or {(None, None): preset.line}
+        known = seen.setdefault(preset.name, {})
+        if same := next((line for kind, line in known.items() if kind in kinds), None):
+            message = f"{preset.name} is defined twice, first on line {same}"
+            yield Finding("LBW201", preset.line, preset.column, preset.name, message)
+        elif known:
+            message = f"{preset.name} is defined for another length too, on line {max(known.values())}"
+            yield Finding("LBW202", preset.line, preset.column, preset.name, message)
+        known.update(kinds)

@@ -6,102 +6,245 @@ silence, and leave scalars as written, so that a preset named `NO` is not the bo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from ..errors import PresetError, WeightError
-from ..families import FAMILIES
-from ..weights import Element, Rules, Source, Vector, parse_element, parse_source
-from .model import Entry, Preset
+from ..errors import nearest
+from ..families import FAMILIES, Family
+from ..weights import Element, Rules
+from .findings import Finding
+from .grammar import LBW, check_name, check_rules, knows, read_element, read_source, read_values
+from .lines import without_mark
+from .model import Document, Entry, Preset, document, of_type
+from .text import WIDE_COLON, WIDE_COMMA, Piece
 
 DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
-_ENTRY_KEYS = {*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS}
+ENTRY_KEYS = (*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS)
 # Aliases make a small file large; presets need none.
 _MAX_NODES = 200_000
+_MAX_DEPTH = 20
+
+Pairs = list[tuple[yaml.Node, yaml.Node]]
 
 
-def read_yaml(text: str, path: Path) -> list[Preset]:
-    """The presets of a presets.yaml. Raises PresetError naming the line."""
+class _RefusedError(Exception):
+    """What no preset file needs, and what the findings about it are."""
+
+    def __init__(self, code: str, mark: Any, message: str) -> None:
+        super().__init__(message)
+        self.finding = _at(code, mark, message)
+
+
+def _at(code: str, mark: Any, message: str) -> Finding:
+    return Finding(code, mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, "", message)
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes; refuses aliases, and what is too large or too deep to be presets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = 0
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """A node and those below it."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise _RefusedError("LBW502", event.start_mark, f"alias *{event.anchor}")
+        if (tag := getattr(event, "tag", None)) not in (None, "!"):
+            raise _RefusedError("LBW502", event.start_mark, f"tag {tag}")
+        self._nodes += 1
+        if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
+            raise _RefusedError("LBW507", event.start_mark, "the file is too large or too deeply nested for presets")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The root node, None for an empty file. Raises yaml.YAMLError and what `read_yaml` makes findings of."""
+    loader = _Loader(text)
     try:
-        _refuse_aliases(text, path)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise PresetError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if root is None:
-        return []
-    if not isinstance(root, yaml.MappingNode):
-        raise PresetError(f"{path}: a presets file is a mapping of names to weights", "write NAME: 1,0,0,...")
-    presets: dict[str, Preset] = {}
-    for name_node, value in root.value:
-        preset = _preset(_text(name_node, path), value, name_node.start_mark.line + 1, path)
-        if preset.name in presets:
-            raise _error(
-                path, name_node, f"preset {preset.name} is defined twice", f"first on line {presets[preset.name].line}"
-            )
-        presets[preset.name] = preset
-    return list(presets.values())
+        return loader.get_single_node()
+    finally:
+        loader.dispose()
 
 
-def _preset(name: str, value: yaml.Node, line: int, path: Path) -> Preset:
-    entries: list[Entry] = []
-    elements: tuple[Element, ...] = ()
-    description = ""
-    if isinstance(value, yaml.MappingNode) and any(_text(key, path) in _ENTRY_KEYS for key, _ in value.value):
-        for key_node, entry in value.value:
-            key = _text(key_node, path)
-            if key == DESCRIPTION:
-                description = _text(entry, path)
-            elif key == ELEMENTS:
-                elements = tuple(_elements(entry, path))
-            elif key in _ENTRY_KEYS:
-                family = None if key == ANY_FAMILY else key
-                entries += (Entry(family, source, key_node.start_mark.line + 1) for source in _sources(entry, path))
-            else:
-                raise _error(path, key_node, f"preset {name}: {key!r} is no family", f"families: {', '.join(FAMILIES)}")
-    else:
-        entries += (Entry(None, source, line) for source in _sources(value, path))
-    return Preset(name, tuple(entries), path, line, description, elements)
+def read_yaml(text: str, path: Path) -> Document:
+    """Read a presets.yaml."""
+    return document(_read(text, path))
 
 
-def _sources(node: yaml.Node, path: Path) -> Iterator[Source]:
-    """The sources a value holds: one, or a list of several vectors for different layouts."""
-    try:
-        if isinstance(node, yaml.MappingNode):
-            yield Rules(tuple((_text(key, path), _text(value, path)) for key, value in node.value))
-        elif isinstance(node, yaml.SequenceNode):
-            items = [_text(item, path) for item in node.value]
-            if any("," in item for item in items):
-                yield from map(parse_source, items)
-            else:
-                yield Vector(tuple(items))
-        else:
-            yield parse_source(_text(node, path))
-    except WeightError as error:
-        raise _error(path, node, error.message, error.hint) from error
-
-
-def _elements(node: yaml.Node, path: Path) -> Iterator[Element]:
-    for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+def _read(text: str, path: Path) -> Iterator[Preset | Finding]:
+    for item in without_mark(text):
+        if isinstance(item, Finding):
+            yield item
+            continue
         try:
-            yield parse_element(_text(item, path))
-        except WeightError as error:
-            raise _error(path, item, error.message, error.hint) from error
+            root = compose(item)
+        except yaml.YAMLError as error:
+            yield _syntax_error(error, item)
+        except _RefusedError as refused:
+            yield refused.finding
+        else:
+            yield from _Reader(item, path).presets(root)
 
 
-def _text(node: yaml.Node, path: Path) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        raise _error(path, node, "expected a name, a number or a vector here, not a list or mapping")
-    return str(node.value)
+def _syntax_error(error: yaml.YAMLError, text: str) -> Finding:
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        problem = error.problem or error.context or "cannot be read"
+    else:  # a character YAML does not allow
+        before = text[: getattr(error, "position", 0)]
+        mark = None
+        problem = f"the character {text[len(before) : len(before) + 1]!r} is not allowed"
+        return Finding("LBW501", before.count("\n") + 1, len(before) - before.rfind("\n"), "", problem)
+    line = text.split("\n")[mark.line - 1 : mark.line + 1] if mark else []
+    if mark and any(wide in one for one in line for wide in (WIDE_COLON, WIDE_COMMA)):
+        return _at("LBW103", mark, f"not valid YAML: {problem}; full-width punctuation nearby")
+    return _at("LBW501", mark, f"not valid YAML: {problem}")
 
 
-def _error(path: Path, node: yaml.Node, message: str, hint: str = "") -> PresetError:
-    return PresetError(f"{path}:{node.start_mark.line + 1}: {message}", hint)
+class _Reader:
+    """Reads nodes of one text."""
 
+    def __init__(self, text: str, path: Path) -> None:
+        self._text = text
+        self._path = path
 
-def _refuse_aliases(text: str, path: Path) -> None:
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
-        if isinstance(event, yaml.AliasEvent) or count > _MAX_NODES:
-            line = event.start_mark.line + 1 if event.start_mark else 0
-            raise PresetError(f"{path}:{line}: aliases and files of {_MAX_NODES} values are not presets")
+    def presets(self, root: yaml.Node | None) -> Iterator[Preset | Finding]:
+        """The presets of the file."""
+        if root is None:
+            return
+        if not isinstance(root, yaml.MappingNode):
+            yield _at("LBW503", root.start_mark, "a presets file is a mapping of names to weights")
+            return
+        lines: dict[str, int] = {}
+        for key, value in root.value:
+            name = self._piece(key)
+            if name is None:
+                yield self._wrong_kind(key, "", "a preset's name")
+            elif (text := name.text.strip()) in lines:
+                yield name.finding("LBW201", f"{text} is defined twice, first on line {lines[text]}", text)
+            else:
+                lines[text] = name.line
+                yield from check_name(name)
+                yield from self._preset(name, value)
+
+    def _preset(self, name: Piece, value: yaml.Node) -> Iterator[Preset | Finding]:
+        entries: list[Entry] = []
+        elements: list[Element] = []
+        description = ""
+        preset_name = name.text.strip()
+        for key, part in self._parts(name, value):
+            if key.text == DESCRIPTION:
+                description = (self._piece(part) or Piece("", 0)).text
+                items: list[Any] = [] if self._piece(part) else [self._wrong_kind(part, preset_name, "a text")]
+            elif key.text == ELEMENTS:
+                items = list(self._elements(part, preset_name))
+                elements += of_type(Element, items)
+            elif key.text in (ANY_FAMILY, *FAMILIES):
+                family = key.text if key.text in FAMILIES else None
+                families = (FAMILIES[family],) if family else tuple(FAMILIES.values())
+                items = list(self._sources(part, preset_name, families))
+                sources = [item for item in items if not isinstance(item, Finding)]
+                entries += (Entry(family, source, key.line, key.column) for source in sources)
+            else:
+                items = [self._unknown_key(key, preset_name)]
+            yield from of_type(Finding, items)
+        if isinstance(value, yaml.MappingNode):
+            yield from self._repeated(value.value, preset_name)
+        if not (entries or elements) and all(key.text == DESCRIPTION for key, _ in self._parts(name, value)):
+            yield name.finding("LBW508", f"{preset_name} has neither weights nor element rules", preset_name)
+        where = name.strip()
+        yield Preset(preset_name, tuple(entries), self._path, name.line, description, tuple(elements), where.column)
+
+    def _parts(self, name: Piece, value: yaml.Node) -> Iterator[tuple[Piece, yaml.Node]]:
+        """What a preset says, by key; a source that stands alone is for any family."""
+        keyed = isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value)
+        if not keyed:
+            yield name.with_text(ANY_FAMILY), value
+            return
+        for key, part in value.value:
+            yield self._piece(key) or Piece("", key.start_mark.line + 1, key.start_mark.column + 1), part
+
+    def _are_blocks(self, pairs: Pairs) -> bool:
+        """Whether a mapping's keys are blocks rather than families."""
+        keys = [str(key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        if any(key in ENTRY_KEYS for key in keys):
+            return False
+        return any(knows(family, key) for family in FAMILIES.values() for key in keys)
+
+    def _sources(self, node: yaml.Node, name: str, families: Sequence[Family]) -> Iterator[Any]:
+        """The sources a value holds: one, or a list of several vectors for different layouts."""
+        if isinstance(node, yaml.MappingNode):
+            yield from self._rules(node, name, families)
+        elif isinstance(node, yaml.SequenceNode):
+            pieces = [self._piece(item) for item in node.value]
+            known = [piece for piece in pieces if piece]
+            for item in node.value:
+                if self._piece(item) is None:
+                    yield self._wrong_kind(item, name, "a number or a vector")
+            if any("," in piece.text for piece in known):
+                for item in known:
+                    yield from read_source(item, name, families)
+            elif len(known) == len(pieces):
+                yield from read_values(known, self._whole(node), name, LBW, families)
+        elif (piece := self._piece(node)) is not None:
+            yield from read_source(piece, name, families)
+
+    def _rules(self, node: yaml.MappingNode, name: str, families: Sequence[Family]) -> Iterator[Any]:
+        rules: list[tuple[Piece, Piece]] = []
+        for key, value in node.value:
+            selector, weight = self._piece(key), self._piece(value)
+            if selector and weight:
+                rules.append((selector, weight))
+            else:
+                yield self._wrong_kind(value if selector else key, name, "a number")
+        if rules:
+            yield from check_rules(rules, name, families)
+            yield Rules(tuple((selector.text, weight.text) for selector, weight in rules))
+        yield from self._repeated(node.value, name)
+
+    def _elements(self, node: yaml.Node, name: str) -> Iterator[Element | Finding]:
+        for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+            piece = self._piece(item)
+            if piece is None:
+                yield self._wrong_kind(item, name, "element rules")
+                continue
+            for rule in piece.split(r"[,\n]"):
+                if rule.text.strip():
+                    yield from read_element(rule, name, LBW)
+
+    def _repeated(self, pairs: Pairs, name: str) -> Iterator[Finding]:
+        seen: set[str] = set()
+        for key, _ in pairs:
+            piece = self._piece(key)
+            if piece and piece.text in seen:
+                yield piece.finding("LBW504", f"key {piece.text!r} is given twice", name)
+            seen.add(piece.text if piece else "")
+
+    def _unknown_key(self, key: Piece, name: str) -> Finding:
+        return key.finding("LBW505", f"{key.text!r} is no family", name, nearest(key.text, ENTRY_KEYS))
+
+    def _wrong_kind(self, node: yaml.Node, name: str, wanted: str) -> Finding:
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+        return self._whole(node).finding("LBW506", f"expected {wanted} here, not {kind}", name)
+
+    def _whole(self, node: yaml.Node) -> Piece:
+        return Piece("", node.start_mark.line + 1, node.start_mark.column + 1, exact=False)
+
+    def _piece(self, node: yaml.Node) -> Piece | None:
+        """A scalar as written; columns inside it are known where it stands on one line without escapes."""
+        if not isinstance(node, yaml.ScalarNode):
+            return None
+        text = str(node.value)
+        raw = self._text[node.start_mark.index : node.end_mark.index]
+        offset = raw.find(text) if text and "\n" not in raw else -1
+        column = node.start_mark.column + 1 + max(offset, 0)
+        return Piece(text, node.start_mark.line + 1, column, exact=offset >= 0)

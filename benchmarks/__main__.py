@@ -1,0 +1,188 @@
+"""`make bench`: whole processes, against `cp` and against load, scale and save with torch, side by side in one run.
+
+Machines are noisy, so every round measures all three one after the other and ratios are taken within a round; the
+table gives their medians. Writes the table into docs/performance.md, and docs/performance.svg.
+
+    python -m benchmarks [--sizes 20,150,900] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from safetensors.numpy import save_file
+
+DOCS = Path(__file__).parents[1] / "docs"
+MARKERS = ("<!-- measured by make bench -->", "<!-- end -->")
+TORCH = """
+import sys
+from safetensors.torch import load_file, save_file
+tensors = load_file(sys.argv[1])
+for name in tensors:
+    if name.endswith("lora_up.weight"):
+        tensors[name] = tensors[name] * 0.3
+save_file(tensors, sys.argv[2])
+"""
+Command = list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: seconds from start to exit, and its peak resident memory in MiB."""
+
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file to bake: megabytes, dtype, and whether its metadata has hashes to keep true."""
+
+    megabytes: int
+    dtype: str
+    hashed: bool
+
+
+def sdxl_lora(path: Path, case: Case) -> None:
+    """A LoRA of SDXL's 722 UNet modules, as large as asked by its width."""
+    rng = np.random.default_rng(0)
+    spots = [(f"input_blocks_{n}_1", 2) for n in (4, 5)] + [(f"input_blocks_{n}_1", 10) for n in (7, 8)]
+    spots += [("middle_block_1", 10)] + [(f"output_blocks_{n}_1", 10 if n < 3 else 2) for n in range(6)]
+    layers = [
+        f"lora_unet_{spot}_transformer_blocks_{block}_{layer}"
+        for spot, depth in spots
+        for block in range(depth)
+        for layer in ("attn1_to_q", "attn1_to_k", "attn2_to_k", "attn2_to_v", "ff_net_0_proj", "ff_net_2")
+    ]
+    rank = 32
+    itemsize = np.dtype(case.dtype).itemsize
+    width = case.megabytes * 10**6 // (len(layers) * 2 * rank * itemsize)
+    pool = (rng.standard_normal(rank * width) * 1e-2).astype(case.dtype)
+    tensors = {}
+    for i, layer in enumerate(layers):
+        values = np.roll(pool, i)
+        tensors[f"{layer}.lora_down.weight"] = values.reshape(rank, width)
+        tensors[f"{layer}.lora_up.weight"] = values.reshape(width, rank)
+        tensors[f"{layer}.alpha"] = np.array(16, case.dtype)
+    hashes = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8} if case.hashed else {}
+    save_file(tensors, path, {"ss_base_model_version": "sdxl_base_v1-0", **hashes})
+
+
+def run(command: Command) -> Run:
+    """Run a command to its end."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return Run(seconds, usage.ru_maxrss / 1024)
+
+
+def measure(case: Case, folder: Path, rounds: int) -> list[str]:
+    """One row of the table."""
+    source, output = folder / "source.safetensors", folder / "output.safetensors"
+    sdxl_lora(source, case)
+    lbw = [sys.executable, "-m", "lbw_bake", "bake", str(source), "-q", "--device", "cpu", "-o", str(output)]
+    commands: dict[str, Command] = {
+        "cp": ["cp", str(source), str(output)],
+        "torch": [sys.executable, "-c", TORCH, str(source), str(output)],
+        "lbw": [*lbw, "--weights", "*=0.3"],
+        "lbw MIDD": [*lbw, "--preset", "MIDD"],
+    }
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            output.unlink(missing_ok=True)
+            runs[name].append(run(command))
+
+    def ratio(one: str, other: str) -> str:
+        pairs = zip(runs[one], runs[other], strict=True)
+        return f"{median(a.seconds / b.seconds for a, b in pairs):.1f}"
+
+    seconds = median(one.seconds for one in runs["lbw"])
+    memory = {name: max(one.memory for one in runs[name]) for name in ("lbw", "torch")}
+    hashed = "yes" if case.hashed else "no"
+    return [
+        *(f"{case.megabytes} MB", case.dtype, hashed, f"{seconds:.2f} s"),
+        *(ratio("torch", "lbw"), ratio("lbw", "cp"), ratio("lbw MIDD", "cp")),
+        *(f"{memory['lbw']:.0f} MiB", f"{memory['torch']:.0f} MiB"),
+    ]
+
+
+HEAD = ["size", "dtype", "hashes", "all scaled", "torch / lbw", "lbw / cp", "MIDD / cp", "lbw memory", "torch memory"]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as Markdown."""
+    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_docs(rows: Sequence[Sequence[str]]) -> None:
+    """Put the table between the markers of docs/performance.md, and draw its ratios."""
+    page = DOCS / "performance.md"
+    text = page.read_text(encoding="utf-8")
+    before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
+    machine = f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
+    measured = f"{MARKERS[0]}\n\nMeasured on {machine}.\n\n{table(rows)}\n\n{MARKERS[1]}"
+    page.write_text(before + measured + after, encoding="utf-8")
+    try:
+        draw(rows)
+    except ImportError:
+        print("no picture: install the plot extra for matplotlib")
+
+
+def draw(rows: Sequence[Sequence[str]]) -> None:
+    """How many times as long as cp and as lbw, by file."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "lbw"
+    from matplotlib import pyplot as plt
+
+    labels = [f"{row[0]} {row[1]}\n{'with' if row[2] == 'yes' else 'no'} hashes" for row in rows]
+    figure, axes = plt.subplots(figsize=(8, 0.6 * len(rows) + 1.2), layout="constrained")
+    positions = np.arange(len(rows))
+    axes.barh(positions - 0.2, [float(row[4]) for row in rows], 0.38, label="torch / lbw", color="#4477aa")
+    axes.barh(positions + 0.2, [float(row[5]) for row in rows], 0.38, label="lbw / cp", color="#ee6677")
+    axes.set_yticks(positions, labels)
+    axes.invert_yaxis()
+    axes.axvline(1, color="gray", linewidth=0.8)
+    axes.set_xlabel("ratio of whole-process times")
+    axes.legend()
+    figure.savefig(DOCS / "performance.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure every case and write the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("--sizes", default="20,150,900", help="megabytes, separated by commas")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    sizes = [int(size) for size in options.sizes.split(",")]
+    cases = [Case(size, "float16", hashed) for size in sizes for hashed in (True, False)]
+    cases.append(Case(sizes[len(sizes) // 2], "float32", hashed=False))
+    rows = []
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(measure(case, Path(folder), options.rounds))
+        print(" ".join(rows[-1]), flush=True)
+    print(table(rows))
+    write_docs(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Preset files, checked: what their reader found, and where they contradict the built-in presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import FileFormatError, LbwError, WeightError
+from .families import FAMILIES, Family
+from .presets import Document, Entry, Finding, Preset, builtin_path, read_document, read_presets
+from .presets.findings import in_order
+from .values import number_text
+from .weights import resolve
+
+STDIN = Path("-")
+SUFFIXES = (".yaml", ".yml", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A file and what is wrong with it."""
+
+    path: Path
+    presets: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> int:
+        """How many findings are errors."""
+        return sum(finding.is_error for finding in self.findings)
+
+
+def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files named, and those of the folders named, subfolders included, that end like preset files.
+
+    Raises FileFormatError for a folder that holds none.
+    """
+    for path in paths:
+        if path == STDIN or not path.is_dir():
+            yield path
+            continue
+        insides = [inside.relative_to(path) for inside in path.rglob("*") if inside.suffix.lower() in SUFFIXES]
+        visible = sorted(inside for inside in insides if not any(part.startswith(".") for part in inside.parts))
+        if not visible:
+            raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
+        yield from (path / inside for inside in visible)
+
+
+def check(data: bytes, path: Path, kind: str | None = None) -> Checked:
+    """Check the content of a preset file, of the given kind or the one it seems to be."""
+    document = read_document(data, path, kind)
+    findings = in_order((*document.findings, *_against_builtin(document)))
+    return Checked(path, len(document.presets), findings)
+
+
+def _against_builtin(document: Document) -> Iterator[Finding]:
+    # Reading the built-in file takes longer than checking a small one: first see whether a name occurs in it.
+    text = "\n" + builtin_path().read_text(encoding="utf-8")
+    named = [preset for preset in document.presets if f"\n{preset.name}:" in text]
+    builtin = {preset.name: preset for preset in read_presets(builtin_path())} if named else {}
+    for preset in named:
+        if preset.name in builtin and (difference := _difference(preset, builtin[preset.name])):
+            yield Finding("LBW206", preset.line, preset.column, preset.name, f"{preset.name} {difference}")
+
+
+def _difference(preset: Preset, builtin: Preset) -> str:
+    """How a preset differs from the built-in one of its name, in words; empty where it does not."""
+    if preset.elements and list(map(str, preset.elements)) != list(map(str, builtin.elements)):
+        return "has other element rules than the built-in one"
+    for name in dict.fromkeys(family.name for entry in preset.entries for family in _families_of(entry)):
+        family = FAMILIES[name]
+        try:
+            theirs = resolve(builtin.source_for(family), family).blocks
+            ours = resolve(preset.source_for(family), family)
+        except WeightError:
+            return "has variables, the built-in one has numbers"
+        except LbwError:
+            continue
+        if difference := _first_difference(ours.blocks, theirs, family, ours.unlisted):
+            return difference
+    return ""
+
+
+def _first_difference(
+    ours: Mapping[str, float], theirs: Mapping[str, float], family: Family, unlisted: frozenset[str]
+) -> str:
+    blocks = (block for block in family.blocks if block not in unlisted and ours[block] != theirs[block])
+    block = next(blocks, None)
+    if block is None:
+        return ""
+    values = f"{number_text(ours[block])} for {block}, the built-in one {number_text(theirs[block])}"
+    return f"has {values} ({family.name})"
+
+
+def _families_of(entry: Entry) -> list[Family]:
+    """The families an entry is written for: by its length the first whose own it is."""
+    if entry.family:
+        return [FAMILIES[entry.family]]
+    own = [family for family in FAMILIES.values() if entry.length in (None, *map(len, family.layouts))]
+    return own if entry.length is None else own[:1]

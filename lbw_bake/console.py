@@ -1,0 +1,60 @@
+"""Lines for people and objects for programs: what every command prints with, and all that the quick ones need.
+
+Names come from files of strangers, so control characters are shown escaped, never sent to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import LbwError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_STYLES = {
+    "error": "\x1b[1;31m",
+    "warning": "\x1b[33m",
+    "hint": "\x1b[36m",
+    "lost": "\x1b[33m",
+    "baked": "\x1b[32m",
+    "written": "\x1b[32m",
+}
+
+
+def escape(text: object) -> str:
+    """Text that cannot drive a terminal: control and direction characters become their escapes."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """One JSON value on one line of stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))  # noqa: T201
+
+
+def print_line(text: str) -> None:
+    """A line on stdout."""
+    print(escape(text))  # noqa: T201
+
+
+def error(problem: LbwError) -> None:
+    """An error and its hint, on stderr."""
+    message("error", problem.message)
+    if problem.hint:
+        message("hint", problem.hint)
+
+
+def message(label: str, text: str) -> None:
+    """A labelled line on stderr, in colour on a terminal unless NO_COLOR is set."""
+    print(f"{paint(label, f'{label}:')} {escape(text)}", file=sys.stderr)  # noqa: T201
+
+
+def paint(label: str, text: str, *, stdout: bool = False) -> str:
+    """The text in the colour of the label, where the stream is a terminal and NO_COLOR is not set."""
+    stream = sys.stdout if stdout else sys.stderr
+    if label in _STYLES and stream.isatty() and not os.environ.get("NO_COLOR"):
+        return f"{_STYLES[label]}{text}\x1b[0m"
+    return text

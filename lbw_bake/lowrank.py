@@ -1,0 +1,138 @@
+"""Updates as one matrix product: what merging adds up, and what truncation makes smaller.
+
+Any linear algorithm is `up (out, rank) x down (rank, in, *kernel)` of some rank, exactly: LoHa's by the row-wise
+Khatri-Rao product of its factors, LoKr's by the Kronecker product of theirs. All arrays are float64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Factors = tuple[Array, Array]
+
+# Layers whose kernel is 3 x 3 where only flattened factors are stored, which do not tell.
+_KERNEL_3 = re.compile(r".*_(?:conv\d?|op|in_layers_2|out_layers_3)|conv_in|conv_out|.*input_blocks_0_0|out_2")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An update of shape (out, in, *kernel) as up (out, rank) times down (rank, in, *kernel)."""
+
+    up: Array
+    down: Array
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return len(self.down)
+
+    def dense(self) -> Array:
+        """The update itself."""
+        return np.tensordot(self.up, self.down, 1)
+
+    def times(self, factor: float) -> LowRank:
+        """The update times a factor, put where it costs the least precision: into the larger matrix if it shrinks."""
+        if abs(factor) < 1:
+            return LowRank(self.up, self.down * factor)
+        return LowRank(self.up * factor, self.down)
+
+
+def low_rank(algorithm: str, arrays: Arrays, path: str) -> LowRank:
+    """A module's update without `alpha / rank`; KeyError for an algorithm that has no such form."""
+    return _FORMS[algorithm](arrays, path)
+
+
+def has_low_rank(algorithm: str) -> bool:
+    """Whether an algorithm's update has this form whatever the base model."""
+    return algorithm in _FORMS
+
+
+def concatenate(parts: Sequence[LowRank]) -> LowRank:
+    """The sum of updates of one layer: ranks side by side."""
+    kernel = max((part.down.shape[2:] for part in parts), key=len)
+    downs = [part.down.reshape(*part.down.shape[:2], *(part.down.shape[2:] or kernel)) for part in parts]
+    return LowRank(np.concatenate([part.up for part in parts], 1), np.concatenate(downs, 0))
+
+
+def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank, float]:
+    """The nearest update of a lower rank (Eckart-Young), and its relative Frobenius distance.
+
+    QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one.
+    """
+    import torch
+
+    if update.rank <= rank:
+        return update, 0.0
+    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    up = torch.from_numpy(update.up).to(where)
+    down = torch.from_numpy(update.down.reshape(update.rank, -1)).to(where)
+    left, core_left = torch.linalg.qr(up)
+    right, core_right = torch.linalg.qr(down.T)
+    u, s, v = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
+    total = float(s.square().sum())
+    lost = float(s[rank:].square().sum())
+    root = s[:rank].sqrt()
+    new_up = (left @ u[:, :rank]) * root
+    new_down = root[:, None] * (v[:rank] @ right.T)
+    small = LowRank(_array(new_up), _array(new_down).reshape(-1, *update.down.shape[1:]))
+    return small, (lost / total) ** 0.5 if total else 0.0
+
+
+def _array(tensor: Any) -> Array:
+    array: Array = tensor.cpu().numpy()
+    return array
+
+
+def _lora(arrays: Arrays, path: str) -> LowRank:
+    del path
+    up, down, mid = arrays["up"], arrays["down"], arrays.get("mid")
+    if mid is not None:
+        down = np.einsum("pq...,qj->pj...", mid, down.reshape(len(down), -1))
+    return LowRank(up.reshape(len(up), -1), down)
+
+
+def _loha(arrays: Arrays, path: str) -> LowRank:
+    (a, b), (c, d) = (_hada(arrays, n) for n in "12")
+    up: Array = np.einsum("oi,oj->oij", a, c).reshape(len(a), -1)
+    down = np.einsum("ic,jc->ijc", b.reshape(len(b), -1), d.reshape(len(d), -1)).reshape(up.shape[1], -1)
+    return LowRank(up, _with_kernel(down, b.shape[2:], path))
+
+
+def _hada(arrays: Arrays, n: str) -> Factors:
+    left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
+    return (left, right) if core is None else (left.T, np.einsum("pq...,qi->pi...", core, right))
+
+
+def _lokr(arrays: Arrays, path: str) -> LowRank:
+    (a, b), (c, d) = _kron(arrays, "1", path), _kron(arrays, "2", path)
+    kernel = d.shape[2:]
+    return LowRank(np.kron(a, c), np.kron(b.reshape(*b.shape, *(1 for _ in kernel)), d))
+
+
+def _kron(arrays: Arrays, n: str, path: str) -> Factors:
+    """One Kronecker factor as a product; a full one times the identity on its smaller side."""
+    if (full := arrays.get(f"lokr_w{n}")) is not None:
+        if full.ndim == 2 and full.shape[1] < full.shape[0]:
+            return full, np.eye(full.shape[1])
+        return np.eye(len(full)), full
+    left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
+    if core is not None:
+        return left.T, np.einsum("pq...,qi->pi...", core, right)
+    return left, _with_kernel(right, (), path) if n == "2" else right
+
+
+def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
+    if not kernel and _KERNEL_3.fullmatch(path) and down.shape[1] % 9 == 0:
+        kernel = (3, 3)
+    return down.reshape(len(down), -1, *kernel)
+
+
+_FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

@@ -1,0 +1,338 @@
+"""Several LoRAs as one whose update is the exact sum: ranks side by side, one alpha for the whole file.
+
+    sum of r_i s_i U_i D_i  =  [g_1 U_1 | g_2 U_2 | ...] [D_1; D_2; ...] x alpha / R,   g_i = r_i s_i R / alpha
+
+with r_i the weight of the module's block in file i, s_i its alpha / rank and R the sum of ranks. One alpha, because
+diffusers gives all attention modules the most common one. Differences, norms and biases add.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .algorithms import ADDITIVE
+from .atomic import atomic_write, write_all
+from .errors import NotBakeableError, WeightError
+from .families import Place
+from .lora import Lora, read_lora
+from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
+from .metadata import DataHashes, baked_metadata, record_of
+from .modules import Module
+from .plan import carriers_of, settle
+from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
+from .sources import read_given
+from .tensordata import PIECE, TensorData
+from .tensorfile import Tensor, encode_header
+from .updates import Read, arrays_of
+from .weights import Options, Weights
+
+_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
+
+# Additive tensors that loaders multiply by alpha / rank together with the product.
+_INSIDE = ("up_bias", "bias")
+_ADAPTER_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is merged, as written: `PATH[:STRENGTH[:WEIGHTS]]`; weights are a preset's name, a vector or block rules."""
+
+    path: Path
+    strength: float = 1.0
+    weights: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a merge, with its weights; its presets' name, if they come from one."""
+
+    lora: Lora
+    weights: Weights
+    preset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """What a merge did. `errors` are the relative distances of truncation by block, empty without `rank`."""
+
+    nbytes: int
+    modules: int
+    errors: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+def parse_spec(text: str) -> Spec:
+    """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
+    if Path(text).exists():
+        return Spec(Path(text))
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")
+    return Spec(Path(match["path"]), float(match["strength"] or 1.0), match["weights"])
+
+
+def read_parts(texts: Sequence[str], family: str | None = None, presets: Path | None = None) -> list[Part]:
+    """Read the headers and resolve the weights of what is to be merged.
+
+    Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if the files are of different families.
+    """
+    parts: list[Part] = []
+    for spec in map(parse_spec, texts):
+        given = read_given(weights=spec.weights, presets=presets)
+        lora = read_lora(spec.path, family or (parts[0].weights.family.name if parts else None))
+        weights = settle(lora, given.source_for, given.modify(Options(strength=spec.strength)))
+        parts.append(Part(lora, weights, given.preset))
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Addend:
+    """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank)."""
+
+    module: Module
+    weight: float
+    read: Read
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """All modules of one name, in the order of the files."""
+
+    stem: str
+    place: Place
+    addends: tuple[_Addend, ...]
+
+
+def merge(
+    parts: Sequence[Part],
+    output: Path,
+    *,
+    rank: int | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    replace: bool = False,
+) -> Merged:
+    """Write the sum of several LoRAs of one family and key spelling; metadata are those of the first.
+
+    `rank` truncates every product to that rank; `dtype` (`F16`) is what is stored, by default what the first file
+    stores. Raises NotBakeableError for modules that do not add (DoRA, OFT, GLoRA with another kind), OutputError.
+    """
+    _check_spellings(parts)
+    stored = dtype or _stored_dtype(parts[0].lora)
+    alpha = _alpha(parts)
+    lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    tensors: list[Tensor] = []
+    with ExitStack() as files:
+        reads = [files.enter_context(TensorData(part.lora.file)).read for part in parts]
+        spool = files.enter_context(TemporaryFile(dir=output.parent))
+        layers = _layers(parts, reads)
+        for layer in layers:
+            for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
+                tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
+        nbytes = _write(parts, output, tensors, spool, replace=replace)
+    return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
+
+
+def _layers(parts: Sequence[Part], reads: Sequence[Read]) -> list[_Layer]:
+    found: dict[str, list[_Addend]] = defaultdict(list)
+    places: dict[str, Place] = {}
+    for part, read in zip(parts, reads, strict=True):
+        for module, place in part.lora.placed(part.weights.family):
+            if not module.linear:
+                raise NotBakeableError(
+                    f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, which does not add up",
+                    "merge files of LoRA, LoHa, LoKr and full modules",
+                )
+            places[module.name] = place
+            scale = _scale(module, read, part.lora)
+            found[module.name].append(_Addend(module, part.weights.of(place, module.path), read, scale))
+    return [_Layer(stem, places[stem], tuple(addends)) for stem, addends in found.items()]
+
+
+def _add(
+    layer: _Layer, alpha: float | None, rank: int | None, device: str, lost: list[tuple[float, float]]
+) -> dict[str, Array]:
+    """The tensors of a layer's sum, by name."""
+    addends = [addend for addend in layer.addends if addend.weight] or list(layer.addends[:1])
+    kinds = {addend.module.algorithm.name for addend in addends}
+    products = [addend for addend in addends if has_low_rank(addend.module.algorithm.name)]
+    if len(addends) == 1 and not rank and kinds != {"lora"}:
+        return _scaled(addends[0])
+    if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
+        raise NotBakeableError(f"{layer.stem}: {' and '.join(sorted(kinds))} do not add up", "leave one of them out")
+    summed = _additive(addends, alpha, products)
+    if not products:
+        return {f"{layer.stem}.{role}": array for role, array in summed.items()}
+    forms = [_form(addend) for addend in products]
+    if "full" in kinds:
+        summed["diff"] = summed["diff"] + sum(form.dense().reshape(summed["diff"].shape) for form in forms)
+        return {f"{layer.stem}.{role}": array for role, array in summed.items()}
+    total = concatenate(forms)
+    if rank:
+        size = float(np.sqrt(((total.up.T @ total.up) * _gram(total)).sum()))
+        total, error = truncate(total, rank, device)
+        lost.append((error * size, size))
+    return _named(layer, products, total, alpha) | {f"{layer.stem}.{role}": array for role, array in summed.items()}
+
+
+def _gram(form: LowRank) -> Array:
+    down = form.down.reshape(form.rank, -1)
+    gram: Array = down @ down.T
+    return gram
+
+
+def _form(addend: _Addend) -> LowRank:
+    """A module's whole update, weight and alpha included."""
+    module = addend.module
+    form = low_rank(module.algorithm.name, arrays_of(module, addend.read), module.path)
+    return form.times(addend.weight * addend.scale)
+
+
+def _named(layer: _Layer, products: Sequence[_Addend], total: LowRank, alpha: float | None) -> dict[str, Array]:
+    """The factors of a sum under the names of the first LoRA of the layer, or kohya's."""
+    lora = next((addend.module for addend in products if addend.module.algorithm.name == "lora"), None)
+    up, down = (lora.tensors[role][0].name if lora else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
+    kernel = total.down.shape[2:]
+    total = total if alpha is None else total.times(total.rank / alpha)
+    named = {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
+    return named if alpha is None else {**named, f"{layer.stem}.alpha": np.array(alpha)}
+
+
+def _additive(addends: Sequence[_Addend], alpha: float | None, products: Sequence[_Addend]) -> dict[str, Array]:
+    """The sums of what adds by itself; biases inside the product are divided by the alpha / rank it will get."""
+    ranks = sum(addend.module.rank or 0 for addend in products)
+    inside = 1.0 if alpha is None or not ranks else ranks / alpha
+    summed: dict[str, Array] = {}
+    for addend in addends:
+        arrays = arrays_of(addend.module, addend.read)
+        for role in (role for role in ADDITIVE if role in arrays):
+            factor = addend.weight * (addend.scale * inside if role in _INSIDE else 1.0)
+            summed[role] = summed.get(role, 0.0) + arrays[role] * factor
+    return summed
+
+
+def _scaled(addend: _Addend) -> dict[str, Array]:
+    """A module that is in one file only, in its own algorithm: one factor of each product scaled, as in a bake."""
+    module, weight = addend.module, addend.weight
+    carriers = carriers_of(module, "shrink" if abs(weight) < 1 and weight else "grow")
+    return {
+        tensor.name: addend.read(tensor).astype(np.float64) * (weight if role in carriers else 1.0)
+        for role, group in module.tensors.items()
+        for tensor in group
+    }
+
+
+def _scale(module: Module, read: Read, lora: Lora) -> float:
+    """What loaders multiply the product by: alpha / rank, from the file or from PEFT's metadata, else 1."""
+    if not module.rank or ("lokr_w1" in module.tensors and "lokr_w2" in module.tensors):
+        return 1.0
+    if alpha := module.tensors.get("alpha"):
+        return float(read(alpha[0]).reshape(-1)[0]) / module.rank
+    return _peft_scale(module, _adapter_metadata(lora))
+
+
+def _peft_scale(module: Module, config: Mapping[str, Any]) -> float:
+    component, _, name = module.name.partition(".")
+    if f"{component}.lora_alpha" not in config:
+        component, name = "", module.name
+    prefix = f"{component}." if component else ""
+    alpha = config.get(f"{prefix}lora_alpha")
+    for pattern, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?{pattern}", name):
+            alpha = value
+    if alpha is None or module.rank is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(module.rank) if config.get(f"{prefix}use_rslora") else module.rank)
+
+
+def _adapter_metadata(lora: Lora) -> dict[str, Any]:
+    try:
+        config = json.loads(lora.file.metadata.get(_ADAPTER_METADATA, "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _alpha(parts: Sequence[Part]) -> float | None:
+    """The alpha of the whole output: the first the first file has; None if no file has any."""
+    for part in parts:
+        with TensorData(part.lora.file) as data:
+            for module, _ in part.lora.placed(part.weights.family):
+                if module.rank and (alpha := module.tensors.get("alpha")):
+                    return float(data.read(alpha[0]).reshape(-1)[0]) or 1.0
+    return None
+
+
+def _stored_dtype(lora: Lora) -> str:
+    dtypes = Counter(tensor.dtype for tensor in lora.file.tensors if tensor.dtype in FLOATS and tensor.size > 1)
+    dtype = dtypes.most_common(1)[0][0] if dtypes else "F32"
+    return "BF16" if dtype in FLOAT8 else dtype
+
+
+def _spool(spool: BinaryIO, name: str, array: Array, dtype: str, start: int) -> Tensor:
+    """Append an array, rounded once, to the data that is to become the file's."""
+    rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
+    if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array).all():
+        raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
+    data = rounded.tobytes()
+    spool.write(data)
+    return Tensor(name, dtype, array.shape, start, start + len(data))
+
+
+def _write(parts: Sequence[Part], output: Path, tensors: Sequence[Tensor], spool: BinaryIO, *, replace: bool) -> int:
+    first = parts[0].lora
+    records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
+    metadata = baked_metadata(first, {"merged": records}, output.stem, update=True)
+    metadata.pop(_ADAPTER_METADATA, None)
+    hashes = DataHashes(tensors, metadata)
+    spool.seek(0)
+    with atomic_write(output, replace=replace) as target:
+        nbytes = write_all(target, encode_header(tensors, hashes.metadata()))
+        while piece := spool.read(PIECE):
+            hashes.update(memoryview(piece))
+            nbytes += write_all(target, piece)
+        target.seek(0)
+        write_all(target, encode_header(tensors, hashes.metadata()))
+    return nbytes
+
+
+def _by_block(lost: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """Relative distance of each block's update, from the absolute distances and norms of its modules."""
+    return {
+        block: math.sqrt(sum(error**2 for error, _ in pairs) / total)
+        for block, pairs in lost.items()
+        if (total := sum(size**2 for _, size in pairs))
+    }
+
+
+def _check_spellings(parts: Sequence[Part]) -> None:
+    """Layers are matched by name, so the names must be of one kind. Raises NotBakeableError."""
+    kinds = {part.lora.file.path: "." in part.lora.grouping.modules[0].name for part in parts}
+    if len(set(kinds.values())) > 1:
+        flat, dotted = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (False, True))
+        raise NotBakeableError(
+            f"{flat} names its modules as kohya does (lora_unet_...), {dotted} as diffusers or PEFT do",
+            "convert one of them to the other spelling first",
+        )
+
+
+def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
+    if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
+        yield "the files share no module name; do they spell the same layers differently?"
+    if any(_ADAPTER_METADATA in part.lora.file.metadata for part in parts):
+        yield f"{_ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
+    for part in parts:
+        if unknown := part.lora.unknown(part.weights.family):
+            yield f"{part.lora.file.path}: {len(unknown)} unknown tensors left out (the first is {unknown[0].name})"

@@ -1,0 +1,80 @@
+"""elempresets.txt of the extension: `NAME:BLOCKS:WORDS:WEIGHT`, more rules after commas or on lines of their own.
+
+Entries end at an empty line. Where it was forgotten, the extension drops the second entry without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..weights import Element
+from .findings import Finding
+from .grammar import EXTENSION, check_name, read_element
+from .lines import without_mark
+from .model import Document, Preset, document, of_type
+from .text import Piece, lines_of
+
+_HEAD_COLONS = 3
+
+
+def read_elempresets(text: str, path: Path) -> Document:
+    """Read the extension's file of element presets."""
+    return document(_read(text, path))
+
+
+def _read(text: str, path: Path) -> Iterator[Preset | Finding]:
+    for item in without_mark(text):
+        if isinstance(item, Finding):
+            yield item
+            continue
+        lines: list[Piece] = []
+        for line in lines_of(item):
+            yield from _check_line(line)
+            if line.text.strip().startswith("#"):
+                continue
+            if lines and (not line.text.strip() or _is_head(line)):
+                yield from _read_entry(lines, path)
+                lines = []
+                if line.text:
+                    yield _joined(line)
+            if line.text.strip():
+                lines.append(line)
+        if lines:
+            yield from _read_entry(lines, path)
+
+
+def _check_line(line: Piece) -> Iterator[Finding]:
+    if line.text.strip().startswith("#"):
+        yield line.strip().finding("LBW108", "elempresets.txt has no comments; the extension reads this as an entry")
+    elif "\t" in line.text:
+        yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
+
+
+def _is_head(line: Piece) -> bool:
+    """Whether a line starts an entry: its first rule has the name and a colon before it."""
+    return next(line.split(",")).text.count(":") == _HEAD_COLONS
+
+
+def _joined(line: Piece) -> Finding:
+    if not line.text.strip():
+        return line.finding("LBW402", "the line between two entries holds spaces, so it does not separate them")
+    name = line.text.partition(":")[0].strip()
+    message = f"{name} needs an empty line before it; the extension drops it"
+    return line.strip().finding("LBW402", message, name)
+
+
+def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
+    head = lines[0]
+    colon = head.text.find(":")
+    if colon < 0:
+        yield head.strip().finding("LBW105", f"{head.text.strip()!r} has no colon, so it is no entry")
+        return
+    yield from check_name(head.part(0, colon))
+    where = head.part(0, colon).strip()
+    rules = [rule for line in (head.part(colon + 1), *lines[1:]) for rule in line.split(",") if rule.text.strip()]
+    if not rules:
+        yield where.finding("LBW406", f"{where.text} has no element rules", where.text)
+    items = [item for rule in rules for item in read_element(rule, where.text, EXTENSION)]
+    yield from of_type(Finding, items)
+    yield Preset(where.text, (), path, head.line, elements=tuple(of_type(Element, items)), column=where.column)

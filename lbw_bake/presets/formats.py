@@ -1,0 +1,87 @@
+"""The formats of preset files: one reader each, for loading and for checking alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import PresetError
+from .elements_file import read_elempresets
+from .findings import Finding
+from .lines import read_inspire, read_lbwpresets
+from .model import Document, Preset
+
+Reader = Callable[[str, Path], Document]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A file format: its reader, and regular expressions for the names its files have and for a line only it has."""
+
+    read: Reader
+    names: str
+    line: str
+
+
+def _read_yaml(text: str, path: Path) -> Document:
+    from .yaml_file import read_yaml  # PyYAML takes longer to import than all the rest
+
+    return read_yaml(text, path)
+
+
+_NUMBER = r"[+-]?[\d.]+"
+# A file is of the first format whose pattern its name matches; failing that, of the first one of whose lines it has.
+READERS: dict[str, Format] = {
+    "elempresets": Format(read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?"),
+    "inspire": Format(read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*"),
+    "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#]+:\s.*|---"),
+    "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*"),
+}
+
+
+def kind_of(path: Path, text: str) -> str:
+    """Which format a file is in, by its name or else by what it holds."""
+    for kind, format_ in READERS.items():
+        if re.fullmatch(format_.names, path.name, re.IGNORECASE):
+            return kind
+    lines = text.removeprefix("\ufeff").splitlines() or [""]
+    return next(kind for kind, format_ in READERS.items() if any(re.fullmatch(format_.line, line) for line in lines))
+
+
+def decode(data: bytes) -> str | Finding:
+    """The text of a file, or what is wrong with its encoding."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return Finding("LBW101", 1, 1, "", "the file is UTF-16, not UTF-8")
+        message = f"byte {data[error.start]:#04x} is not UTF-8"
+        return Finding("LBW101", line, column, "", message)
+
+
+def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
+    """Read a preset file's content, of the given kind or the one it seems to be."""
+    text = decode(data)
+    if isinstance(text, Finding):
+        return Document(findings=(text,))
+    return READERS[kind or kind_of(path, text)].read(text, path)
+
+
+def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
+    """The presets of a file of any format. Raises PresetError for a file that has errors, naming the first."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path of the presets file") from error
+    read = read_document(data, path, kind)
+    for finding in read.findings:
+        if finding.is_error:
+            raise PresetError(
+                f"{path}:{finding.line}: {finding.message} ({finding.code})",
+                f"{finding.remedy}; lbw validate {path} shows all there is",
+            )
+    return list(read.presets)

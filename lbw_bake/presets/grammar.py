@@ -1,0 +1,270 @@
+"""The parts all formats share: names, values, vectors, block selectors, element rules.
+
+A reader takes a piece and yields what it means, with findings beside it. Where tools differ in what they read,
+a `Dialect` says how.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import WeightError, nearest
+from ..families import FAMILIES, Family
+from ..values import NUMBER, variable_of
+from ..weights import Element, Positions, Rules, Source, Vector, block_range, parse_source, select, split_rules
+from .findings import Finding
+from .text import WIDE_COMMA, Piece
+
+EXTENSION_LENGTHS = (12, 17, 20, 26, 61)
+RESERVED = ("XYZ", "ZYX")
+USUAL = 2.0  # weights beyond it are more often a lost decimal point than meant
+_BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
+_NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one tool reads: who it is, how it spells numbers and variables, and how many values it takes."""
+
+    tool: str
+    numbers: re.Pattern[str]
+    variables: re.Pattern[str]
+    lengths: tuple[int, ...] = ()
+
+
+LBW = Dialect("lbw", NUMBER, re.compile(r"[RUAaBb]|X.*"))
+EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), EXTENSION_LENGTHS)
+INSPIRE = Dialect(
+    "the Inspire Pack",
+    re.compile(r"-?\d+(?:\.\d+)?", re.ASCII),
+    re.compile(r"[RrUuAaBb]"),
+    (12, 17, 20, 21, 26, 27, 58),
+)
+
+
+def check_name(name: Piece) -> Iterator[Finding]:
+    """What is wrong with a preset's name, given with the spaces around it."""
+    text = name.strip().text
+    if not text:
+        yield name.finding("LBW204", "the preset has no name", text)
+    elif match := _BREAKS_PROMPT.search(text):
+        where = name.strip().part(match.start())
+        yield where.finding("LBW204", f"name {text!r} holds {match[0]!r}, which ends it in a prompt", text)
+    elif text != name.text:
+        yield name.finding("LBW205", f"name {name.text!r} has a space at its edge", text)
+    if text in RESERVED:
+        yield name.strip().finding("LBW203", f"{text} is the extension's name for a plot value", text)
+
+
+def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
+    """What is wrong with one weight: at most one finding."""
+    text = value.text
+    variable = variable_of(_capital(text, dialect))
+    if not text:
+        yield value.finding("LBW302", "a value is empty", name)
+    elif NUMBER.fullmatch(text):
+        yield from _check_number(value, name, dialect)
+    elif _NOT_FINITE.fullmatch(text):
+        yield value.finding("LBW305", f"{text} is not a finite number", name)
+    elif variable and not dialect.variables.fullmatch(text):
+        yield value.finding("LBW309", f"{dialect.tool} does not know {text}, {variable.what}", name)
+    elif variable:
+        code = "LBW307" if variable.option == "--seed" else "LBW308"
+        hint = f"bake it with {variable.option} NUMBER, or write a number"
+        yield value.finding(code, f"{text} is {variable.what}: it needs {variable.option}", name, hint)
+    elif variable_of(text.upper()):
+        yield value.finding("LBW304", f"{text} is no variable, {text.upper()} is", name, f"write {text.upper()}")
+    elif len(text.split()) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in text.split()):
+        yield value.finding("LBW310", f"{text!r} gives the layers of one block several values", name)
+    else:
+        yield value.finding("LBW303", f"{text!r} is not a number", name)
+
+
+def _check_number(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
+    number = float(value.text)
+    if not math.isfinite(number):
+        yield value.finding("LBW305", f"{value.text} is not a finite number", name)
+    elif abs(number) > USUAL:
+        yield value.finding("LBW306", f"{value.text} is beyond {USUAL:g}", name)
+    elif not dialect.numbers.fullmatch(value.text):
+        yield value.finding("LBW309", f"{dialect.tool} does not read the number {value.text}", name)
+
+
+def _capital(text: str, dialect: Dialect) -> str:
+    return text.upper() if text in ("r", "u") and dialect.variables.fullmatch(text) else text
+
+
+def read_vector(written: Piece, name: str, dialect: Dialect, families: Sequence[Family]) -> Iterator[Vector | Finding]:
+    """The values of a vector written as one text with commas between."""
+    ascii_only = written.text.replace(WIDE_COMMA, ",")
+    if ascii_only != written.text:
+        where = written.part(written.text.index(WIDE_COMMA))
+        yield where.finding("LBW103", "full-width comma between values", name)
+    pieces = [piece.strip() for piece in written.with_text(ascii_only).split(",")]
+    if len(pieces) > 1 and not pieces[-1].text:
+        yield written.part(len(written.text.rstrip()) - 1).finding("LBW302", "comma after the last value", name)
+        pieces.pop()
+    yield from read_values(pieces, written.strip(), name, dialect, families)
+
+
+def read_values(
+    values: Sequence[Piece], whole: Piece, name: str, dialect: Dialect, families: Sequence[Family]
+) -> Iterator[Vector | Finding]:
+    """The values of a vector. Its length must be the dialect's, or that of one of the families."""
+    if len(values) == 1 and not values[0].text:
+        yield whole.finding("LBW302", "the preset has no values", name, "write NAME: 1,0,0,...")
+        return
+    # A variable that stands in ten places is one defect.
+    findings = [finding for value in values for finding in check_value(value, name, dialect)]
+    yield from {(finding.code, finding.message): finding for finding in reversed(findings)}.values()
+    lengths = dialect.lengths or sorted({length for family in families for length in family.lengths})
+    if len(values) not in lengths:
+        yield _wrong_length(len(values), lengths, whole, name, dialect, families)
+    yield Vector(tuple(_capital(value.text, dialect) for value in values))
+
+
+def _wrong_length(
+    count: int, lengths: Collection[int], whole: Piece, name: str, dialect: Dialect, families: Sequence[Family]
+) -> Finding:
+    near = min(lengths, key=lambda length: (abs(length - count), length))
+    values = "1 value" if count == 1 else f"{count} values"
+    taker = dialect.tool if dialect.lengths else families[0].name
+    takes = f"{taker} takes {listed(map(str, sorted(lengths)))}, the nearest is {near}"
+    if len(families) > 1 and not dialect.lengths:
+        of = [family.name for family in families if near in family.lengths]
+        takes = f"no family takes so many, the nearest is {near} ({listed(of)})"
+    elsewhere = [family.name for family in FAMILIES.values() if dialect.lengths and count in family.lengths]
+    hint = f"presets.yaml takes {count} values, for {listed(elsewhere)}" if elsewhere else ""
+    return whole.finding("LBW301", f"{values}; {takes}", name, hint)
+
+
+def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterator[Source | Finding]:
+    """A vector, block rules or `%` rules in one text, as in presets.yaml."""
+    if "=" not in written.text:
+        yield from read_vector(written, name, LBW, families)
+        return
+    try:
+        source = parse_source(written.text)
+    except WeightError as error:
+        yield written.finding("LBW303", error.message, name, error.hint)
+        return
+    if isinstance(source, Rules):
+        rules = [(written.part(*match.span(1)), written.part(*match.span(2))) for match in split_rules(written.text)]
+        yield from check_rules(rules, name, families)
+    elif isinstance(source, Positions):
+        for _, value in source.rules:
+            yield from check_value(written.with_text(value), name, LBW)
+    yield source
+
+
+def check_rules(rules: Iterable[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
+    """What is wrong with block rules: unknown blocks, blocks that no one family has together, values."""
+    rules = list(rules)
+    unknown = [finding for selector, _ in rules for finding in check_selector(selector, name, families)]
+    yield from unknown
+    if not unknown:
+        yield from _check_together([selector for selector, _ in rules], name, families)
+    for _, value in rules:
+        yield from check_value(value, name, LBW)
+
+
+def _check_together(selectors: Sequence[Piece], name: str, families: Sequence[Family]) -> Iterator[Finding]:
+    if any(all(knows(family, selector.text) for selector in selectors) for family in families):
+        return
+    best = max(families, key=lambda family: sum(knows(family, selector.text) for selector in selectors))
+    for selector in selectors:
+        if not knows(best, selector.text):
+            yield selector.finding("LBW403", f"{best.name}, which has the other blocks, has no {selector.text}", name)
+
+
+def check_selector(selector: Piece, name: str, families: Sequence[Family]) -> Iterator[Finding]:
+    """What is wrong with a block selector: `IN04`, `IN04-IN08`, `NOT BASE`, several in a row."""
+    items = list(selector.words())
+    if len(items) == 1 and items[0].text.upper() == "NOT":
+        yield selector.finding("LBW403", "NOT names no block", name, "write NOT IN04, or NOT IN04-IN08")
+        return
+    for item in items[bool(items) and items[0].text.upper() == "NOT" :]:
+        ends = list(item.split("-"))
+        if len(ends) > 2:
+            yield item.finding("LBW405", f"range {item.text} has {len(ends)} ends", name)
+        elif not any(knows(family, item.text) for family in families):
+            wrong = next((end for end in ends if not any(knows(family, end.text) for family in families)), item)
+            yield _unknown_block(wrong, name, families)
+
+
+def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Finding:
+    where = families[0].name if len(families) == 1 else "no family"
+    message = f"{where} has no block {item.text}" if len(families) == 1 else f"{where} has a block {item.text}"
+    if item.text.upper() == "NOT":
+        return item.finding("LBW403", message, name, "NOT comes first and turns the whole list around")
+    blocks = dict.fromkeys(block for family in families for block in ("BASE", *family.blocks))
+    hint = nearest(item.text, blocks)
+    return item.finding("LBW403", message, name, hint if hint.startswith("did you mean") else "")
+
+
+def knows(family: Family, selector: str) -> bool:
+    """Whether all blocks of a selector are the family's."""
+    try:
+        select(selector, family)
+    except WeightError:
+        return False
+    return True
+
+
+def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Element | Finding]:
+    """An element rule `BLOCKS:WORDS:WEIGHT`."""
+    parts = [part.strip() for part in written.split(":")]
+    if len(parts) != 3:
+        colons = "1 colon" if len(parts) == 2 else f"{len(parts) - 1} colons"
+        yield written.strip().finding("LBW401", f"element rule {written.text.strip()!r} has {colons}, not 2", name)
+        return
+    blocks, words, weight = parts
+    findings = [*_check_element_blocks(blocks, name, dialect), *_check_element_weight(weight, name)]
+    yield from findings
+    if not any(finding.is_error for finding in findings):
+        yield Element(blocks.text, words.text, float(weight.text))
+
+
+def _check_element_weight(weight: Piece, name: str) -> Iterator[Finding]:
+    if variable_of(weight.text):
+        yield weight.finding("LBW303", f"{weight.text!r} is not a number, which element rules need", name)
+    else:
+        yield from check_value(weight, name, EXTENSION)
+
+
+def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
+    families = tuple(FAMILIES.values())
+    findings = list(check_selector(blocks, name, families))
+    yield from findings
+    if findings:
+        return
+    for item in blocks.words():
+        if dialect is EXTENSION and (problem := _unportable(item.text)):
+            yield item.finding("LBW309", problem, name)
+        if any(_is_reversed(item.text, family) for family in families):
+            yield item.finding("LBW404", f"range {item.text} is reversed", name)
+
+
+def _unportable(item: str) -> str:
+    if "MID" in item.upper().split("-"):
+        return "the extension calls the block M00, not MID"
+    if "%" in item or "*" in item:
+        return f"the extension does not know {item}"
+    return "" if item == item.upper() else f"the extension writes {item} in capitals"
+
+
+def _is_reversed(item: str, family: Family) -> bool:
+    ends = item.split("-")
+    if len(ends) != 2 or "%" in item or not knows(family, item):
+        return False
+    first, last = (block_range(end.upper(), family) for end in ends)
+    return first.start > last.start
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as people list alternatives: `12, 17 or 20`."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last

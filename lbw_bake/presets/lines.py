@@ -1,0 +1,108 @@
+"""lbwpresets.txt of the extension and lbw-preset.txt of the Inspire Pack: a line `NAME:1,0,0,...` per preset.
+
+The extension skips what it does not understand without a word; here every such line is a finding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..families import FAMILIES
+from ..weights import Rules, Vector
+from .findings import Finding
+from .grammar import EXTENSION, INSPIRE, Dialect, check_name, read_vector
+from .inspire import has_uneven_middle, rules_of
+from .model import Document, Entry, Preset, document, of_type
+from .text import WIDE_COLON, Piece, lines_of
+
+_BYTE_ORDER_MARK = "\ufeff"
+_MACRO = re.compile(r"@[^:]*[^:\s]:\s*\d+(?:\s*,\s*\d+\s*,\s*\d+)?")
+
+
+def read_lbwpresets(text: str, path: Path) -> Document:
+    """Read the extension's preset file."""
+    return document(_read(text, path, EXTENSION))
+
+
+def read_inspire(text: str, path: Path) -> Document:
+    """Read the Inspire Pack's preset file. Analyser macros (`@NAME:17,12,1`) are no presets and skipped."""
+    return document(_read(text, path, INSPIRE))
+
+
+def without_mark(text: str) -> Iterator[Finding | str]:
+    """The text without a byte order mark, and a finding if it has one."""
+    if text.startswith(_BYTE_ORDER_MARK):
+        message = "the file begins with a byte order mark, which some tools take for a part of the first name"
+        yield Finding("LBW102", 1, 1, "", message)
+    yield text.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _read(text: str, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
+    for item in without_mark(text):
+        if isinstance(item, Finding):
+            yield item
+            continue
+        for line in lines_of(item):
+            if line.text.strip():
+                yield from _read_line(line, path, dialect)
+
+
+def _read_line(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
+    text = line.text.strip()
+    if text.startswith("#"):
+        if dialect is INSPIRE:
+            yield line.strip().finding("LBW108", "the Inspire Pack has no comments; it lists this line as a preset")
+        return
+    if dialect is INSPIRE and text.startswith("@"):
+        if not _MACRO.fullmatch(text):
+            yield line.strip().finding("LBW109", f"{text!r} is no analyser macro")
+        return
+    if "\t" in line.text:
+        yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
+    yield from _read_preset(line, path, dialect)
+
+
+def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
+    text = line.text
+    if "#" in text and dialect is EXTENSION:
+        where = line.part(text.index("#"))
+        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", text.partition(":")[0])
+        comment = re.search(r":.*?(\s*#.*)", text)
+        text = text[: comment.start(1)] if comment else text
+    if ":" not in text and WIDE_COLON in text:
+        yield line.part(text.index(WIDE_COLON)).finding("LBW103", "full-width colon after the name")
+        text = text.replace(WIDE_COLON, ":", 1)
+    colon = text.find(":")
+    if colon < 0:
+        yield line.strip().finding("LBW105", f"{_shortened(text.strip())!r} has no colon, so it is no preset")
+        return
+    name, written = line.part(0, colon), line.with_text(text).part(colon + 1)
+    yield from check_name(name)
+    preset_name = name.text.strip()
+    if (second := written.text.find(":")) >= 0:
+        yield written.part(second).finding("LBW106", "a second colon, after which nothing is understood", preset_name)
+        return
+    items = list(read_vector(written, preset_name, dialect, tuple(FAMILIES.values())))
+    yield from of_type(Finding, items)
+    start = name.strip()
+    entries = [entry for vector in of_type(Vector, items) for entry in _entries(vector, start, dialect)]
+    if any(isinstance(entry.source, Rules) and has_uneven_middle(entry.source) for entry in entries):
+        yield written.strip().finding("LBW310", "the three values of the middle block differ", preset_name)
+    if len({entry.family for entry in entries}) > 1:
+        message = f"{entries[0].length} values are all blocks of an SDXL LoRA, or the double blocks of a Flux LoRA"
+        yield written.strip().finding("LBW311", message, preset_name)
+    yield Preset(preset_name, tuple(entries), path, line.line, column=start.column)
+
+
+def _entries(vector: Vector, where: Piece, dialect: Dialect) -> Iterator[Entry]:
+    if dialect is EXTENSION or len(vector.values) in EXTENSION.lengths:
+        yield Entry(None, vector, where.line, where.column)
+    if dialect is INSPIRE:
+        for family, rules in rules_of(vector.values).items():
+            yield Entry(family, rules, where.line, where.column)
+
+
+def _shortened(text: str, limit: int = 40) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,120 @@
+"""Findings as text, JSON, GitHub workflow commands and SARIF 2.1.0."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import __version__
+from .checks import STDIN, Checked
+from .console import escape, paint
+from .presets.findings import ERROR, RULES, Finding
+
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def text(results: Sequence[Checked]) -> Iterator[str]:
+    """`file:line:column: error LBW101: message`, and below it what to do."""
+    for path, finding in _all(results):
+        severity = paint(finding.rule.severity, finding.rule.severity, stdout=True)
+        where = f"{escape(_shown(path))}:{finding.line}:{finding.column}"
+        yield f"{where}: {severity} {finding.code}: {escape(finding.message)}"
+        yield f"    {escape(finding.remedy)}"
+
+
+def as_json(results: Sequence[Checked]) -> Iterator[str]:
+    """One list of objects."""
+    findings = [
+        {
+            "file": str(path),
+            "line": finding.line,
+            "column": finding.column,
+            "severity": finding.rule.severity,
+            "code": finding.code,
+            "name": finding.name,
+            "message": finding.message,
+        }
+        for path, finding in _all(results)
+    ]
+    yield json.dumps(findings, ensure_ascii=False, indent=1)
+
+
+def github(results: Sequence[Checked]) -> Iterator[str]:
+    """Workflow commands, which GitHub Actions shows beside the lines."""
+    for path, finding in _all(results):
+        properties = {
+            "file": path.as_posix(),
+            "line": finding.line,
+            "col": finding.column,
+            "title": f"{finding.code} {finding.rule.title}",
+        }
+        listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        yield f"::{finding.rule.severity} {listed}::{_data(f'{finding.message}; {finding.remedy}')}"
+
+
+def sarif(results: Sequence[Checked]) -> Iterator[str]:
+    """A SARIF log, for code scanning."""
+    driver = {"name": "lbw", "version": __version__, "rules": [_sarif_rule(code) for code in RULES]}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": [_sarif_result(path, finding) for path, finding in _all(results)],
+    }
+    yield json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, ensure_ascii=False, indent=1)
+
+
+FORMATS: dict[str, Callable[[Sequence[Checked]], Iterator[str]]] = {
+    "text": text,
+    "json": as_json,
+    "github": github,
+    "sarif": sarif,
+}
+
+
+def _all(results: Sequence[Checked]) -> Iterator[tuple[Path, Finding]]:
+    for result in results:
+        for finding in result.findings:
+            yield result.path, finding
+
+
+def _shown(path: Path) -> str:
+    return "<stdin>" if path == STDIN else str(path)
+
+
+def _data(value: object) -> str:
+    return escape(value).replace("%", "%25")
+
+
+def _property(value: object) -> str:
+    return _data(value).replace(":", "%3A").replace(",", "%2C")
+
+
+def _sarif_rule(code: str) -> dict[str, Any]:
+    rule = RULES[code]
+    return {
+        "id": code,
+        "shortDescription": {"text": rule.title},
+        "help": {"text": rule.remedy},
+        "defaultConfiguration": {"level": rule.severity},
+    }
+
+
+def _sarif_result(path: Path, finding: Finding) -> dict[str, Any]:
+    uri = path.resolve().as_uri() if path.is_absolute() else quote(path.as_posix())
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": list(RULES).index(finding.code),
+        "level": ERROR if finding.is_error else "warning",
+        "message": {"text": f"{finding.message}; {finding.remedy}"},
+        "locations": [
+            {
+                "physicalLocation": {
+                    "artifactLocation": {"uri": uri},
+                    "region": {"startLine": finding.line, "startColumn": finding.column},
+                }
+            }
+        ],
+    }

@@ -1,0 +1,90 @@
+"""One weight as written: a number, or a token that an option turns into a number when baking."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import dataclass
+
+from .errors import WeightError
+
+_NUMBER_PATTERN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = re.compile(_NUMBER_PATTERN, re.ASCII)
+RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A token that is no number yet: how it is spelled, what it is, and the option that settles it."""
+
+    spelling: re.Pattern[str]
+    what: str
+    option: str
+
+
+def _variable(spelling: str, what: str, option: str) -> Variable:
+    return Variable(re.compile(spelling, re.ASCII), what, option)
+
+
+VARIABLES = (
+    _variable(r"[RU]", "a random weight", "--seed"),
+    _variable(rf"X(?:([+-])({_NUMBER_PATTERN}))?", "a variable", "--x"),
+    _variable(r"[Aa]", "a variable of the Inspire Pack, 4 by its default", "--a"),
+    _variable(r"[Bb]", "a variable of the Inspire Pack, 1 by its default", "--b"),
+)
+
+
+def parse_number(text: str, what: str) -> float:
+    """A finite decimal number. Raises WeightError naming `what` it was meant to be."""
+    text = text.strip()
+    if not text:
+        raise WeightError(f"{what} is empty", "write a number, 0 to leave the block out")
+    if not NUMBER.fullmatch(text) or not math.isfinite(number := float(text)):
+        raise WeightError(f"{what} is {text!r}, not a finite number", "write a decimal number like 0.5")
+    return number
+
+
+def number_text(number: float) -> str:
+    """The shortest text that reads back as this number: `1`, `0.5`."""
+    return repr(number).removesuffix(".0")
+
+
+def variable_of(text: str) -> Variable | None:
+    """The variable this text spells, if it spells one."""
+    return next((variable for variable in VARIABLES if variable.spelling.fullmatch(text)), None)
+
+
+class Evaluator:
+    """Turns written weights into numbers, one after the other: random draws come in the order they are asked for."""
+
+    def __init__(
+        self, *, x: float | None = None, seed: int | None = None, a: float | None = None, b: float | None = None
+    ) -> None:
+        self._settled = {"--x": x, "--a": a, "--b": b, "--seed": seed}
+        self._random = random.Random(seed)  # noqa: S311
+
+    def __call__(self, text: str, what: str) -> float:
+        """The number. Raises WeightError for what is none, and for a variable whose option is missing."""
+        text = text.strip()
+        variable = variable_of(text)
+        if variable is None:
+            return self._number(text, what)
+        settled = self._settled[variable.option]
+        if settled is None:
+            raise WeightError(f"{what} is {text}, {variable.what}", f"settle it with {variable.option} NUMBER")
+        if text in RANDOM_RANGES:
+            return round(self._random.uniform(*RANDOM_RANGES[text]), 3)
+        if text in ("a", "b"):
+            return settled / 2
+        return settled + float(text[1:] or 0) if text.startswith("X") else settled
+
+    @staticmethod
+    def _number(text: str, what: str) -> float:
+        if len(text.split()) > 1:
+            raise WeightError(
+                f"{what} is {text!r}: several values for the layers of one block", "give each block one value"
+            )
+        if variable_of(text.upper()):
+            raise WeightError(f"{what} is {text!r}, not a finite number", f"variables are capital: {text.upper()}")
+        return parse_number(text, what)
