@@ -38,6 +38,8 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     stem = path.name.encode()[:_NAME_LIMIT].decode(errors="ignore")
     temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is not a regular file", "choose another output")
         with FileIO(temporary, "xb") as file:
             yield file
             if replace and path.exists():

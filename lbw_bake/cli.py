@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import __version__
+from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .errors import LbwError
 
@@ -142,7 +144,10 @@ def bake(
     from .weights import Options
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
-    ways = sum(map(bool, (preset, weights, token)))
+    ways = sum((bool(preset), weights is not None, token is not None))
+    for said in (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token):
+        if said is not None and not said.strip():
+            raise typer.BadParameter("an empty text says nothing; write a name, a vector or a rule")
     if ways > 1 or not (ways or modified):
         raise typer.BadParameter("give one of --preset NAME, --weights VECTOR, --token TOKEN", param_hint="--preset")
     if sum((output is not None, out_dir is not None, in_place)) != 1 and (in_place or not dry_run):
@@ -264,10 +269,14 @@ def diff(
 
 
 app.command()(validate)
+app.add_typer(presets_app)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `lbw`: exits 0 when done, 1 when the tool says no, 2 on wrong usage, 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a name or a bar still shows the rest
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args)
     except LbwError as error:

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from .errors import LbwError
+from .errors import LbwError, PresetError
+
+app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
+
+PresetsFile = Annotated[Path | None, typer.Option("--presets", help="A presets file on top of your own.")]
+ChangedFile = Annotated[Path | None, typer.Option("--presets", help="The presets.yaml to change, if not your own.")]
+FamilyName = Annotated[str | None, typer.Option("--family", help="For this model family.")]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 class Kind(str, Enum):
@@ -85,3 +93,189 @@ def _read(file: Path) -> bytes:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@app.command("list")
+def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_output: Json = False) -> None:
+    """List the presets in force, where each comes from, and what it does: ▁ is a weight of 0, █ of 1."""
+    from . import console, render_presets
+    from .families import family_named
+    from .presets import load_presets
+
+    known = list(load_presets(presets).values())
+    chosen = family_named(family) if family else None
+    if json_output:
+        console.print_json([render_presets.preset_json(preset) for preset in known])
+    else:
+        render_presets.presets_table(known, chosen)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    family: FamilyName = None,
+    layout: Annotated[int | None, typer.Option("--layout", help="Its entry of this vector length.")] = None,
+    x: Annotated[float | None, typer.Option("--x", help="The value of X.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Draws R and U.")] = None,
+    a: Annotated[float | None, typer.Option("--a", help="The value of A; a is half of it.")] = None,
+    b: Annotated[float | None, typer.Option("--b", help="The value of B; b is half of it.")] = None,
+    presets: PresetsFile = None,
+    json_output: Json = False,
+) -> None:
+    """Show a preset as it is written, or with --family the weight of every block."""
+    from . import console, render_presets
+    from .families import family_named
+    from .presets import find_preset, load_presets
+    from .weights import Options, resolve
+
+    preset = find_preset(name, load_presets(presets))
+    if family is None:
+        (console.print_json(render_presets.preset_json(preset)) if json_output else render_presets.preset_lines(preset))
+        return
+    chosen = family_named(family)
+    options = Options(x=x, seed=seed, a=a, b=b, elements=preset.elements)
+    weights = resolve(preset.source_for(chosen, layout), chosen, options)
+    if json_output:
+        console.print_json(render_presets.weights_json(preset, weights))
+    else:
+        render_presets.weights_table(preset, weights)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def add(
+    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    weights: Annotated[
+        str | None, typer.Argument(help="A vector, block rules, or % rules.", show_default=False)
+    ] = None,
+    family: FamilyName = None,
+    element: Annotated[
+        list[str] | None, typer.Option("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".')
+    ] = None,
+    description: Annotated[str, typer.Option("--description", "-d", help="What it is for.")] = "",
+    force: Force = False,
+    presets: ChangedFile = None,
+) -> None:
+    """Add a preset to your own file, or an entry for one more family to one of your presets.
+
+    [dim]lbw presets add FACE 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0 -d "sharper faces"[/dim]
+    """
+    from .families import family_named
+    from .presets import Entry, Preset
+    from .presets.editing import with_preset
+    from .weights import parse_elements, parse_source, written_out
+
+    if weights is None and not element:
+        raise typer.BadParameter("give a vector, block rules or --element", param_hint="WEIGHTS")
+    if weights is not None and not written_out(weights):
+        raise typer.BadParameter("give a vector like 1,0,0.5,... or rules like IN04=0.5", param_hint="WEIGHTS")
+    path = _own(presets)
+    entries = (Entry(family_named(family).name if family else None, parse_source(weights), 1),) if weights else ()
+    elements = tuple(rule for text in element or () for rule in parse_elements(text))
+    added = Preset(name.strip(), entries, path, 1, description.strip(), elements)
+    text = _text_of(path)
+    _write(path, with_preset(text, path, added, replacing=force), replace=True)
+    _tell(path, name.strip())
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    presets: ChangedFile = None,
+) -> None:
+    """Remove a preset from your own file."""
+    from . import console
+    from .errors import nearest
+    from .presets import builtin_path
+    from .presets.editing import without_preset
+    from .presets.formats import parse_presets, read_presets
+
+    path = _own(presets)
+    text = _text_of(path)
+    own = [preset.name for preset in parse_presets(text, path)]
+    if name not in own:
+        builtin = name in {preset.name for preset in read_presets(builtin_path())}
+        why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
+        raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
+    _write(path, without_preset(text, path, name), replace=True)
+    console.message("removed", f"{name} from {path}")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The file to read.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, - for standard output.")],
+    from_: Annotated[Kind | None, typer.Option("--from", help="What IN is, where its name does not tell.")] = None,
+    to: Annotated[Kind | None, typer.Option("--to", help="What OUT is, where its name does not tell.")] = None,
+    family: FamilyName = None,
+    force: Force = False,
+) -> None:
+    """Turn a preset file into another format. What the new format has no place for is said on stderr."""
+    from . import console
+    from .families import family_named
+    from .presets.formats import comment_lines, kind_of, read_presets
+    from .presets.writers import WRITERS
+
+    if not source.exists():
+        raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
+    presets = read_presets(source, from_.value if from_ else None)
+    kind = to.value if to else kind_of(target, "")
+    written = WRITERS[kind](presets, family_named(family) if family else None)
+    if str(target) == "-":
+        typer.echo(written.text, nl=False)
+    else:
+        _write(target, written.text, replace=force)
+        console.message("written", f"{target} ({kind}, {_count(len(presets), 'preset')} read)")
+    for lost in written.lost:
+        console.message("lost", lost)
+    if comments := comment_lines(source):
+        console.message("lost", _count(comments, "comment line"))
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of presets.yaml, for editors that check as you type."""
+    import json
+
+    from .presets.schema import schema
+
+    typer.echo(json.dumps(schema(), indent=2))
+
+
+def _own(named: Path | None) -> Path:
+    """The file to change, found through links. Raises PresetError unless it is a presets.yaml."""
+    from .presets import user_path
+
+    path = (named or user_path()).resolve()
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise PresetError(f"{path}: only a presets.yaml can be changed", "turn it into one with lbw presets convert")
+    return path
+
+
+def _text_of(path: Path) -> str:
+    """The file's text with its line ends, empty if there is no file."""
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise PresetError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
+
+
+def _write(path: Path, text: str, *, replace: bool) -> None:
+    from .atomic import atomic_write, write_all
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, replace=replace) as file:
+        write_all(file, text.encode("utf-8"))
+
+
+def _tell(path: Path, name: str) -> None:
+    """Say what was written, and what a check has to say of it."""
+    from . import checks, console
+
+    console.message("written", f"{name} to {path}")
+    for finding in checks.check(path.read_bytes(), path).findings:
+        if finding.name == name:
+            console.message(finding.rule.severity, f"{finding.message} ({finding.code})")

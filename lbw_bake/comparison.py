@@ -104,15 +104,23 @@ def compare(original: Path, baked: Path, family: str | None = None) -> Compariso
 
 
 def _share(module: Module, other: Module | None, read: Read, read_other: Read) -> Share | None:
+    """The inner products of two modules' updates, None where the files do not tell them."""
     if not measurable(module):
         return None
-    a = arrays_of(module, read)
-    if other is None:
-        return Share(inner(module, a, module, a))
-    if other.algorithm is not module.algorithm or other.decomposed != module.decomposed or not module.linear:
+    if other and (
+        other.algorithm is not module.algorithm or other.decomposed != module.decomposed or not module.linear
+    ):
         return None
-    b = arrays_of(other, read_other)
-    return Share(inner(module, a, module, a), inner(module, a, other, b), inner(other, b, other, b))
+    try:
+        a = arrays_of(module, read)
+        if other is None:
+            share = Share(inner(module, a, module, a))
+        else:
+            b = arrays_of(other, read_other)
+            share = Share(inner(module, a, module, a), inner(module, a, other, b), inner(other, b, other, b))
+    except ValueError:  # dtypes no number has, shapes of another layer
+        return None
+    return share if all(map(math.isfinite, (share.original, share.both, share.baked))) else None
 
 
 def _sum(shares: Iterable[Share]) -> Share:

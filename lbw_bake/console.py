@@ -6,6 +6,7 @@ Names come from files of strangers, so control characters are shown escaped, nev
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -32,7 +33,16 @@ def escape(text: object) -> str:
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON value on one line of stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))  # noqa: T201
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each number JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_line(text: str) -> None:

@@ -165,17 +165,19 @@ def carriers_of(module: Module, column: str) -> list[str]:
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
     choices = [carriers_of(module, column) for column in columns]
-    widen = dtype is None and any(tensor.dtype in FLOAT8 for tensor in module.all_tensors)
-    if widen and not _exact(module, choices[0], weight, look):
-        dtype = "BF16"
-        edits |= {
-            tensor.name: Multiply(tensor.dtype, dtype, 1.0) for tensor in module.all_tensors if tensor.dtype in FLOAT8
-        }
+    narrow = [tensor for tensor in module.all_tensors if tensor.dtype in FLOAT8]
+    widened = {}
+    if dtype is None and narrow and not _exact(module, choices[0], weight, look):
+        widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow}
+        edits |= widened
     limit = 0.0
     # Position by position: the factors of one product are alternatives of each other, those of two are not.
     for roles in zip(*choices, strict=True):
         for role in dict.fromkeys(roles):
-            steps = {tensor: _step(module, tensor, dtype, weight) for tensor in module.tensors[role]}
+            steps = {
+                tensor: _step(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
+                for tensor in module.tensors[role]
+            }
             surveys = {tensor: look(tensor, step) for tensor, step in steps.items() if step.may_overflow}
             if not any(survey.overflows for survey in surveys.values()):
                 edits |= {tensor.name: step for tensor, step in steps.items()}

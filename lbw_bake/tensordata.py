@@ -59,7 +59,12 @@ class TensorData:
         return end - start
 
     def read(self, tensor: Tensor) -> npt.NDArray[Any]:
-        """A tensor's values: float32 for floats (float64 stays), else its own integers."""
+        """A tensor's values: float32 for floats (float64 stays), else its own integers.
+
+        Raises ValueError for dtypes that are neither.
+        """
+        if tensor.dtype not in FLOATS and tensor.dtype not in _INTEGERS:
+            raise ValueError(f"{tensor.name} has dtype {tensor.dtype}")
         dtype = np.dtype(_INTEGERS[tensor.dtype]) if tensor.dtype in _INTEGERS else numpy_dtype(tensor.dtype)
         data = np.empty(tensor.nbytes, np.uint8)
         self._file.seek(self._source.data_start + tensor.start)

@@ -97,16 +97,15 @@ def encode_header(tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> byt
 def _regular_file(path: Path) -> os.stat_result:
     try:
         status = path.stat()
-        with path.open("rb"):
-            pass
+        if stat.S_ISREG(status.st_mode):
+            path.open("rb").close()
     except FileNotFoundError:
         raise FileFormatError(path, "no such file", "check the path; quote names that hold spaces") from None
-    except IsADirectoryError:
-        raise FileFormatError(path, "is a folder, not a file") from None
     except OSError as error:
         raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
     if not stat.S_ISREG(status.st_mode):
-        raise FileFormatError(path, "is not a regular file")
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+        raise FileFormatError(path, f"is {what}, not a file", "give a LoRA file")
     return status
 
 

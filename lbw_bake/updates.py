@@ -26,15 +26,20 @@ _BAND = 1 << 20  # elements of a LoHa update built at a time
 
 
 def norm(module: Module, read: Read) -> float | None:
-    """The Frobenius norm of the module's update at weight 1, None where it is not finite or depends on the base model.
+    """The Frobenius norm of the module's update at weight 1.
+
+    None where it depends on the base model, is not finite, or cannot be told from such tensors.
 
     `read` gives a tensor as an array. DoRA counts without its magnitude, GLoRA without the part that multiplies
     the base weight. Biases belong to the update.
     """
     if not measurable(module):
         return None
-    arrays = arrays_of(module, read)
-    squared = inner(module, arrays, module, arrays)
+    try:
+        arrays = arrays_of(module, read)
+        squared = inner(module, arrays, module, arrays)
+    except ValueError:  # dtypes or shapes no trainer writes
+        return None
     return math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else None
 
 
@@ -46,7 +51,12 @@ def measurable(module: Module) -> bool:
 def alpha_of(module: Module, read: Read) -> float | None:
     """The module's alpha, None where the file has none."""
     group = module.tensors.get("alpha")
-    return float(read(group[0]).reshape(-1)[0]) if group and group[0].size else None
+    if not group or not group[0].size:
+        return None
+    try:
+        return float(read(group[0]).reshape(-1)[0])
+    except ValueError:  # no number
+        return None
 
 
 def arrays_of(module: Module, read: Read) -> dict[str, Array]:

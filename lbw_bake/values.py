@@ -77,7 +77,10 @@ class Evaluator:
             return round(self._random.uniform(*RANDOM_RANGES[text]), 3)
         if text in ("a", "b"):
             return settled / 2
-        return settled + float(text[1:] or 0) if text.startswith("X") else settled
+        number = settled + float(text[1:] or 0) if text.startswith("X") else settled
+        if not math.isfinite(number):
+            raise WeightError(f"{what} is {text} = {number}, not a finite number", f"use a smaller {variable.option}")
+        return number
 
     @staticmethod
     def _number(text: str, what: str) -> float:

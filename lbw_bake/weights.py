@@ -292,7 +292,10 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
         return tuple(block for middle, block in middles if first < middle <= last)
     ends = [block_range(end, family) for end in name.split("-", 1)]
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
-    return tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
+    selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
+    if not selected:
+        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+    return selected
 
 
 def block_range(name: str, family: Family) -> range:

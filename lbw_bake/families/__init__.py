@@ -30,9 +30,9 @@ __all__ = ["FAMILIES", "OTHER", "Family", "Layout", "Place", "detect_families", 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
-        *(SD1, SDXL, FLUX, WAN_14B, QWEN_IMAGE, Z_IMAGE),
+        *(SD1, SD2, SDXL, FLUX, WAN_14B, QWEN_IMAGE, Z_IMAGE),
         *(FLUX2_KLEIN_9B, FLUX2_KLEIN_4B, FLUX2_DEV, CHROMA, HUNYUAN_VIDEO),
-        *(SD2, SD3, SD3_LARGE, WAN_1_3B, WAN_5B, LTX_2B, LTX_13B, ANIMA, HIDREAM, KREA2),
+        *(SD3, SD3_LARGE, WAN_1_3B, WAN_5B, LTX_2B, LTX_13B, ANIMA, HIDREAM, KREA2),
         *(LUMINA2, PIXART, AURAFLOW, CASCADE, SDXL_REFINER),
         *(HUNYUAN_VIDEO_1_5, HUNYUAN_IMAGE, HUNYUAN_DIT, COSMOS),
     )

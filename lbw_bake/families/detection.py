@@ -1,8 +1,8 @@
 """How a file's family is told from its modules.
 
-Candidates are the families with the most of the file's layers. Their widths decide next, unless they are those of no
-candidate at all (a model of unusual size); then depth: a file that goes through one family's whole stack, and not
-through another's, is no file of the other. The metadata comes last, because merged files keep that of one parent.
+Candidates are the families with the most of the file's layers. Widths decide next, but for those that no candidate
+has (a model of unusual size); then depth: a file that goes through one family's whole stack, and not through
+another's, is no file of the other. The metadata comes last, because merged files keep that of one parent.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .base import Family, Place
 class Evidence:
     """What speaks for a family.
 
-    How many modules are layers of it, and for how many it has at least a place; how many of these layers have the
-    width they should, and how many have not; and the blocks of its stack that have modules.
+    How many modules are layers of it, and for how many it has at least a place; the layers that have the width they
+    should, and those that have not; and the blocks of its stack that have modules.
     """
 
     family: Family
     layers: int
     placed: int
-    fitting: int
-    misfitting: int
+    fitting: frozenset[str]
+    misfitting: frozenset[str]
     occupied: frozenset[str]
 
     @property
@@ -46,8 +46,8 @@ def candidates_among(
 ) -> tuple[Family, ...]:
     """The families these modules may belong to, in the order given; empty if none has a place for any of them."""
     candidates = _with_most_layers(families, modules)
-    if any(found.fitting and not found.misfitting for found in candidates):
-        candidates = [found for found in candidates if not found.misfitting]
+    usual = frozenset[str]().union(*(found.fitting for found in candidates))
+    candidates = _those(candidates, lambda found: not found.misfitting & usual)
     candidates = _those(candidates, lambda found: found.whole)
     candidates = _those(candidates, lambda found: found.family.claimed_by(metadata))
     return tuple(found.family for found in candidates)
@@ -74,15 +74,11 @@ def _placed(family: Family, modules: Iterable[Module]) -> list[tuple[Module, Pla
 
 
 def _evidence(family: Family, placed: list[tuple[Module, Place]], widths: Mapping[str, int | None]) -> Evidence:
-    layers = fitting = misfitting = 0
-    for module, _ in placed:
-        expected = family.widths_of(module.component, module.path)
-        if expected is None:
-            continue
-        layers += 1
-        width = widths[module.name]
-        if expected and width is not None:
-            fitting += width in expected
-            misfitting += width not in expected
-    occupied = {place.block for _, place in placed}
-    return Evidence(family, layers, len(placed), fitting, misfitting, frozenset(occupied.intersection(family.stack)))
+    expected = {module.name: family.widths_of(module.component, module.path) for module, _ in placed}
+    layers = sum(usual is not None for usual in expected.values())
+    told = {name: widths[name] in usual for name, usual in expected.items() if usual and widths[name] is not None}
+    fitting = frozenset(name for name, fits in told.items() if fits)
+    occupied = frozenset(place.block for _, place in placed)
+    return Evidence(
+        family, layers, len(placed), fitting, frozenset(told) - fitting, occupied.intersection(family.stack)
+    )

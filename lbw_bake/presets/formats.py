@@ -63,6 +63,11 @@ def decode(data: bytes) -> str | Finding:
         return Finding("LBW101", line, column, "", message)
 
 
+def comment_lines(path: Path) -> int:
+    """How many lines of a file that has been read are comments."""
+    return len(re.findall(r"^[ \t]*#", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
     """Read a preset file's content, of the given kind or the one it seems to be."""
     text = decode(data)
@@ -77,7 +82,15 @@ def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
         data = path.read_bytes()
     except OSError as error:
         raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path of the presets file") from error
-    read = read_document(data, path, kind)
+    return _accepted(read_document(data, path, kind), path)
+
+
+def parse_presets(text: str, path: Path, kind: str = "yaml") -> list[Preset]:
+    """The presets in a text of one format. Raises PresetError as `read_presets` does."""
+    return _accepted(READERS[kind].read(text, path), path)
+
+
+def _accepted(read: Document, path: Path) -> list[Preset]:
     for finding in read.findings:
         if finding.is_error:
             raise PresetError(

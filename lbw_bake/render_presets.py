@@ -1,0 +1,128 @@
+"""Presets for people and for programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .console import escape
+from .families import OTHER, Family
+from .presets import Entry, Preset, builtin_path, user_path
+from .presets.bars import entry_bars, preset_bars
+from .presets.writers import source_text
+from .values import number_text
+from .weights import Rules, Vector, Weights
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_BAR = 24
+_WIDE = 240  # what is not a terminal has no width to keep to
+
+
+def origin(path: Path) -> str:
+    """Where a preset comes from: built-in, yours, or a file."""
+    return {builtin_path(): "built-in", user_path(): "yours"}.get(path, str(path))
+
+
+def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
+    """All presets on stdout, a line each."""
+    table = _table()
+    for column in ("preset", "weights", "for", "from", "description"):
+        table.add_column(column, no_wrap=column != "description", overflow="fold")
+    for preset in presets:
+        families = list(dict.fromkeys(_for(entry) for entry in preset.entries))
+        about = ", ".join(families) or "elements"
+        row = (preset.name, preset_bars(preset, family), about, origin(preset.path), preset.description)
+        table.add_row(*map(escape, row))
+    _print(table)
+
+
+def preset_lines(preset: Preset) -> None:
+    """A preset as written, entry by entry, on stdout."""
+    _print(f"{preset.name} ({origin(preset.path)}, line {preset.line})", preset.description)
+    table = _table()
+    for column in ("for", "", "as written"):
+        table.add_column(column, overflow="fold", no_wrap=column == "for")
+    for entry in preset.entries:
+        table.add_row(_for(entry), escape(entry_bars(entry)), escape(source_text(entry.source)))
+    for element in preset.elements:
+        table.add_row("element", "", escape(element))
+    _print(table)
+
+
+def weights_table(preset: Preset, weights: Weights) -> None:
+    """The weight of every block of a family, on stdout."""
+    _print(f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})", preset.description)
+    table = _table()
+    table.add_column("block")
+    table.add_column("weight", justify="right")
+    table.add_column("")
+    for block, weight in weights.blocks.items():
+        if block != OTHER:
+            size = "█" * round(min(abs(weight), 1.0) * _BAR)
+            note = "not listed" if block in weights.unlisted else size
+            table.add_row(block, number_text(weight), note)
+    for element in weights.options.elements:
+        table.add_row("element", "", escape(element))
+    _print(table)
+
+
+def preset_json(preset: Preset) -> Mapping[str, Any]:
+    """A preset as `lbw presets list --json` prints it."""
+    return {
+        "name": preset.name,
+        "description": preset.description,
+        "file": str(preset.path),
+        "line": preset.line,
+        "builtin": preset.path == builtin_path(),
+        "entries": [
+            {"family": entry.family, "layout": entry.length, "weights": _entry_json(entry)} for entry in preset.entries
+        ],
+        "elements": list(map(str, preset.elements)),
+    }
+
+
+def weights_json(preset: Preset, weights: Weights) -> Mapping[str, Any]:
+    """A resolved preset as `lbw presets show --json` prints it."""
+    return {
+        "name": preset.name,
+        "description": preset.description,
+        "family": weights.family.name,
+        "layout": weights.layout,
+        "weights": dict(weights.blocks),
+        "unlisted": [block for block in weights.family.blocks if block in weights.unlisted],
+        "elements": list(map(str, weights.options.elements)),
+    }
+
+
+def _entry_json(entry: Entry) -> list[str] | dict[str, str] | str:
+    if isinstance(entry.source, Vector):
+        return list(entry.source.values)
+    if isinstance(entry.source, Rules) and len(dict(entry.source.rules)) == len(entry.source.rules):
+        return dict(entry.source.rules)
+    return source_text(entry.source)
+
+
+def _for(entry: Entry) -> str:
+    return entry.family or (f"{entry.length} values" if entry.length else "any")
+
+
+def _table() -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, header_style="bold")
+
+
+def _print(*things: object) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+    for thing in things:
+        if isinstance(thing, str):
+            if thing:
+                console.print(escape(thing), soft_wrap=True)
+        else:
+            console.print(thing)
