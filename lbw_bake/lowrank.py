@@ -6,6 +6,7 @@ Khatri-Rao product of its factors, LoKr's by the Kronecker product of theirs. Al
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Factors = tuple[Array, Array]
 
-# Layers whose kernel is 3 x 3 where only flattened factors are stored, which do not tell.
-_KERNEL_3 = re.compile(r".*_(?:conv\d?|op|in_layers_2|out_layers_3)|conv_in|conv_out|.*input_blocks_0_0|out_2")
+# The kernels of convolutions by path, for flattened factors, which do not tell.
+_KERNELS = {
+    (3, 3): re.compile(r".*_(?:conv\d?|op|in_layers_2|out_layers_3)|conv_in|conv_out|.*input_blocks_0_0|out_2"),
+    (1, 1): re.compile(r".*_(?:conv_shortcut|skip_connection)"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +134,9 @@ def _kron(arrays: Arrays, n: str, path: str) -> Factors:
 
 
 def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
-    if not kernel and _KERNEL_3.fullmatch(path) and down.shape[1] % 9 == 0:
-        kernel = (3, 3)
+    if not kernel:
+        fitting = (k for k, layers in _KERNELS.items() if layers.fullmatch(path) and not down.shape[1] % math.prod(k))
+        kernel = next(fitting, ())
     return down.reshape(len(down), -1, *kernel)
 
 
