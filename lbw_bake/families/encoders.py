@@ -1,7 +1,7 @@
 """Text encoders: what a family's are, by the layers they have.
 
-Source: the module names and widths of instantiated transformers models. Trainers number the encoders of a pipeline
-(`te1`, `te2`), so the same spelling means different ones per family, and the layers tell which it is.
+Source: the module names of transformers' models, the widths of their published configurations. Trainers number the
+encoders of a pipeline (`te1`, `te2`), so one spelling means different ones per family; the layers tell which it is.
 """
 
 from __future__ import annotations

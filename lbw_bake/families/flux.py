@@ -5,7 +5,7 @@ ChromaTransformer2DModel; the 61 names are those of the LoRA Block Weight extens
 modulation and CLIP-L, which one guidance layer replaces.
 """
 
-from .base import JOINT_ATTENTION, Family, Layers, Rule, numbered
+from .base import JOINT_ATTENTION, Encoder, Family, Layers, Rule, numbered
 from .encoders import encoder
 
 _D, _S = numbered("D", 19), numbered("S", 38)
@@ -40,12 +40,9 @@ FLUX = Family(
     name="flux",
     title="Flux.1",
     blocks=_BLOCKS,
-    # Trainers call T5 the second encoder or the third.
     rules=_RULES,
-    encoders=(
-        encoder("t5", "T5", "te", "te2", "te3"),
-        encoder("clip_l", "CLIP", "te1"),
-    ),
+    # To some trainers T5 is the second encoder, to others the third.
+    encoders=(encoder("clip_l", "CLIP", "te1"), encoder("t5", "T5", "te", "te2", "te3")),
     layouts=(_BLOCKS, (*_D, *_S)),
     layers={
         **_LAYERS,
@@ -64,7 +61,8 @@ CHROMA = Family(
     title="Chroma",
     blocks=_BLOCKS,
     rules=(Rule(r"distilled_guidance_layer_", "IN"), *_RULES),
-    encoders=(encoder("t5", "T5", "te", "te1", "te2", "te3"),),
+    # Its vectors are Flux's, with a CLIP block that no module is in.
+    encoders=(Encoder("clip_l", "CLIP", (), {}), encoder("t5", "T5", "te", "te1", "te2", "te3")),
     layouts=(_BLOCKS, (*_D, *_S)),
     layers={
         **_LAYERS,

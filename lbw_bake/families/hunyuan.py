@@ -54,10 +54,7 @@ HUNYUAN_VIDEO = Family(
     title="HunyuanVideo",
     blocks=_VIDEO,
     rules=_RULES,
-    encoders=(
-        encoder("llama", "TE", "te", "te1"),
-        encoder("clip_l", "CLIP", "te2"),
-    ),
+    encoders=(encoder("llama", "TE", "te", "te1"), encoder("clip_l", "CLIP", "te2")),
     layouts=(_VIDEO, _STACK),
     layers=_layers(3072, 4096, "qkv"),
     base_model="hunyuan_video",
@@ -69,10 +66,7 @@ HUNYUAN_VIDEO_1_5 = Family(
     title="HunyuanVideo 1.5",
     blocks=_VIDEO_1_5,
     rules=_RULES,
-    encoders=(
-        encoder("qwen2_5_vl", "TE", "te", "te1"),
-        encoder("byt5", "TE", "te2"),
-    ),
+    encoders=(encoder("qwen2_5_vl", "TE", "te", "te1"), encoder("byt5", "TE", "te2")),
     layouts=(_VIDEO_1_5, numbered("D", 54)),
     layers=_layers(2048, 3584, "[qkv]"),
     base_model="hunyuan_video_1_5",
@@ -84,12 +78,9 @@ HUNYUAN_IMAGE = Family(
     title="HunyuanImage 2.1",
     blocks=_IMAGE,
     rules=_RULES,
-    encoders=(
-        encoder("qwen2_5_vl", "TE", "te", "te1"),
-        encoder("byt5", "TE", "te2"),
-    ),
+    encoders=(encoder("qwen2_5_vl", "TE", "te", "te1"), encoder("byt5", "TE", "te2")),
     layouts=(_IMAGE, _STACK),
     layers=_layers(3584, 3584, "qkv"),
     base_model="hunyuan-image-2.1",
-    claims=r"hunyuan-image",
+    claims=r"hunyuan[-_]image",
 )

@@ -111,10 +111,7 @@ SDXL = Family(
     title="Stable Diffusion XL",
     blocks=_SDXL,
     rules=_RULES,
-    encoders=(
-        encoder("clip_l", "BASE", "te1"),
-        encoder("clip_g", "BASE", "te2"),
-    ),
+    encoders=(encoder("clip_l", "BASE", "te1"), encoder("clip_g", "BASE", "te2")),
     denoiser="unet",
     layouts=(_SDXL_ATTENTION, _SDXL),
     relatives=(_SD_ATTENTION, _SD),
