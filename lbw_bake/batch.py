@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Formatter
+from typing import TYPE_CHECKING
 
 from .bake import Target, bake
 from .cuda import choose_backend
@@ -26,6 +26,9 @@ from .presets import Preset
 from .tensordata import TensorData
 from .tensorfile import read_header
 from .weights import Options, Source
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 SUFFIX = ".safetensors"
@@ -232,6 +235,8 @@ def run_all(jobs: Sequence[Job], executor: Executor | None = None) -> Iterator[t
     if executor is None:
         yield from ((job, run(job)) for job in jobs)
         return
+    from concurrent.futures import as_completed
+
     pending: dict[Future[list[Outcome]], Job] = {executor.submit(run, job): job for job in jobs}
     for future in as_completed(pending):
         job = pending[future]

@@ -6,7 +6,6 @@ escapes is a bug of ours.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -103,6 +102,8 @@ class StrictError(LbwError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word most like this one, or lists what is known."""
+    import difflib
+
     choices = list(known)
     upper = {choice.upper(): choice for choice in choices}
     close = difflib.get_close_matches(word.upper(), upper, n=1, cutoff=0.5)

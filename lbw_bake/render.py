@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batch import BAKED, FAILED, PLANNED, SKIPPED, Job, Outcome, outcome_json
-from .comparison import Comparison
 from .console import error, escape, message, print_json
 from .errors import LbwError
-from .inspection import Inspection
-from .merge import Merged
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
+
+    from .comparison import Comparison
+    from .inspection import Inspection
+    from .merge import Merged
 
 _BAR = 24
 _COMPARED = ("block", "modules>", "weight>", "error>", "")
