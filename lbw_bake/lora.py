@@ -67,6 +67,10 @@ _OTHER_KINDS = (
 )
 
 
+# What PEFT names the tensors of adapters that are neither LoRA nor LyCORIS: IA3, OFT, BOFT, HRA.
+_OTHER_ADAPTERS = re.compile(r"\.(?:ia3_l|oft_[rRs]|boft_[RsP]|hra_u)(?:\.|$)")
+
+
 def _known_kind(file: TensorFile) -> str:
     names = [tensor.name for tensor in file.tensors]
     if not names:
@@ -82,10 +86,13 @@ def _refuse(lora: Lora, family: str | None) -> None:
     adapters = [module for module in modules if not module.algorithm.fixed]
     first = lora.file.tensors[0].name
     if not adapters:
+        names = [tensor.name for tensor in lora.file.tensors]
+        like = (
+            "an adapter of another kind" if any(map(_OTHER_ADAPTERS.search, names)) else "a checkpoint or another model"
+        )
         raise NotALoraError(
             path,
-            f"holds no LoRA module among its {len(lora.file.tensors)} tensors (the first is {first}); "
-            "it looks like a checkpoint or another kind of model",
+            f"holds no LoRA module among its {len(names)} tensors (the first is {first}); it looks like {like}",
             "give a LoRA or LyCORIS file",
         )
     where = f"in a block of {family}" if family else f"in a block of any family lbw knows ({', '.join(FAMILIES)})"

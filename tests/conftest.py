@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from safetensors.numpy import load_file, save_file
 
 from lbw_bake.cli import main
 
 Tensors = dict[str, np.ndarray]
+Run = Callable[..., tuple[int, str, str]]
+BakeTensors = Callable[..., Tensors]
+BakeFile = Callable[..., Path]
+Entry = tuple[str, str, tuple[int, ...], bytes]  # name, dtype, shape, data
+
+ROOT = Path(__file__).parents[1]
+
+# A layer that every UNet family has: what a test about one module adapts.
+MODULE = "lora_unet_middle_block_1_proj_in"
+
+SD1_BLOCKS = ["BASE", *(f"IN{i:02}" for i in (1, 2, 4, 5, 7, 8)), "MID", *(f"OUT{i:02}" for i in range(3, 12))]
+SD1_ALL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12))]
+SDXL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in (4, 5, 7, 8)), "MID", *(f"OUT{i:02}" for i in range(6))]
+SDXL_ALL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in range(9)), "MID", *(f"OUT{i:02}" for i in range(9))]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_user_presets(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def _no_user_presets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test sees the presets of whoever runs it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
@@ -26,8 +46,16 @@ def _no_user_presets(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _parser_built_once() -> Iterator[None]:
+    """typer builds its parser anew for every call, which takes longer than the call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.main.get_command", cache(typer.main.get_command))
+        yield
+
+
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Call `lbw` in process; returns exit code, stdout and stderr."""
 
     def call(*args: object) -> tuple[int, str, str]:
@@ -42,8 +70,23 @@ def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
     return call
 
 
+@pytest.fixture
+def bake_file(run: Run, tmp_path: Path) -> BakeFile:
+    """Bake a file with any options of `lbw bake`; returns the path of the result, which has the same name."""
+    count = itertools.count()
+
+    def bake(source: Path, *options: object) -> Path:
+        target = tmp_path / f"baked{next(count)}" / source.name
+        target.parent.mkdir()
+        code, _, error = run("bake", source, "-o", target, *options)
+        assert code == 0, error
+        return target
+
+    return bake
+
+
 @pytest.fixture(scope="session")
-def bake_tensors(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tensors]:
+def bake_tensors(tmp_path_factory: pytest.TempPathFactory) -> BakeTensors:
     """Bake a state dict of numpy arrays with any options of `lbw bake`, and read the result with safetensors."""
     folder = tmp_path_factory.mktemp("bake")
     count = itertools.count()
@@ -51,7 +94,7 @@ def bake_tensors(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tens
     def bake(tensors: Mapping[str, np.ndarray], *options: object, metadata: Mapping[str, str] | None = None) -> Tensors:
         source = folder / f"{next(count)}.safetensors"
         baked = source.with_suffix(".baked.safetensors")
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, source, metadata)
+        write(source, tensors, metadata)
         with pytest.raises(SystemExit) as stop:
             main(["bake", str(source), "-o", str(baked), "--quiet", *map(str, options)])
         assert not stop.value.code, f"lbw bake {options} failed"
@@ -63,18 +106,133 @@ def bake_tensors(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tens
     return bake
 
 
-def kohya_lora(names: list[str], rank: int = 4, width: int = 8, dtype: str = "float16", seed: int = 0) -> Tensors:
-    """A LoRA of these kohya modules (`unet_mid_block_...`), all square, with an alpha of its own each."""
+def lbw(*args: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `lbw` in a process of its own."""
+    return python("-m", "lbw_bake", *args, timeout=timeout, **environment)
+
+
+def python(*args: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
+
+
+def kohya_lora(names: Sequence[str], rank: int = 4, width: int = 8, dtype: str = "float16", seed: int = 0) -> Tensors:
+    """A LoRA of these kohya modules (`unet_middle_block_...`), with an alpha of its own each.
+
+    The first layers of text encoders have CLIP-L's width, which tells SD1 from SD2; all others are square.
+    """
     rng = np.random.default_rng(seed)
     tensors: Tensors = {}
     for i, name in enumerate(names):
-        tensors[f"lora_{name}.lora_down.weight"] = rng.standard_normal((rank, width)).astype(dtype)
+        inputs = 768 if name.endswith("_mlp_fc1") else width
+        tensors[f"lora_{name}.lora_down.weight"] = rng.standard_normal((rank, inputs)).astype(dtype)
         tensors[f"lora_{name}.lora_up.weight"] = rng.standard_normal((width, rank)).astype(dtype)
         tensors[f"lora_{name}.alpha"] = np.array(1 + i % 3, dtype)
     return tensors
 
 
+def unet_lora(blocks: Iterable[str] = SD1_BLOCKS, text_encoder: str = "te", dtype: str = "float32") -> Tensors:
+    """A LoRA with one module in each of these blocks, in the numbering of the original UNet."""
+    return kohya_lora([_module_in(block, text_encoder) for block in blocks], dtype=dtype)
+
+
+def sdxl_lora(blocks: Iterable[str] = SDXL_BLOCKS) -> Tensors:
+    """The same for SDXL, whose first text encoder is `te1`."""
+    return unet_lora(blocks, "te1")
+
+
+def _module_in(block: str, text_encoder: str) -> str:
+    if block == "BASE":
+        return f"{text_encoder}_text_model_encoder_layers_0_mlp_fc1"
+    if block == "MID":
+        return "unet_middle_block_1_proj_in"
+    side, number = ("input", block[2:]) if block.startswith("IN") else ("output", block[3:])
+    # Attention where plain LoRAs find it in some UNet, the convolution elsewhere.
+    attention = block in SD1_BLOCKS if text_encoder == "te" else block in SDXL_BLOCKS
+    return f"unet_{side}_blocks_{int(number)}_{'1_proj_in' if attention else '0_in_layers_2'}"
+
+
+def update_of(tensors: Mapping[str, np.ndarray], module: str) -> np.ndarray:
+    """The dense update of a kohya LoRA's module, in float64."""
+    down, up, alpha = (
+        tensors[f"{module}.{role}"].astype(np.float64) for role in ("lora_down.weight", "lora_up.weight", "alpha")
+    )
+    return alpha.item() / len(down) * (up @ down)
+
+
+def measured(original: Mapping[str, np.ndarray], baked: Mapping[str, np.ndarray]) -> list[float]:
+    """The weight each module of a kohya LoRA really got, in the original's order; the updates must be proportional."""
+    weights = []
+    for name in original:
+        if name.endswith(".lora_up.weight"):
+            module = name.removesuffix(".lora_up.weight")
+            old, new = update_of(original, module), update_of(baked, module)
+            weight = float((old * new).sum() / (old * old).sum())
+            assert np.linalg.norm(new - weight * old) <= 2e-3 * np.linalg.norm(old), module
+            weights.append(weight)
+    return weights
+
+
 def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Path:
     """Write a safetensors file with the library everybody uses."""
-    save_file(dict(tensors), path, metadata)
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    save_file(contiguous, path, dict(metadata) if metadata else None)
     return path
+
+
+def write_raw(
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str] | None = None,
+    header_order: Callable[[str], Any] | None = None,
+) -> Path:
+    """Write a safetensors file by hand: any dtype, data in the order given, the header in an order of its own."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    data = b""
+    listed: dict[str, Any] = {}
+    for name, dtype, shape, content in entries:
+        listed[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    header |= {name: listed[name] for name in (sorted(listed, key=header_order) if header_order else listed)}
+    return write_header(path, json.dumps(header).encode(), data)
+
+
+def write_header(path: Path, header: bytes, data: bytes = b"") -> Path:
+    """Write a file of any header, true or not, and data."""
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The header as it is written, `__metadata__` included, in its order."""
+    content = path.read_bytes()
+    return dict(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a file."""
+    return dict(header_of(path).get("__metadata__") or {})
+
+
+def data_of(path: Path) -> bytes:
+    """The data section of a file."""
+    content = path.read_bytes()
+    return content[8 + int.from_bytes(content[:8], "little") :]
+
+
+def entries_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name -> dtype, shape and data of every tensor, whatever its dtype, in header order."""
+    data = data_of(path)
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), data[slice(*entry["data_offsets"])])
+        for name, entry in header_of(path).items()
+        if name != "__metadata__"
+    }

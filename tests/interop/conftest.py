@@ -6,16 +6,15 @@ that people load LoRAs with, never by a formula of ours.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import SD1_BLOCKS, BakeFile
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-Run = Callable[..., tuple[int, str, str]]
-BakeFile = Callable[..., Path]
 StateDict = dict[str, torch.Tensor]
 BakeTorch = Callable[..., StateDict]
 
@@ -26,30 +25,17 @@ dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtyp
 # Plain weights at which an original and its baked file are compared.
 MULTIPLIERS = (1.0, 0.6)
 
-_BLOCKS = "BASE IN01 IN02 IN04 IN05 IN07 IN08 MID OUT03 OUT04 OUT05 OUT06 OUT07 OUT08 OUT09 OUT10 OUT11".split()
-
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """The same random numbers in every test, and no gradients."""
+    """The same random numbers in every test, no gradients, one thread: a second only waits on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def bake_file(run: Run, tmp_path: Path) -> BakeFile:
-    """Bake a file with any options of `lbw bake`; returns the path of the result."""
-    count = itertools.count()
-
-    def bake(source: Path, *options: object) -> Path:
-        target = tmp_path / f"baked{next(count)}" / source.name
-        target.parent.mkdir()
-        code, _, error = run("bake", source, "-o", target, *options)
-        assert code == 0, error
-        return target
-
-    return bake
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -74,9 +60,16 @@ def cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> StateDict:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
+def perturb(module: nn.Module) -> None:
+    """Take everything that is trained away from its starting value."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
 def vector(weights: Mapping[str, float], rest: float = 0.5) -> str:
     """The option that gives these blocks of SD1 their weights, and all others another one."""
-    return "--weights=" + ",".join(str(weights.get(block, rest)) for block in _BLOCKS)
+    return "--weights=" + ",".join(str(weights.get(block, rest)) for block in SD1_BLOCKS)
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import BakeFile
 from safetensors.torch import save_file
 from torch import nn
 
-from .conftest import MULTIPLIERS, TOLERANCES, BakeFile, StateDict, assert_close
+from .conftest import MULTIPLIERS, TOLERANCES, StateDict, assert_close
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers")
 peft = pytest.importorskip("peft", reason="needs peft")
@@ -23,15 +24,12 @@ mixins = pytest.importorskip("diffusers.loaders.lora_pipeline", reason="needs di
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 
 # Weights that differ from block to block, zero and one among them.
-SD1_WEIGHTS = {
-    **{"IN01": 0.0, "IN02": 1.0, "IN04": 0.3, "IN05": -0.7, "IN07": 1.5, "IN08": 0.5, "MID": 0.8, "OUT03": -0.2},
-    **{"OUT04": 1.2, "OUT05": 0.9, "OUT06": 0.1, "OUT07": 0.7, "OUT08": 0.4, "OUT09": 1.1, "OUT10": 0.6, "OUT11": 0.2},
-}
-SDXL_WEIGHTS = {
-    **{"IN04": 0.0, "IN05": 1.0, "IN07": 0.3, "IN08": -0.7, "MID": 1.5},
-    **{"OUT00": 0.5, "OUT01": 0.8, "OUT02": -0.2, "OUT03": 1.2, "OUT04": 0.9, "OUT05": 0.1},
-}
-FLUX_WEIGHTS = {"D00": 0.3, "D01": -0.7, "S00": 0.0, "S01": 1.0, "S02": 1.5}
+SD1_WEIGHTS = (
+    "IN01=0 IN02=1 IN04=0.3 IN05=-0.7 IN07=1.5 IN08=0.5 MID=0.8 OUT03=-0.2 OUT04=1.2 OUT05=0.9 "
+    "OUT06=0.1 OUT07=0.7 OUT08=0.4 OUT09=1.1 OUT10=0.6 OUT11=0.2"
+)
+SDXL_WEIGHTS = "IN04=0 IN05=1 IN07=0.3 IN08=-0.7 MID=1.5 OUT00=0.5 OUT01=0.8 OUT02=-0.2 OUT03=1.2 OUT04=0.9 OUT05=0.1"
+FLUX_WEIGHTS = "D00=0.3 D01=-0.7 S00=0 S01=1 S02=1.5"
 
 
 def sd1() -> Any:
@@ -69,16 +67,16 @@ def flux() -> Any:
     )
 
 
-def unet_inputs(channels: int) -> dict[str, Any]:
+def unet_inputs(net: Any) -> dict[str, Any]:
     return {
         "sample": torch.randn(1, 4, 8, 8),
         "timestep": torch.tensor(500.0),
-        "encoder_hidden_states": torch.randn(1, 7, channels),
+        "encoder_hidden_states": torch.randn(1, 7, net.config.cross_attention_dim),
         "added_cond_kwargs": {"text_embeds": torch.randn(1, 32), "time_ids": torch.randn(1, 6)},
     }
 
 
-def flux_inputs() -> dict[str, Any]:
+def flux_inputs(_: Any) -> dict[str, Any]:
     return {
         "hidden_states": torch.randn(1, 6, 4),
         "timestep": torch.tensor([0.5]),
@@ -89,16 +87,14 @@ def flux_inputs() -> dict[str, Any]:
     }
 
 
-def unet_scales(weights: dict[str, float], levels: int) -> dict[str, Any]:
-    """Weights by block as diffusers writes them: 2 attentions per level going down, 3 going up."""
+def unet_scales(weights: dict[str, float]) -> dict[str, Any]:
+    """Weights by block as diffusers writes them: by level, 2 attentions going down, 3 going up."""
 
-    def level(letter: str, number: int, layers: int) -> list[float]:
-        shift = letter == "IN"
-        return [weights[f"{letter}{3 * number + layer + shift:02}"] for layer in range(layers)]
+    def levels(blocks: str, layers: int, shift: int) -> dict[str, list[float]]:
+        names = {i: [f"{blocks}{3 * i + layer + shift:02}" for layer in range(layers)] for i in range(4)}
+        return {f"block_{i}": [weights[name] for name in names[i]] for i in names if weights.keys() >= {*names[i]}}
 
-    down = {f"block_{i}": level("IN", i, 2) for i in range(levels) if f"IN{3 * i + 1:02}" in weights}
-    up = {f"block_{i}": level("OUT", i, 3) for i in range(levels) if f"OUT{3 * i:02}" in weights}
-    return {"down": down, "mid": weights["MID"], "up": up}
+    return {"down": levels("IN", 2, 1), "mid": weights["MID"], "up": levels("OUT", 3, 0)}
 
 
 def flux_scales(weights: dict[str, float]) -> dict[str, float]:
@@ -147,73 +143,48 @@ def kohya_flux(name: str) -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """A narrow model, the weights of its blocks, and how diffusers and trainers speak of them."""
+    """A narrow model, how diffusers and trainers speak of it, its number of adapted layers, its weights by block."""
 
     make: Callable[[], Any]
-    inputs: Callable[[], dict[str, Any]]
-    weights: dict[str, float]
+    inputs: Callable[[Any], dict[str, Any]]
     scales: Callable[[dict[str, float]], dict[str, Any]]
     kohya: Callable[[str], str]
     mixin: Any
     network: str
-    layers: str
     size: int
+    rules: str
 
     def __str__(self) -> str:
         return self.make.__name__
 
-    def adapted(self, net: nn.Module) -> dict[str, nn.Module]:
+    def layers(self, net: nn.Module) -> dict[str, nn.Module]:
         """The layers a LoRA adapts, by name."""
-        found = {
-            name: layer
-            for name, layer in net.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and re.search(self.layers, name)
-        }
-        assert len(found) == self.size
-        return found
+        named = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+        adapted = {name: named[name] for name in named if re.search(r"attentions\.|transformer_blocks\.", name)}
+        assert len(adapted) == self.size
+        return adapted
+
+    def weights(self, multiplier: float) -> dict[str, float]:
+        """The scale of every block where the LoRA as a whole is used with this one."""
+        return {block: float(weight) * multiplier for block, weight in (rule.split("=") for rule in self.rules.split())}
 
 
+_SD, _SDXL, _FLUX = (
+    mixins.StableDiffusionLoraLoaderMixin,
+    mixins.StableDiffusionXLLoraLoaderMixin,
+    mixins.FluxLoraLoaderMixin,
+)
 MODELS = (
-    Model(
-        sd1,
-        lambda: unet_inputs(768),
-        SD1_WEIGHTS,
-        lambda weights: unet_scales(weights, 4),
-        kohya_sd1,
-        mixins.StableDiffusionLoraLoaderMixin,
-        "unet",
-        "attentions",
-        192,
-    ),
-    Model(
-        sdxl,
-        lambda: unet_inputs(2048),
-        SDXL_WEIGHTS,
-        lambda weights: unet_scales(weights, 3),
-        kohya_sdxl,
-        mixins.StableDiffusionXLLoraLoaderMixin,
-        "unet",
-        "attentions",
-        722,
-    ),
-    Model(
-        flux,
-        flux_inputs,
-        FLUX_WEIGHTS,
-        flux_scales,
-        kohya_flux,
-        mixins.FluxLoraLoaderMixin,
-        "transformer",
-        r"transformer_blocks\.",
-        46,
-    ),
+    Model(sd1, unet_inputs, unet_scales, kohya_sd1, _SD, "unet", 192, SD1_WEIGHTS),
+    Model(sdxl, unet_inputs, unet_scales, kohya_sdxl, _SDXL, "unet", 722, SDXL_WEIGHTS),
+    Model(flux, flux_inputs, flux_scales, kohya_flux, _FLUX, "transformer", 46, FLUX_WEIGHTS),
 )
 
 
 def write_kohya(model: Model, net: nn.Module, folder: Path) -> Path:
     """The file a trainer writes: its names, mixed ranks, one alpha (all that diffusers reads right on a UNet)."""
     shapes: dict[str, list[int]] = {}
-    for name, layer in model.adapted(net).items():
+    for name, layer in model.layers(net).items():
         if key := model.kohya(name):
             fused = shapes.setdefault(key, [0, *layer.weight.shape[1:]])
             fused[0] += layer.weight.shape[0]
@@ -230,7 +201,7 @@ def write_kohya(model: Model, net: nn.Module, folder: Path) -> Path:
 def add_adapter(model: Model, net: Any) -> None:
     """A new adapter of PEFT's, of random values, with ranks and alphas that differ from layer to layer."""
     patterns = {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_k": 1.5, "net.2": 5}}
-    targets = list(model.adapted(net))
+    targets = list(model.layers(net))
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, init_lora_weights=False, **patterns)
     net.add_adapter(config, "trained")
 
@@ -264,10 +235,6 @@ def load(model: Model, net: Any, path: Path, name: str) -> None:
     into(tensors, alphas, **{model.network: net}, adapter_name=name, metadata=metadata)
 
 
-def scaled(weights: dict[str, float], multiplier: float) -> dict[str, float]:
-    return {block: weight * multiplier for block, weight in weights.items()}
-
-
 @pytest.mark.parametrize("write", [write_kohya, write_pipeline, write_adapter], ids=lambda write: write.__name__[6:])
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_baked_file_equals_per_block_scales(
@@ -275,10 +242,11 @@ def test_baked_file_equals_per_block_scales(
 ) -> None:
     net = model.make().eval()
     original = write(model, net, tmp_path)
-    rules = " ".join(f"{block}={weight}" for block, weight in model.weights.items())
-    for name, path in {"original": original, "baked": bake_file(original, "--weights", rules)}.items():
+    for name, path in {"original": original, "baked": bake_file(original, "--weights", model.rules)}.items():
         load(model, net, path, name)
-    inputs = model.inputs()
+    # From here on in double precision, which keeps the network's own rounding out of the comparison.
+    torch.set_default_dtype(torch.float64)
+    inputs = model.inputs(net.double())
 
     def output(adapter: str, scale: Any) -> torch.Tensor:
         net.set_adapters(adapter, scale)
@@ -286,6 +254,6 @@ def test_baked_file_equals_per_block_scales(
 
     base = output("original", 0.0)
     for multiplier in MULTIPLIERS:
-        expected = output("original", model.scales(scaled(model.weights, multiplier))) - base
+        expected = output("original", model.scales(model.weights(multiplier))) - base
         assert expected.norm() > 0.01 * base.norm()
         assert_close(output("baked", multiplier) - base, expected, TOLERANCES[torch.float32])

@@ -9,9 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Run
 from torch import nn
 
-from .conftest import MULTIPLIERS, TOLERANCES, BakeTorch, Run, StateDict, assert_close, cast, dtypes, save, vector
+from .conftest import (
+    MULTIPLIERS,
+    TOLERANCES,
+    BakeTorch,
+    StateDict,
+    assert_close,
+    cast,
+    dtypes,
+    perturb,
+    save,
+    vector,
+)
 
 peft = pytest.importorskip("peft", reason="needs peft")
 
@@ -119,9 +131,7 @@ def model() -> nn.Module:
 def trained(case: Case, model: nn.Module, dtype: torch.dtype) -> StateDict:
     """What PEFT saves of an adapter none of whose tensors are at their starting values."""
     adapted = case.adapt(model)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter += 0.3 * torch.randn_like(parameter)
+    perturb(adapted)
     return cast(peft.get_peft_model_state_dict(adapted), dtype)
 
 

@@ -1,0 +1,259 @@
+"""Many files: found, named, baked one by one; what goes wrong with one does not stop the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Run, measured, metadata_of, unet_lora, write
+from safetensors.numpy import load_file
+
+ORIGINAL = unet_lora()
+HALF = ("-w", "*=0.5")
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA in a folder of its own."""
+    (tmp_path / "loras").mkdir()
+    return write(tmp_path / "loras" / "a.safetensors", ORIGINAL, {"ss_output_name": "a"})
+
+
+@pytest.fixture
+def loras(lora: Path) -> Path:
+    """A folder of three LoRAs, one of them deeper, beside files of other kinds."""
+    (lora.parent / "deeper").mkdir()
+    for name in ("b", "deeper/c"):
+        write(lora.parent / f"{name}.safetensors", ORIGINAL)
+    (lora.parent / "notes.txt").write_text("no LoRA")
+    (lora.parent / ".hidden.safetensors").write_bytes(b"no LoRA either")
+    return lora.parent
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def is_half(path: Path) -> bool:
+    return set(measured(ORIGINAL, load_file(path))) == {0.5}
+
+
+class TestOutputs:
+    def test_an_existing_output_is_replaced_only_by_force(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        output = tmp_path / "out.safetensors"
+        output.write_bytes(b"old")
+        code, _, error = run("bake", lora, *HALF, "-o", output)
+        assert (code, output.read_bytes()) == (1, b"old")
+        assert f"error: {output}: already exists" in error
+        assert "--force" in error
+        assert run("bake", lora, *HALF, "-o", output, "--force")[0] == 0
+        assert is_half(output)
+
+    @pytest.mark.parametrize(
+        ("source", "output"),
+        [
+            ("a.safetensors", "a.safetensors"),
+            ("a.safetensors", "../loras/a.safetensors"),
+            ("a.safetensors", "symlink.safetensors"),
+            ("a.safetensors", "hardlink.safetensors"),
+            ("symlink.safetensors", "a.safetensors"),
+        ],
+    )
+    def test_the_input_is_never_its_own_output(self, source: str, output: str, lora: Path, run: Run) -> None:
+        (lora.parent / "symlink.safetensors").symlink_to(lora)
+        (lora.parent / "hardlink.safetensors").hardlink_to(lora)
+        before = lora.read_bytes()
+        code, _, error = run("bake", lora.parent / source, *HALF, "-o", lora.parent / output, "--force")
+        assert code == 1
+        assert "is the input itself" in error
+        assert "--in-place" in error
+        assert lora.read_bytes() == before
+
+    def test_in_place_replaces_the_input_and_keeps_its_mode_and_name(self, lora: Path, run: Run) -> None:
+        lora.chmod(0o640)
+        assert run("bake", lora, *HALF, "--in-place")[0] == 0
+        assert is_half(lora)
+        assert lora.stat().st_mode & 0o7777 == 0o640
+        assert metadata_of(lora)["ss_output_name"] == "a"
+        assert names_in(lora.parent) == {"a.safetensors"}
+
+    def test_in_place_follows_a_link_to_the_file(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        link = tmp_path / "link.safetensors"
+        link.symlink_to(lora)
+        assert run("bake", link, *HALF, "--in-place")[0] == 0
+        assert link.is_symlink()
+        assert is_half(lora)
+
+    def test_a_failed_bake_in_place_leaves_the_input(self, lora: Path, run: Run) -> None:
+        before = lora.read_bytes()
+        assert run("bake", lora, "-w", "*=1e300", "--in-place")[0] == 1
+        assert lora.read_bytes() == before
+        assert names_in(lora.parent) == {"a.safetensors"}
+
+    @pytest.mark.parametrize("output", ["missing/out.safetensors", "loras"])
+    def test_an_output_that_cannot_be_is_refused_before_the_work(
+        self, output: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        code, _, error = run("bake", lora, *HALF, "-o", tmp_path / output)
+        assert code == 1
+        assert f"error: {tmp_path / output}: " in error
+        assert names_in(tmp_path) == {"loras/a.safetensors"}
+
+    def test_an_output_folder_that_is_a_file(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        (tmp_path / "file").touch()
+        code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "file")
+        assert code == 1
+        assert f"error: {tmp_path / 'file'}" in error
+
+    def test_a_dry_run_writes_nothing_and_shows_the_weights(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        code, out, error = run("bake", lora, "-p", "MIDD", "--dry-run", "--out-dir", tmp_path / "out")
+        assert (code, out) == (0, "")
+        assert "nothing written" in error
+        assert [line.split()[:3] for line in error.splitlines() if line.startswith("IN05")] == [["IN05", "1", "1"]]
+        assert names_in(tmp_path) == {"loras/a.safetensors"}
+        assert not (tmp_path / "out").exists()
+
+    def test_a_dry_run_needs_no_output(self, lora: Path, run: Run) -> None:
+        assert run("bake", lora, "-p", "MIDD", "--dry-run")[0] == 0
+
+
+class TestFolders:
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ((), {"a.safetensors", "b.safetensors"}),
+            (("--recursive",), {"a.safetensors", "b.safetensors", "deeper/c.safetensors"}),
+            (("--recursive", "--include", "*c*"), {"deeper/c.safetensors"}),
+            (("--exclude", "a*"), {"b.safetensors"}),
+        ],
+    )
+    def test_its_loras_are_found_and_their_names_kept(
+        self, options: tuple[str, ...], expected: set[str], loras: Path, tmp_path: Path, run: Run
+    ) -> None:
+        code, _, error = run("bake", loras, *HALF, "--out-dir", tmp_path / "out", *options)
+        assert code == 0, error
+        assert names_in(tmp_path / "out") == expected
+        assert all(is_half(tmp_path / "out" / name) for name in expected)
+
+    @pytest.mark.parametrize("bad", ["broken", "missing", "empty folder"])
+    def test_the_others_go_on_after_a_failure(self, bad: str, loras: Path, tmp_path: Path, run: Run) -> None:
+        failing = tmp_path / "bad.safetensors"
+        if bad == "broken":
+            failing.write_bytes(b"no LoRA")
+        elif bad == "empty folder":
+            failing.mkdir()
+        code, _, error = run("bake", failing, loras, *HALF, "--out-dir", tmp_path / "out")
+        assert code == 1
+        assert f"error: {failing}: " in error
+        assert "2 written" in error
+        assert "1 failed" in error
+        assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+
+    @pytest.mark.parametrize("force", [(), ("--force",)])
+    def test_two_inputs_never_share_an_output(
+        self, force: tuple[str, ...], loras: Path, tmp_path: Path, run: Run
+    ) -> None:
+        other = write(tmp_path / "a.safetensors", ORIGINAL)
+        code, _, error = run("bake", loras / "a.safetensors", other, *HALF, "--out-dir", tmp_path / "out", *force)
+        assert code != 0
+        assert str(other) in error
+        assert not (tmp_path / "out").exists() or not names_in(tmp_path / "out")
+
+    def test_a_file_named_twice_is_baked_once(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        again = lora.parent / "." / lora.name
+        code, out, error = run("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
+        assert code == 0, error
+        assert len(out.splitlines()) == 1
+
+    def test_a_folder_can_be_baked_in_place(self, loras: Path, run: Run) -> None:
+        assert run("bake", loras, "--recursive", *HALF, "--in-place")[0] == 0
+        assert all(is_half(loras / name) for name in ("a.safetensors", "b.safetensors", "deeper/c.safetensors"))
+
+    def test_files_found_that_were_baked_before_are_not_baked_again(self, loras: Path, run: Run) -> None:
+        for _ in range(2):
+            code, out, error = run("bake", loras, *HALF, "--in-place", "--json")
+            assert code == 0, error
+        assert {json.loads(line)["status"] for line in out.splitlines()} == {"skipped"}
+        assert is_half(loras / "a.safetensors")
+
+    def test_outputs_are_not_looked_for_among_inputs(self, loras: Path, run: Run) -> None:
+        code, _, error = run("bake", loras, "--recursive", *HALF, "--out-dir", loras / "out")
+        assert code == 1
+        assert "inside the input folder" in error
+        assert not (loras / "out").exists()
+
+    def test_processes_write_what_one_process_writes(
+        self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+        for jobs in (1, 2):
+            options = (*HALF, "--recursive", "--jobs", jobs, "--out-dir", tmp_path / f"out{jobs}")
+            code, _, error = run("bake", loras, *options)
+            assert code == 0, error
+        assert names_in(tmp_path / "out1") == names_in(tmp_path / "out2")
+        for name in names_in(tmp_path / "out1"):
+            assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+
+
+class TestSeveralPresets:
+    def test_each_writes_a_file_of_its_own(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        code, _, error = run("bake", lora, "-p", "MIDD", "-p", "ALL0.5", "--out-dir", tmp_path / "out")
+        assert code == 0, error
+        assert names_in(tmp_path / "out") == {"a-MIDD.safetensors", "a-ALL0.5.safetensors"}
+        assert is_half(tmp_path / "out" / "a-ALL0.5.safetensors")
+
+    @pytest.mark.parametrize("preset", ["MIDD", "ALL0.5", "NONE"])
+    def test_together_they_write_what_each_writes_alone(
+        self, preset: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        together = ("-p", "NONE", "-p", "ALL0.5", "-p", "MIDD", "--out-dir", tmp_path / "together")
+        assert run("bake", lora, *together)[0] == 0
+        assert run("bake", lora, "-p", preset, "-o", tmp_path / f"a-{preset}.safetensors")[0] == 0
+        alone = tmp_path / f"a-{preset}.safetensors"
+        assert (tmp_path / "together" / alone.name).read_bytes() == alone.read_bytes()
+
+    def test_a_name_may_hold_the_preset(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        options = ("-p", "MIDD", "--out-dir", tmp_path / "out", "--name", "{preset} of {stem}")
+        assert run("bake", lora, *options)[0] == 0
+        assert names_in(tmp_path / "out") == {"MIDD of a.safetensors"}
+
+    @pytest.mark.parametrize("name", ["{nope}", "{stem", "{}", "{stem.parent}", "{stem!r}", "../{stem}", "/{stem}"])
+    def test_a_name_that_is_none_is_refused(self, name: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "out", "--name", name)
+        assert code in (1, 2)
+        assert "--name" in error
+        assert names_in(tmp_path) == {"loras/a.safetensors"}
+
+
+class TestSkipping:
+    def test_an_existing_output_is_left_alone(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        options = ("bake", lora, *HALF, "--out-dir", tmp_path, "--skip-existing", "--json")
+        assert json.loads(run(*options)[1])["status"] == "baked"
+        before = (tmp_path / "a.safetensors").stat()
+        code, out, error = run(*options)
+        assert (code, json.loads(out)["status"]) == (0, "skipped")
+        assert "warning" not in error
+        assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+    @pytest.mark.parametrize("existing", ["other weights", "no LoRA"])
+    def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        output = tmp_path / "a.safetensors"
+        if existing == "other weights":
+            run("bake", lora, "-w", "*=0.25", "-o", output)
+        else:
+            output.write_bytes(b"no LoRA")
+        before = output.read_bytes()
+        code, _, error = run("bake", lora, *HALF, "-o", output, "--skip-existing")
+        assert code == 0
+        assert "warning: " in error
+        assert output.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_one_may_not_write_to(lora: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "locked")
+    assert code == 1
+    assert "Permission denied" in error

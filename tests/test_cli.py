@@ -1,0 +1,299 @@
+"""The command line as people and programs meet it: exit codes, streams, names, signals, memory, start-up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MODULE, BakeTensors, Run, lbw, measured, python, unet_lora, write, write_header
+
+from lbw_bake import __version__
+
+HALF = ("-w", "*=0.5")
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    return write(tmp_path / "a.safetensors", unet_lora())
+
+
+USAGE = {
+    "an unknown command": ("fry",),
+    "an unknown option": ("bake", "LORA", *HALF, "-o", "OUT", "--frobnicate"),
+    "no input": ("bake", *HALF, "-o", "OUT"),
+    "no weights": ("bake", "LORA", "-o", "OUT"),
+    "two kinds of weights": ("bake", "LORA", *HALF, "--preset", "MIDD", "-o", "OUT"),
+    "no output": ("bake", "LORA", *HALF),
+    "two kinds of output": ("bake", "LORA", *HALF, "-o", "OUT", "--out-dir", "OUT"),
+    "an output and in place": ("bake", "LORA", *HALF, "-o", "OUT", "--in-place"),
+    "one output for two inputs": ("bake", "LORA", "OTHER", *HALF, "-o", "OUT"),
+    "one output for two presets": ("bake", "LORA", "-p", "MIDD", "-p", "ALL", "-o", "OUT"),
+    "two presets in place": ("bake", "LORA", "-p", "MIDD", "-p", "ALL", "--in-place"),
+    "an unknown dtype": ("bake", "LORA", *HALF, "-o", "OUT", "--dtype", "f8"),
+    "an unknown device": ("bake", "LORA", *HALF, "-o", "OUT", "--device", "tpu"),
+    "a strength that is no number": ("bake", "LORA", *HALF, "-o", "OUT", "--strength", "much"),
+    "a seed that is no integer": ("bake", "LORA", *HALF, "-o", "OUT", "--seed", "0.5"),
+    "a negative number of jobs": ("bake", "LORA", *HALF, "-o", "OUT", "--jobs", "-1"),
+    "nothing to inspect": ("inspect",),
+    "one file to compare": ("diff", "LORA"),
+}
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize("command", USAGE.values(), ids=USAGE)
+    def test_wrong_usage_is_2_and_touches_nothing(self, command: tuple[str, ...], lora: Path, run: Run) -> None:
+        other = write(lora.with_name("b.safetensors"), unet_lora())
+        paths = {"LORA": lora, "OTHER": other, "OUT": lora.with_name("out.safetensors")}
+        before = lora.read_bytes()
+        code, out, error = run(*(paths.get(arg, arg) for arg in command))
+        assert (code, out) == (2, "")
+        assert "Usage: " in error
+        assert lora.read_bytes() == before
+        assert set(lora.parent.iterdir()) == {lora, other}
+
+    @pytest.mark.parametrize("option", ["-h", "--help"])
+    @pytest.mark.parametrize("command", [(), ("bake",), ("inspect",), ("diff",)], ids=" ".join)
+    def test_help_is_0(self, command: tuple[str, ...], option: str, run: Run) -> None:
+        code, out, error = run(*command, option)
+        assert (code, error) == (0, "")
+        assert "Usage: " in out
+
+    def test_version_is_0(self, run: Run) -> None:
+        assert run("--version") == (0, f"lbw {__version__}\n", "")
+
+    def test_what_the_tool_refuses_is_1_with_an_error_and_a_hint(self, lora: Path, run: Run) -> None:
+        code, out, error = run("bake", lora, "-w", "MIDD=1", "-o", lora.with_name("b.safetensors"))
+        assert (code, out) == (1, "")
+        assert error.splitlines() == ["error: sd1 has no block 'MIDD'", "hint: did you mean MID?"]
+
+
+BAKE_KEYS = {"input", "output", "status", "family", "layout", "weights", "modules", "bytes", "seconds", "device"}
+BAKE_KEYS |= {"warnings", "error"}
+
+
+class TestJson:
+    def test_a_bake_is_one_object(self, lora: Path, run: Run) -> None:
+        output = lora.with_name("b.safetensors")
+        code, out, _ = run("bake", lora, "-p", "MIDD", "-o", output, "--json")
+        facts = json.loads(out)
+        assert code == 0
+        assert facts.keys() >= BAKE_KEYS
+        assert {key: facts[key] for key in BAKE_KEYS - {"weights", "seconds"}} == {
+            "input": str(lora),
+            "output": str(output),
+            "status": "baked",
+            "family": "sd1",
+            "layout": 17,
+            "modules": {"copied": 9, "scaled": 0, "zeroed": 8, "removed": 0},
+            "bytes": output.stat().st_size,
+            "device": "cpu",
+            "warnings": [],
+            "error": None,
+        }
+        assert len(facts["weights"]) == 27
+        assert facts["seconds"] >= 0
+
+    def test_a_failure_is_one_too(self, tmp_path: Path, run: Run) -> None:
+        (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
+        code, out, error = run("bake", tmp_path / "bad.safetensors", *HALF, "--out-dir", tmp_path / "out", "--json")
+        facts = json.loads(out)
+        assert code == 1
+        assert facts.keys() >= BAKE_KEYS
+        assert (facts["status"], facts["family"], facts["device"]) == ("failed", None, None)
+        assert str(tmp_path / "bad.safetensors") in str(facts["error"])
+        assert error.startswith("error: ")
+
+    def test_warnings_are_in_it(self, tmp_path: Path, run: Run) -> None:
+        lora = write(tmp_path / "a.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
+        facts = json.loads(run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")[1])
+        assert facts["warnings"] == ["1 unknown tensors copied untouched: unknown"]
+
+    @pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",), ("--dry-run",), ("--dry-run", "--verbose")])
+    def test_stdout_holds_nothing_else(self, options: tuple[str, ...], lora: Path, tmp_path: Path, run: Run) -> None:
+        other = write(tmp_path / "b.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
+        code, out, _ = run("bake", lora, other, "-p", "MIDD", "--out-dir", tmp_path / "out", "--json", *options)
+        assert code == 0
+        assert {json.loads(line)["input"] for line in out.splitlines()} == {str(lora), str(other)}
+
+    def test_without_it_a_bake_prints_nothing_on_stdout(self, lora: Path, run: Run) -> None:
+        assert run("bake", lora, *HALF, "-o", lora.with_name("b.safetensors"))[:2] == (0, "")
+
+
+class TestStreams:
+    def test_quiet_says_nothing_but_errors(self, tmp_path: Path, run: Run) -> None:
+        lora = write(tmp_path / "a.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
+        assert run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--quiet") == (0, "", "")
+        code, out, error = run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--quiet")
+        assert (code, out) == (1, "")
+        assert error.startswith("error: ")
+
+    def test_verbose_shows_the_weight_of_every_block(self, lora: Path, run: Run) -> None:
+        error = run("bake", lora, "-p", "MIDD", "-o", lora.with_name("b.safetensors"), "--verbose")[2]
+        weights = {line.split()[0]: line.split()[2] for line in error.splitlines() if line.split()[1:2] == ["1"]}
+        assert (weights["IN04"], weights["MID"], len(weights)) == ("0", "1", 17)
+
+    def test_nothing_is_coloured_where_nobody_looks(self, lora: Path) -> None:
+        for command in (("inspect", lora), ("bake", lora, *HALF, "--dry-run"), ("inspect", "missing")):
+            result = lbw(*command, NO_COLOR="", TERM="xterm-256color")
+            assert "\x1b" not in result.stdout + result.stderr
+
+    def test_a_reader_that_goes_away_is_no_traceback(self, lora: Path) -> None:
+        command = f"{sys.executable} -m lbw_bake inspect {' '.join([str(lora)] * 200)} | head -n 1"
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+        assert result.stdout.startswith("a.safetensors: ")
+        assert "Traceback" not in result.stderr
+
+
+NAMES = ("two words", 'it\'s "quoted"', "東京 🎨", "a=b,c:d", "{stem}", "%s", "a.b.c", "*", "$HOME", "-dash", "~")
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_files_may_be_called_anything(
+        self, name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(Path(f"{name}.safetensors"), unet_lora())
+        file = f"{name}.safetensors"
+        assert json.loads(run("inspect", "--json", "--", file)[1])["file"] == file
+        for options in ((), ("--out-dir", "out"), ("-o", f"{name}2.safetensors")):
+            code, out, error = run("bake", *HALF, "--json", *(options or ("--in-place",)), "--", file)
+            assert code == 0, error
+            assert Path(json.loads(out)["output"]).exists()
+
+    def test_even_what_is_no_text(self, tmp_path: Path) -> None:
+        """File names on Linux are bytes."""
+        source = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors")
+        Path(source).write_bytes(write(tmp_path / "a.safetensors", unet_lora(), {"ss_output_name": "x"}).read_bytes())
+        for command in (
+            ("inspect", source),
+            ("inspect", "--json", source),
+            ("bake", source, *HALF, "--in-place", "--json"),
+        ):
+            result = lbw(*command, PYTHONIOENCODING="utf-8")
+            assert "Traceback" not in result.stderr
+            assert result.returncode == 0
+
+
+class TestTokens:
+    @pytest.mark.parametrize(
+        "token",
+        [
+            "<lora:a:1:lbw=MIDD>",
+            "<lora:a:0.5:1:lbw=1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0:te=1>",
+            "<lora:a:1:MIDD>",
+            "<lora:a:1:1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0>",
+        ],
+    )
+    def test_a_pasted_token_means_what_it_says(self, token: str, bake_tensors: BakeTensors) -> None:
+        original = unet_lora()
+        expected = [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+        assert measured(original, bake_tensors(original, "--token", token)) == pytest.approx(expected)
+
+    def test_its_strengths_multiply(self, bake_tensors: BakeTensors) -> None:
+        original = unet_lora(["BASE", "MID"])
+        baked = bake_tensors(original, "--token", "<lora:a:0.5:0.25:lbw=ALL>", "--te", "0.5", "--strength", "2")
+        assert measured(original, baked) == pytest.approx([0.5, 0.5])
+
+    @pytest.mark.parametrize("field", ["start=5", "stop=10", "step=5-10"])
+    def test_what_happens_while_sampling_cannot_be_baked(self, field: str, lora: Path, run: Run) -> None:
+        code, _, error = run("bake", lora, "--token", f"<lora:a:1:lbw=MIDD:{field}>", "--dry-run")
+        assert code == 1
+        assert f"{field.partition('=')[0]} cannot be baked" in error
+
+
+@pytest.fixture(scope="session")
+def large_lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """600 MB on paper, nearly nothing on disk."""
+    elements = 150_000_000
+    header, position = {}, 0
+    for role, shape in (("lora_down", (2, elements // 2)), ("lora_up", (elements // 2, 2))):
+        offsets = [position, position + 2 * elements]
+        header[f"{MODULE}.{role}.weight"] = {"dtype": "F16", "shape": shape, "data_offsets": offsets}
+        position = offsets[1]
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    write_header(path, json.dumps({"__metadata__": {"sshs_model_hash": ""}, **header}).encode())
+    os.truncate(path, path.stat().st_size + position)
+    return path
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder whose large files do not outlive the test."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+class TestProcess:
+    @pytest.mark.parametrize("batch", [False, True], ids=["one file", "a batch in processes"])
+    def test_an_interrupt_is_130_and_leaves_nothing(self, batch: bool, large_lora: Path, scratch: Path) -> None:
+        inputs = [scratch / "in1.safetensors", scratch / "in2.safetensors"] if batch else [scratch / "in1.safetensors"]
+        for path in inputs:
+            path.symlink_to(large_lora)
+        out_dir = scratch / "out"
+        command = [sys.executable, "-m", "lbw_bake", "bake", *map(str, inputs), *HALF, "--jobs", "2"]
+        command += ["--out-dir", str(out_dir)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            while process.poll() is None and len(list(out_dir.glob(".*"))) < len(inputs):
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in error
+        assert list(out_dir.iterdir()) == []
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+    @pytest.mark.parametrize("options", [HALF, ("-w", "*=0")], ids=["scaled", "zeroed"])
+    def test_memory_stays_flat(self, options: tuple[str, ...], large_lora: Path, scratch: Path) -> None:
+        # The kernel's own record of the peak: that of getrusage counts the parent before the child was born.
+        code = (
+            "import sys; from pathlib import Path; from lbw_bake.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "finally: print(Path('/proc/self/status').read_text())"
+        )
+        result = python("-c", code, "bake", large_lora, *options, "-o", scratch / "out.safetensors")
+        assert result.returncode == 0, result.stderr
+        peak = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
+        assert peak < 64 * 1024
+
+    @staticmethod
+    def imported(*args: object) -> set[str]:
+        """The packages that a run of `lbw` imports."""
+        result = lbw(*args, PYTHONPROFILEIMPORTTIME="1")
+        assert result.returncode == 0
+        names = (line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:"))
+        return {name.split(".")[0] for name in names}
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ("bake", "LORA", *HALF, "-o", "OUT"),
+            ("bake", "LORA", "-p", "MIDD", "--dry-run"),
+            ("inspect", "LORA"),
+            ("diff", "LORA", "LORA"),
+        ],
+        ids=" ".join,
+    )
+    def test_torch_is_left_alone(self, command: tuple[str, ...], lora: Path) -> None:
+        paths = {"LORA": lora, "OUT": lora.with_name("out.safetensors")}
+        assert "torch" not in self.imported(*(paths.get(arg, arg) for arg in command))
+
+    @pytest.mark.parametrize("command", [("--help",), ("bake", "--help"), ("--version",)], ids=" ".join)
+    def test_help_needs_neither_numpy_nor_torch(self, command: tuple[str, ...]) -> None:
+        assert not self.imported(*command) & {"numpy", "torch", "safetensors", "yaml", "ml_dtypes"}
+
+    def test_all_but_gpus_works_without_torch(self, lora: Path) -> None:
+        code = "import sys; sys.modules['torch'] = None; from lbw_bake.cli import main; main(sys.argv[1:])"
+        for command in (("bake", lora, *HALF, "-o", lora.with_name("out.safetensors")), ("inspect", lora)):
+            assert python("-c", code, *command).returncode == 0
+        refused = python("-c", code, "bake", lora, *HALF, "-o", lora.with_name("cuda.safetensors"), "--device", "cuda")
+        assert refused.returncode == 1
+        assert "torch is not installed" in refused.stderr

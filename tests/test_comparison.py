@@ -1,0 +1,151 @@
+"""The weight each block really got, measured, and held to what the file says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MODULE, SD1_BLOCKS, BakeFile, Run, metadata_of, unet_lora, write
+from formulas import FORMULAS, Formula
+from safetensors.numpy import load_file
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    return write(tmp_path / "original.safetensors", unet_lora())
+
+
+def compared(run: Run, original: Path, baked: Path, expect: int = 0) -> dict[str, Any]:
+    code, out, error = run("diff", original, baked, "--json")
+    assert code == expect, error
+    return dict(json.loads(out))
+
+
+def rewritten(baked: Path, tensors: Mapping[str, np.ndarray] = {}, **metadata: str) -> Path:
+    """The same file with some tensors and metadata replaced, by another tool."""
+    return write(
+        baked.with_name("rewritten.safetensors"), load_file(baked) | dict(tensors), metadata_of(baked) | metadata
+    )
+
+
+def test_it_measures_the_weight_of_every_block(original: Path, bake_file: BakeFile, run: Run) -> None:
+    weights = [round(-1 + 0.15 * i, 2) for i in range(len(SD1_BLOCKS))]
+    facts = compared(run, original, bake_file(original, f"--weights={','.join(map(str, weights))}"))
+    assert facts["matches_record"] is True
+    assert list(facts["blocks"]) == SD1_BLOCKS
+    assert [block["weight"] for block in facts["blocks"].values()] == pytest.approx(weights)
+    assert all(block["modules"] == 1 and block["error"] < 1e-6 for block in facts["blocks"].values())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in FORMULAS if case.name not in ("vera", "ia3 on the input")],
+    ids=attrgetter("name"),
+)
+def test_every_measurable_algorithm_is_measured(case: Formula, tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", case.tensors(MODULE))
+    facts = compared(run, source, bake_file(source, "-w", "*=-0.3"))
+    assert facts["blocks"]["MID"]["weight"] == pytest.approx(-0.3, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("options", [("-w", "*=0.3"), ("-w", "*=0.3", "-s", "0.5", "--element", "MID:proj:1.1")])
+def test_rounding_is_no_contradiction(
+    dtype: str, options: tuple[str, ...], original: Path, bake_file: BakeFile, run: Run
+) -> None:
+    assert compared(run, original, bake_file(original, *options, "--dtype", dtype))["matches_record"] is True
+
+
+def test_a_block_of_another_weight_contradicts_the_record(original: Path, bake_file: BakeFile, run: Run) -> None:
+    baked = bake_file(original, "-w", "*=0.5")
+    wrong = rewritten(baked, {f"{MODULE}.lora_up.weight": 1.01 * load_file(baked)[f"{MODULE}.lora_up.weight"]})
+    facts = compared(run, original, wrong, expect=1)
+    assert facts["matches_record"] is False
+    assert len(facts["contradictions"]) == 1
+    assert MODULE in facts["contradictions"][0]
+    assert facts["blocks"]["MID"]["weight"] == pytest.approx(0.505)
+
+
+def test_noise_is_an_error_and_contradicts_the_record(original: Path, bake_file: BakeFile, run: Run) -> None:
+    baked = bake_file(original, "-w", "*=0.5")
+    up = load_file(baked)[f"{MODULE}.lora_up.weight"]
+    noise = 0.05 * np.random.default_rng(0).standard_normal(up.shape).astype(np.float32)
+    facts = compared(run, original, rewritten(baked, {f"{MODULE}.lora_up.weight": up + noise}), expect=1)
+    assert facts["blocks"]["MID"]["error"] > 0.01
+    assert facts["blocks"]["OUT03"]["error"] < 1e-6
+
+
+def test_a_file_without_a_record_is_measured_all_the_same(original: Path, tmp_path: Path, run: Run) -> None:
+    halves = {name: array / 2 if "lora_up" in name else array for name, array in unet_lora().items()}
+    facts = compared(run, original, write(tmp_path / "halves.safetensors", halves))
+    assert facts["matches_record"] is None
+    assert [block["weight"] for block in facts["blocks"].values()] == pytest.approx([0.5] * len(SD1_BLOCKS))
+
+
+@pytest.mark.parametrize("record", ["", "{}", "[]", "null", "5", '{"weights": {"MID": "x"}}', "[" * 10_000])
+def test_a_record_that_cannot_be_read_is_no_traceback(
+    record: str, original: Path, bake_file: BakeFile, run: Run
+) -> None:
+    baked = rewritten(bake_file(original, "-w", "*=0.5"), lbw_bake=record)
+    code, out, _ = run("diff", original, baked, "--json")
+    assert code in (0, 1)
+    assert json.loads(out)["matches_record"] is not True
+
+
+def test_modules_that_are_gone_or_new_are_named(original: Path, tmp_path: Path, run: Run) -> None:
+    tensors = {name: array for name, array in unet_lora().items() if not name.startswith(MODULE)}
+    tensors |= unet_lora(["IN03"])
+    facts = compared(run, original, write(tmp_path / "other.safetensors", tensors))
+    assert facts["removed"] == [MODULE]
+    assert facts["added"] == ["lora_unet_input_blocks_3_0_in_layers_2"]
+    assert facts["blocks"]["MID"]["weight"] == 0
+
+
+def test_modules_of_the_same_name_and_another_rank_are_compared_by_what_they_do(
+    original: Path, tmp_path: Path, run: Run
+) -> None:
+    tensors = unet_lora()
+    down, up = (tensors[f"{MODULE}.{role}.weight"] for role in ("lora_down", "lora_up"))
+    # The same update as a product of rank 8: each factor twice, its alpha twice, so half as strong.
+    tensors[f"{MODULE}.lora_down.weight"] = np.concatenate([down, down])
+    tensors[f"{MODULE}.lora_up.weight"] = np.concatenate([up, up], axis=1)
+    facts = compared(run, original, write(tmp_path / "other.safetensors", tensors))
+    assert facts["blocks"]["MID"]["weight"] == pytest.approx(1.0)
+
+
+def test_modules_of_another_shape_are_no_traceback(original: Path, tmp_path: Path, run: Run) -> None:
+    tensors = unet_lora() | {f"{MODULE}.lora_up.weight": np.ones((9, 4), np.float32)}
+    code, out, error = run("diff", original, write(tmp_path / "other.safetensors", tensors), "--json")
+    assert code in (0, 1), error
+    if out:
+        assert MODULE in json.loads(out)["unmeasured"]
+
+
+def test_infinities_are_no_traceback(original: Path, tmp_path: Path, run: Run) -> None:
+    tensors = unet_lora()
+    tensors[f"{MODULE}.lora_up.weight"][0, 0] = np.inf
+    code, out, error = run("diff", original, write(tmp_path / "other.safetensors", tensors), "--json")
+    assert code in (0, 1), error
+    json.loads(out, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+
+
+def test_people_read_a_line_per_block(original: Path, bake_file: BakeFile, run: Run) -> None:
+    code, out, error = run("diff", original, bake_file(original, "-p", "MIDD"))
+    assert code == 0
+    rows = [line.split()[:4] for line in out.splitlines()[2:]]
+    midd = {"BASE", *SD1_BLOCKS[4:12]}
+    assert rows == [[block, "1", "1" if block in midd else "0", "0"] for block in SD1_BLOCKS]
+    assert "it is what its lbw_bake record says" in error
+
+
+def test_what_is_no_lora_is_refused(original: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
+    for pair in ((original, tmp_path / "bad.safetensors"), (tmp_path / "bad.safetensors", original)):
+        code, out, error = run("diff", *pair)
+        assert (code, out) == (1, "")
+        assert error.startswith(f"error: {tmp_path / 'bad.safetensors'}: ")

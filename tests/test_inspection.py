@@ -1,0 +1,166 @@
+"""What is in a file: facts for programs, a table for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MODULE, SD1_BLOCKS, Run, Tensors, kohya_lora, sdxl_lora, unet_lora, update_of, write, write_raw
+from formulas import FORMULAS
+
+BASE = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+
+
+def inspected(run: Run, *args: object) -> dict[str, Any]:
+    code, out, error = run("inspect", "--json", *args)
+    assert code == 0, error
+    return dict(json.loads(out))
+
+
+@pytest.fixture
+def tensors() -> Tensors:
+    return unet_lora(["BASE", "MID"]) | {"unknown": np.ones(3, np.float64)}
+
+
+def test_it_says_all_there_is_to_know(tmp_path: Path, run: Run, tensors: Tensors) -> None:
+    path = write(tmp_path / "a.safetensors", tensors, {"key": "value"})
+    norms = {name: float(np.linalg.norm(update_of(tensors, name))) for name in (BASE, MODULE)}
+    facts = inspected(run, path)
+    assert facts["file"] == str(path)
+    assert facts["family"] == "sd1"
+    assert facts["layouts"] == [17, 26]
+    assert facts["dtype"] == {"F32": 6, "F64": 1}
+    assert facts["metadata"] == {"key": "value"}
+    assert facts["unknown"] == ["unknown"]
+    assert facts["blocks"] == {
+        "BASE": {"modules": 1, "bytes": (4 * 768 + 8 * 4 + 1) * 4, "norm": pytest.approx(norms[BASE])},
+        "MID": {"modules": 1, "bytes": (4 * 8 + 8 * 4 + 1) * 4, "norm": pytest.approx(norms[MODULE])},
+    }
+    assert [{key: module[key] for key in module if key not in ("norm", "tensors")} for module in facts["modules"]] == [
+        {"name": BASE, "component": "clip_l", "block": "BASE", "algorithm": "lora", "rank": 4, "alpha": 1.0},
+        {"name": MODULE, "component": "unet", "block": "MID", "algorithm": "lora", "rank": 4, "alpha": 2.0},
+    ]
+    assert [set(module["tensors"]) for module in facts["modules"]] == [
+        {f"{name}.{role}" for role in ("lora_down.weight", "lora_up.weight", "alpha")} for name in (BASE, MODULE)
+    ]
+
+
+@pytest.mark.parametrize(("tensors", "family"), [(unet_lora(), "sd1"), (sdxl_lora(), "sdxl")])
+def test_a_family_that_is_certain_is_named(tensors: Tensors, family: str, tmp_path: Path, run: Run) -> None:
+    facts = inspected(run, write(tmp_path / "a.safetensors", tensors))
+    assert (facts["family"], facts["candidates"]) == (family, [family])
+
+
+def test_where_several_fit_all_are_named(tmp_path: Path, run: Run) -> None:
+    facts = inspected(run, write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"])))
+    assert facts["family"] is None
+    assert facts["candidates"][:3] == ["sd1", "sd2", "sdxl"]
+
+
+def test_a_family_may_be_given(tmp_path: Path, run: Run) -> None:
+    path = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
+    assert inspected(run, path, "--family", "sdxl")["layouts"] == [12, 20]
+
+
+def test_every_algorithm_is_named(tmp_path: Path, run: Run) -> None:
+    tensors: Tensors = {}
+    for i, case in enumerate(FORMULAS):
+        tensors |= case.tensors(f"lora_unet_input_blocks_{i % 12}_1_{i}")
+    facts = inspected(run, write(tmp_path / "a.safetensors", tensors), "--family", "sd1")
+    assert len(facts["modules"]) == len(FORMULAS)
+    expected = {"lora", "lora_embedding", "loha", "lokr", "glora", "vera", "ia3", "full", "norm", "bias"}
+    assert {module["algorithm"] for module in facts["modules"]} == expected
+
+
+def test_several_files_are_one_object_each_and_a_bad_one_does_not_stop_the_others(tmp_path: Path, run: Run) -> None:
+    good = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
+    (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
+    code, out, error = run("inspect", "--json", good[0], tmp_path / "bad.safetensors", good[1])
+    assert code == 1
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [str(path) for path in good]
+    assert f"error: {tmp_path / 'bad.safetensors'}: " in error
+
+
+def test_people_read_a_line_per_block(tmp_path: Path, run: Run, tensors: Tensors) -> None:
+    code, out, error = run("inspect", write(tmp_path / "a.safetensors", unet_lora() | tensors))
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("a.safetensors: Stable Diffusion 1.x, weights of 17, 26 blocks")
+    assert [line.split()[:5] for line in lines[2:]] == [[block, "1", "lora", "4", "F32"] for block in SD1_BLOCKS]
+    assert "1 unknown tensors: unknown" in error
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("role", ["lora_up.weight", "alpha"])
+def test_a_file_with_infinities_is_still_inspected(tmp_path: Path, run: Run, role: str, value: float) -> None:
+    """JSON has no NaN: what has no norm says null."""
+    tensors = unet_lora(dtype="float16")
+    tensors[f"{MODULE}.{role}"].reshape(-1)[0] = value
+    path = write(tmp_path / "a.safetensors", tensors)
+    facts = inspected(run, path)
+    assert facts["blocks"].keys() == set(SD1_BLOCKS)
+    assert facts["blocks"]["OUT03"]["norm"] > 0
+    assert run("inspect", path)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", ["BOOL", "I8", "C64", "F8_E8M0", "F4", "F6_E2M3"])
+def test_a_file_of_any_dtype_is_inspected(tmp_path: Path, run: Run, dtype: str) -> None:
+    nbytes = {"C64": 8.0, "F4": 0.5, "F6_E2M3": 0.75}.get(dtype, 1.0)
+    shapes = {"lora_down.weight": (4, 8), "lora_up.weight": (8, 4), "alpha": (4,)}
+    entries = [
+        (f"{MODULE}.{role}", dtype, shape, b"\1" * int(nbytes * int(np.prod(shape)))) for role, shape in shapes.items()
+    ]
+    facts = inspected(run, write_raw(tmp_path / "a.safetensors", entries))
+    assert facts["dtype"] == {dtype: 3}
+    assert facts["blocks"]["MID"]["modules"] == 1
+
+
+def test_factors_that_do_not_fit_together_are_no_traceback(tmp_path: Path, run: Run) -> None:
+    tensors = unet_lora()
+    tensors[f"{MODULE}.lora_up.weight"] = np.ones((8, 3), np.float32)
+    assert run("inspect", write(tmp_path / "a.safetensors", tensors))[0] in (0, 1)
+
+
+KINDS: dict[str, tuple[list[str], str]] = {
+    "a checkpoint": (
+        [
+            "model.diffusion_model.middle_block.1.proj_in.weight",
+            "model.diffusion_model.middle_block.1.proj_in.bias",
+        ],
+        "checkpoint",
+    ),
+    "a VAE": (["encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.bias"], "another kind of model"),
+    "a textual inversion": (["emb_params"], "textual inversion"),
+    "a textual inversion for SDXL": (["clip_g", "clip_l"], "textual inversion"),
+    "a ControlNet-LLLite": (["lllite_unet_input_blocks_4_1_proj_in.down.0.weight"], "ControlNet-LLLite"),
+    "a Control-LoRA": (["lora_controlnet", "input_blocks.1.0.in_layers.2.down"], "Control-LoRA"),
+    "an empty file": ([], "empty"),
+}
+
+
+class TestRefused:
+    """Files that are no LoRA say what they look like, and nothing is written."""
+
+    @pytest.mark.parametrize(
+        "command", [("inspect",), ("bake", "-p", "MIDD"), ("bake", "-p", "MIDD", "--family", "sd1")]
+    )
+    @pytest.mark.parametrize(("names", "said"), KINDS.values(), ids=KINDS)
+    def test_it_says_what_it_looks_like(
+        self, names: list[str], said: str, command: tuple[str, ...], tmp_path: Path, run: Run
+    ) -> None:
+        path = write(tmp_path / "a.safetensors", {name: np.ones((2, 2), np.float16) for name in names})
+        output = ("-o", tmp_path / "b.safetensors") if command[0] == "bake" else ()
+        code, out, error = run(*command, path, *output)
+        assert (code, out) == (1, "")
+        assert error.startswith(f"error: {path}: ")
+        assert said in error
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_lora_of_no_known_model_says_that(self, tmp_path: Path, run: Run) -> None:
+        path = write(tmp_path / "a.safetensors", kohya_lora(["unet_never_heard_of_it_0_proj"]))
+        code, _, error = run("inspect", path)
+        assert code == 1
+        assert "none of its 1 modules (the first is lora_unet_never_heard_of_it_0_proj)" in error

@@ -1,0 +1,86 @@
+"""Tensors become modules: by name alone, and each tensor exactly once."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import pytest
+from conftest import MODULE
+from formulas import FORMULAS, IN, RANK, Formula
+
+from lbw_bake.modules import group_modules
+from lbw_bake.tensorfile import Tensor
+
+CASES = pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
+ALGORITHMS = {
+    **{name: name for name in ("lora", "loha", "glora", "vera", "full", "norm")},
+    "lora without alpha": "lora",
+    "convolution": "lora",
+    "tucker": "lora",
+    "lora with bias difference": "lora",
+    "peft with bias": "lora",
+    "peft embedding": "lora_embedding",
+    "tucker loha": "loha",
+    "tucker lokr": "lokr",
+    **{f"lokr {kind}": "lokr" for kind in ("in full", "with a low second factor", "with a low first factor")},
+    "lokr with two low factors": "lokr",
+    "ia3 on the input": "ia3",
+    "bias alone": "bias",
+    "sparse bias": "lora",
+}
+
+
+def tensors_of(*names: str) -> list[Tensor]:
+    return [Tensor(name, "F16", (), i, i + 1) for i, name in enumerate(names)]
+
+
+@CASES
+def test_every_tensor_of_a_module_is_found(case: Formula) -> None:
+    names = [name for name in case.tensors(MODULE) if name.startswith(MODULE)]
+    grouping = group_modules(tensors_of(*case.tensors(MODULE)))
+    (module,) = grouping.modules
+    assert (module.name, module.algorithm.name) == (MODULE, ALGORITHMS[case.name])
+    assert [tensor.name for tensor in module.all_tensors] == names
+    assert [tensor.name for tensor in grouping.shared] == list(case.shared)
+    assert grouping.unknown == ()
+
+
+@pytest.mark.parametrize("name", ["lora", "convolution", "tucker", "peft with bias", "loha", "tucker loha", "glora"])
+def test_rank_and_width_are_read_from_the_shapes(name: str) -> None:
+    shapes = next(case for case in FORMULAS if case.name == name).shapes
+    tensors = [Tensor(f"{MODULE}.{role}", "F16", shape, i, i + 1) for i, (role, shape) in enumerate(shapes.items())]
+    (module,) = group_modules(tensors).modules
+    assert (module.rank, module.width) == (RANK, IN)
+
+
+def test_modules_come_in_the_order_of_their_first_tensors() -> None:
+    names = ["b.lora_up.weight", "a.lora_up.weight", "c.diff", "a.lora_down.weight", "b.lora_down.weight"]
+    assert [module.name for module in group_modules(tensors_of(*names)).modules] == ["b", "a", "c"]
+
+
+ORPHANS = [
+    "lora_unet_x.alpha",
+    "lora_unet_x.dora_scale",
+    "lora_unet_x.lora_up.weight",
+    "lora_unet_x.hada_w1_a",
+    "weight",
+]
+
+
+@pytest.mark.parametrize("name", [*ORPHANS, "lora_unet_x.lora_up.weight.extra", "", "alpha", ".alpha", "x.y"])
+def test_what_makes_no_module_is_unknown(name: str) -> None:
+    grouping = group_modules(tensors_of(name))
+    assert grouping.modules == ()
+    assert [tensor.name for tensor in grouping.unknown] == [name]
+
+
+@pytest.mark.parametrize("magnitude", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
+def test_a_magnitude_makes_a_module_nonlinear(magnitude: str) -> None:
+    names = (f"{MODULE}.{role}" for role in ("lora_A.weight", "lora_B.weight", magnitude))
+    (module,) = group_modules(tensors_of(*names)).modules
+    assert (module.algorithm_name, module.linear) == ("lora+dora", False)
+
+
+def test_adapters_of_several_names_on_one_layer_are_several_modules() -> None:
+    names = [f"layer.lora_{factor}.{adapter}.weight" for adapter in ("default", "style") for factor in "AB"]
+    assert [module.name for module in group_modules(tensors_of(*names)).modules] == ["layer", "layer[style]"]

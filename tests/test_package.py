@@ -1,0 +1,70 @@
+"""The wheel: complete, and at home anywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, measured, unet_lora, write
+from safetensors.numpy import load_file
+
+from lbw_bake import __version__
+
+
+def call(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder; it must succeed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    result = subprocess.run(
+        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel, built with what the development environment has."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("dist")
+    call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, folder=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of a fresh environment that the wheel is installed in; its dependencies are lent by this one."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, symlinks=True)
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+    python = folder / "bin" / "python"
+    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, folder=folder)
+    return python.parent
+
+
+def test_everything_needed_is_inside(wheel: Path) -> None:
+    files = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lbw_bake").rglob("*.py")}
+    assert files >= {*sources, "lbw_bake/presets.yaml", "lbw_bake/py.typed"}
+    assert {name.split("/")[0] for name in files} == {"lbw_bake", f"lbw_bake-{__version__}.dist-info"}
+
+
+def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    original = unet_lora()
+    source = write(tmp_path / "a.safetensors", original)
+    where = call(installed / "python", "-c", "import lbw_bake; print(lbw_bake.__file__)", folder=tmp_path).stdout
+    assert Path(where).is_relative_to(installed.parent)
+    call(installed / "lbw", "bake", source, "--preset", "MIDD", "-o", "b.safetensors", folder=tmp_path)
+    expected = [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert measured(original, load_file(tmp_path / "b.safetensors")) == pytest.approx(expected)
+
+
+def test_it_is_also_a_module(installed: Path, tmp_path: Path) -> None:
+    assert call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout == f"lbw {__version__}\n"

@@ -1,0 +1,120 @@
+"""Deciding: what becomes of every module, where families disagree, and what a look at the data is needed for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import MODULE, SD1_BLOCKS, Run, kohya_lora, unet_lora, write
+
+from lbw_bake.errors import AmbiguousFamilyError, LbwError, WeightCountError
+from lbw_bake.lora import Lora, read_lora
+from lbw_bake.plan import Drop, Fill, Look, Plan, make_plan, settle
+from lbw_bake.scaling import Multiply, Survey
+from lbw_bake.tensorfile import Tensor
+from lbw_bake.weights import Options, parse_source, resolve
+
+
+def lora_of(folder: Path, tensors: Mapping[str, np.ndarray], family: str | None = None) -> Lora:
+    return read_lora(write(folder / "a.safetensors", tensors), family)
+
+
+def must_not_look(tensor: Tensor, step: Multiply) -> Survey:
+    raise AssertionError(f"looked at {tensor.name} for {step}")
+
+
+def nothing_to_see(*_: object) -> Survey:
+    return Survey(peak=1.0)
+
+
+def plan_of(lora: Lora, weights: str, dtype: str | None = None, look: Look = nothing_to_see) -> Plan:
+    return make_plan(lora, resolve(parse_source(weights), lora.candidates[0]), look, dtype)
+
+
+def test_every_module_is_copied_scaled_zeroed_or_removed(tmp_path: Path) -> None:
+    tensors = unet_lora() | {"lora_unet_input_blocks_4_1_proj_out.set_weight": np.ones((2, 2), np.float32)}
+    plan = plan_of(lora_of(tmp_path, tensors), "BASE=0.5 IN04=0 MID=0 OUT=-0.5 *=1")
+    assert plan.counts == {"copied": 5, "scaled": 10, "zeroed": 2, "removed": 1}
+    assert {decision.place.block: decision.weight for decision in plan.decisions} == {
+        block: {"BASE": 0.5, "IN04": 0, "MID": 0}.get(block, -0.5 if block.startswith("OUT") else 1)
+        for block in SD1_BLOCKS
+    }
+
+
+@pytest.mark.parametrize("weight", [0, 0.5, -1, 1])
+def test_factors_that_cannot_overflow_need_no_look_at_the_data(tmp_path: Path, weight: float) -> None:
+    """Which makes a dry run as quick as reading a header."""
+    assert plan_of(lora_of(tmp_path, unet_lora(dtype="float16")), f"*={weight}", look=must_not_look).decisions
+
+
+def test_edits_say_what_happens_to_each_tensor(tmp_path: Path) -> None:
+    tensors = unet_lora(["MID", "OUT03"]) | {f"{MODULE[:-8]}_out.set_weight": np.ones((2, 2), np.float32)}
+    plan = plan_of(lora_of(tmp_path, tensors), "OUT03=0.5 MID=0", "F16")
+    assert plan.edits == {
+        f"{MODULE}.lora_up.weight": Fill(0.0, "F16"),
+        f"{MODULE}.lora_down.weight": Multiply("F32", "F16", 1.0),
+        f"{MODULE}.alpha": Multiply("F32", "F16", 1.0),
+        "lora_unet_middle_block_1_out.set_weight": Drop(),
+        "lora_unet_output_blocks_3_1_proj_in.lora_down.weight": Multiply("F32", "F16", 0.5),
+        "lora_unet_output_blocks_3_1_proj_in.lora_up.weight": Multiply("F32", "F16", 1.0),
+        "lora_unet_output_blocks_3_1_proj_in.alpha": Multiply("F32", "F16", 1.0),
+    }
+
+
+@pytest.mark.parametrize("dtype", [None, "F16", "F64"])
+def test_the_layout_has_neither_gaps_nor_overlaps(tmp_path: Path, dtype: str | None) -> None:
+    tensors = unet_lora() | {"lora_unet_input_blocks_4_1_proj_out.set_weight": np.ones((2, 2), np.float32)}
+    lora = lora_of(tmp_path, tensors)
+    plan = plan_of(lora, "IN04=0 *=0.5", dtype)
+    position = 0
+    itemsize = {"F16": 2, "F64": 8}.get(dtype or "", 4)
+    for tensor in plan.layout():
+        assert (tensor.start, tensor.nbytes) == (position, tensor.size * itemsize)
+        position = tensor.end
+    assert len(plan.layout()) == len(lora.file.tensors) - 1
+
+
+class TestFamilies:
+    """One module that several families have: `IN05` of SD1, SD2 and SDXL."""
+
+    @pytest.fixture
+    def lora(self, tmp_path: Path) -> Lora:
+        lora = lora_of(tmp_path, kohya_lora(["unet_input_blocks_5_1_proj_in"]))
+        assert {"sd1", "sd2", "sdxl"} <= {family.name for family in lora.candidates}
+        return lora
+
+    @pytest.mark.parametrize("text", ["IN05=0.5 *=1", "*=0.3", ",".join("1" * 17), ",".join("1" * 12)])
+    def test_they_may_differ_where_the_weights_mean_the_same(self, lora: Lora, text: str) -> None:
+        assert settle(lora, lambda _: parse_source(text), Options()).family.name == "sd1"
+
+    def test_they_may_not_differ_about_what_the_weights_mean(self, lora: Lora) -> None:
+        sources = {"sd1": "IN05=1", "sd2": "IN05=1"}
+        with pytest.raises(AmbiguousFamilyError) as problem:
+            settle(lora, lambda family: parse_source(sources.get(family.name, "IN05=0")), Options())
+        assert {"sd1", "sd2", "sdxl"} <= set(problem.value.candidates)
+        assert "fits sd1, sd2, " in problem.value.message
+        assert problem.value.hint == "name the family: --family sd1"
+
+    def test_families_for_which_the_weights_mean_nothing_do_not_count(self, lora: Lora) -> None:
+        sources = {"sdxl": "IN05=0.5"}
+        weights = settle(lora, lambda family: parse_source(sources.get(family.name, "1,2,3")), Options())
+        assert weights.family.name == "sdxl"
+
+    def test_weights_that_mean_nothing_to_any_are_an_error(self, lora: Lora) -> None:
+        with pytest.raises(WeightCountError):
+            settle(lora, lambda _: parse_source("1,2,3"), Options())
+
+    def test_a_family_that_is_named_ends_the_question(self, tmp_path: Path, lora: Lora, run: Run) -> None:
+        command = ("bake", lora.file.path, "-p", "MIDD", "-o", tmp_path / "b.safetensors")
+        code, _, error = run(*command)
+        assert code == 1
+        assert "hint: name the family: --family sd1" in error
+        assert run(*command, "--family", "sdxl")[0] == 0
+
+    @pytest.mark.parametrize("name", ["sdlx", "SDX", "floox"])
+    def test_an_unknown_family_suggests_the_nearest(self, name: str, lora: Lora) -> None:
+        with pytest.raises(LbwError, match=f"unknown family '{name}'") as problem:
+            read_lora(lora.file.path, name)
+        assert problem.value.hint == f"did you mean {'flux' if name == 'floox' else 'sdxl'}?"

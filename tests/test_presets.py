@@ -1,0 +1,275 @@
+"""Presets: what the ten names mean, where names are looked up, and what is wrong with a file, by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import (
+    ROOT,
+    SD1_ALL_BLOCKS,
+    SD1_BLOCKS,
+    SDXL_ALL_BLOCKS,
+    BakeTensors,
+    Run,
+    Tensors,
+    kohya_lora,
+    measured,
+    sdxl_lora,
+    unet_lora,
+    write,
+)
+
+# The extension's own values, in the order of its 17 blocks.
+EXTENSION = {
+    "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    "ALL": "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+    "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
+    "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
+    "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
+    "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
+    "ALL0.5": "0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5",
+}
+NAMES = pytest.mark.parametrize("name", EXTENSION)
+
+Weights = Callable[..., dict[str, float]]
+
+
+@pytest.fixture
+def weights(tmp_path: Path, run: Run) -> Weights:
+    """The weights a dry run finds for a LoRA, SD1 by default."""
+
+    def call(*options: object, tensors: Tensors | None = None) -> dict[str, float]:
+        source = write(tmp_path / "a.safetensors", tensors or unet_lora())
+        code, out, error = run("bake", source, "--dry-run", "--json", *options)
+        assert code == 0, error
+        return dict(json.loads(out)["weights"])
+
+    return call
+
+
+def values_of(name: str) -> dict[str, float]:
+    """The extension's weights by block; blocks beyond its 17 weigh 0."""
+    numbers = map(float, EXTENSION[name].split(","))
+    return dict.fromkeys(SD1_ALL_BLOCKS, 0.0) | dict(zip(SD1_BLOCKS, numbers, strict=True)) | {"OTHER": 1.0}
+
+
+class TestBuiltIn:
+    @pytest.mark.parametrize("family", ["sd1", "sd2"])
+    @NAMES
+    def test_they_are_the_extension_s_values(self, name: str, family: str, weights: Weights) -> None:
+        assert weights("-p", name, "--family", family) == values_of(name)
+
+    @NAMES
+    def test_locon_blocks_beyond_them_weigh_nothing(self, name: str, bake_tensors: BakeTensors) -> None:
+        original = unet_lora(SD1_ALL_BLOCKS)
+        expected = [values_of(name)[block] for block in SD1_ALL_BLOCKS]
+        assert measured(original, bake_tensors(original, "-p", name)) == pytest.approx(expected)
+
+    @NAMES
+    def test_they_mean_something_for_sdxl(self, name: str, weights: Weights) -> None:
+        got = weights("-p", name, tensors=sdxl_lora())
+        assert got.keys() == {*SDXL_ALL_BLOCKS, "OTHER"}
+        assert got["BASE"] == values_of(name)["BASE"]
+
+    @pytest.mark.parametrize("side", [("INS", "IND", "INALL"), ("OUTD", "OUTS", "OUTALL")], ids=lambda side: side[2])
+    @pytest.mark.parametrize("family", ["sd1", "sdxl", "flux"])
+    def test_two_halves_make_the_whole_everywhere(
+        self, family: str, side: tuple[str, str, str], weights: Weights
+    ) -> None:
+        tensors = kohya_lora(["unet_double_blocks_0_img_attn_proj"]) if family == "flux" else unet_lora(["MID"])
+        one, two, whole = (weights("-p", name, "--family", family, tensors=tensors) for name in side)
+        encoders = {"BASE", "CLIP", "T5", "OTHER"}
+        for block in whole.keys() - encoders:
+            assert one[block] + two[block] == whole[block]
+        assert all(whole[block] == 1 for block in whole.keys() & encoders)
+
+    @pytest.mark.parametrize(("name", "expected"), [("ATTNDEEPON", [1, 1, 0]), ("ATTNDEEPOFF", [1, 0, 0])])
+    def test_element_presets(self, name: str, expected: list[float], bake_tensors: BakeTensors) -> None:
+        names = [
+            f"unet_input_blocks_{i}_1_{path}" for i, path in ((5, "ff_net_2"), (5, "attn1_to_q"), (4, "attn1_to_q"))
+        ]
+        original = kohya_lora(names)
+        baked = bake_tensors(original, "-w", "IN05=1 *=0", "--element-preset", name, "--family", "sd1")
+        assert measured(original, baked) == pytest.approx(expected)
+
+    def test_an_unknown_name_suggests_the_nearest(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        code, _, error = run("bake", source, "-p", "MIDDD", "-o", tmp_path / "b.safetensors")
+        assert code == 1
+        assert "error: unknown preset 'MIDDD'" in error
+        assert "did you mean MIDD?" in error
+        assert list(tmp_path.iterdir()) == [source]
+
+
+class TestLookUp:
+    """A name means what the last file says that holds it: ours, the user's, the one that was named."""
+
+    @staticmethod
+    def preset(path: Path, weight: float, name: str = "MIDD") -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'{name}: {{"*": {weight}}}\n')
+        return path
+
+    @pytest.fixture(autouse=True)
+    def _config(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def test_the_last_file_wins(self, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert weights("-p", "MIDD")["OUT11"] == 0
+        self.preset(tmp_path / "config" / "lbw" / "presets.yaml", 0.1)
+        assert weights("-p", "MIDD")["OUT11"] == 0.1
+        monkeypatch.setenv("LBW_PRESETS", str(self.preset(tmp_path / "variable.yaml", 0.2)))
+        assert weights("-p", "MIDD")["OUT11"] == 0.2
+        assert weights("-p", "MIDD", "--presets", self.preset(tmp_path / "option.yaml", 0.3))["OUT11"] == 0.3
+
+    def test_names_of_all_files_are_known_together(self, tmp_path: Path, weights: Weights) -> None:
+        self.preset(tmp_path / "config" / "lbw" / "presets.yaml", 0.1, "MINE")
+        option = ("--presets", self.preset(tmp_path / "option.yaml", 0.3, "OTHERS"))
+        assert [weights("-p", name, *option)["OUT11"] for name in ("OUTS", "MINE", "OTHERS")] == [1, 0.1, 0.3]
+
+    def test_a_file_in_the_current_folder_is_never_read_by_accident(
+        self, tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.preset(tmp_path / "presets.yaml", 0.3)
+        monkeypatch.chdir(tmp_path)
+        assert weights("-p", "MIDD")["OUT11"] == 0
+
+    @pytest.mark.parametrize("way", ["option", "variable"])
+    def test_a_file_that_was_named_must_be_there(
+        self, way: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        missing = tmp_path / "missing.yaml"
+        if way == "variable":
+            monkeypatch.setenv("LBW_PRESETS", str(missing))
+        options = ("--presets", missing) if way == "option" else ()
+        code, _, error = run("bake", source, "-p", "MIDD", "--dry-run", *options)
+        assert code == 1
+        assert f"error: {missing}: cannot be read: No such file" in error
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Callable[[str], Path]:
+    """A presets file of this text."""
+
+    def call(text: str) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return call
+
+
+HALVES = ",".join(["0.5"] * 17)
+# What presets.yaml may look like -> the weights it means for SD1.
+VALID: dict[str, tuple[str, dict[str, float]]] = {
+    "a vector": (f"P: {HALVES}", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "a quoted vector": (f"P: '{HALVES}'", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "a list": (f"P: [{HALVES}]", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "a long list": ("P:\n" + "  - 0.5\n" * 17, dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "a mapping of blocks": ('P: {BASE: 1, IN07-MID: 0.5, "*": 0.25}', {"BASE": 1, "IN08": 0.5, "OUT00": 0.25}),
+    "rules as text": ("P: BASE=1 IN07-MID=0.5 *=0.25", {"BASE": 1, "IN08": 0.5, "OUT00": 0.25}),
+    "families": (f"P:\n  sd1: {HALVES}\n  sdxl: {{BASE: 1}}\n  description: x", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "any family": (f"P:\n  weights: {HALVES}\n  flux: {{D07: 1}}", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "a family before any": ("P:\n  weights: {MID: 1}\n  sd1: {MID: 0.5}", {"MID": 0.5}),
+    "comments and a byte order mark": (f"\ufeff# a comment\nP: {HALVES}  # another\n", dict.fromkeys(SD1_BLOCKS, 0.5)),
+    "windows lines": (f"P: {HALVES}\r\nQ: {HALVES}\r\n", dict.fromkeys(SD1_BLOCKS, 0.5)),
+}
+
+
+# What is wrong, the line it stands on, and what is said of it.
+BROKEN: dict[str, tuple[str, int, str]] = {
+    "no YAML": ("A: 1\nB: [1, 2\nC: 3\n", 3, "YAML"),
+    "a tab": ("A:\n\tsd1: 1\n", 2, "YAML"),
+    "a duplicate": (f"A: {HALVES}\nB: {HALVES}\nA: {HALVES}\n", 3, "twice"),
+    "a duplicate key": ("A:\n  sd1: {MID: 1}\n  sd1: {MID: 0}\n", 3, "twice"),
+    "an alias": (f"A: &a [{HALVES}]\nB: *a\n", 2, "alias"),
+    "a merge": ("A: &a {MID: 1}\nB:\n  <<: *a\n", 3, "alias"),
+    "a list of presets": (f"- A: {HALVES}\n", 1, "mapping"),
+    "an unknown family": (f"A:\n  sd1: {HALVES}\n  sdlx: {HALVES}\n", 3, "sdlx"),
+    "too deep": (f"A: {HALVES}\nB: {{sd1: {{MID: [1]}}}}\n", 2, ""),
+    "an element rule without a weight": ("A: {elements: 'IN04:attn'}\n", 1, "IN04:attn"),
+    "a control character": (f"A: {HALVES}\nB: \x01\n", 2, ""),
+}
+
+
+HOSTILE = {
+    "nested without end": "A: " + "[" * 20_000,
+    "a billion laughs": "a: &a [x,x]\n"
+    + "".join(f"{c}: &{c} [*{p},*{p}]\n" for p, c in zip("abcdefgh", "bcdefghi", strict=True)),
+    "a Python object": "A: !!python/object/apply:os.system ['touch pwned']\n",
+    "not UTF-8": b"A: \xff\xfe\n",
+    "UTF-16": "A: 1".encode("utf-16"),
+    "a folder": None,
+}
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("text", "expected"), VALID.values(), ids=VALID)
+    def test_they_can_be_written_in_many_ways(
+        self, text: str, expected: dict[str, float], presets: Callable[[str], Path], weights: Weights
+    ) -> None:
+        got = weights("-p", "P", "--presets", presets(text))
+        assert {block: got[block] for block in expected} == expected
+
+    @pytest.mark.parametrize(
+        "name", ["NO", "yes", "null", "1e3", "0.5", "off", "2024-01-01", "a b", "東京", "~", "0x1F"]
+    )
+    def test_names_are_text_whatever_yaml_would_make_of_them(
+        self, name: str, presets: Callable[[str], Path], weights: Weights
+    ) -> None:
+        assert weights("-p", name, "--presets", presets(f"{name}: {HALVES}\n"))["MID"] == 0.5
+
+    def test_a_layout_other_than_the_first_can_be_chosen(
+        self, presets: Callable[[str], Path], weights: Weights
+    ) -> None:
+        path = presets(f"P:\n  sd1:\n    - {HALVES}\n    - {','.join(['0.25'] * 26)}\n")
+        assert weights("-p", "P", "--presets", path)["IN00"] == 0
+        assert weights("-p", "P", "--presets", path, "--layout", "26")["IN00"] == 0.25
+
+    def test_a_family_without_an_entry_names_those_that_have_one(
+        self, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        path = presets("P:\n  sdxl: {MID: 1}\n  flux: {D07: 1}\n")
+        code, _, error = run("bake", source, "-p", "P", "--presets", path, "--dry-run")
+        assert code == 1
+        assert "preset P has no entry for sd1" in error
+        assert "it has entries for flux, sdxl" in error
+
+    @pytest.mark.parametrize(("text", "line", "said"), BROKEN.values(), ids=BROKEN)
+    def test_what_is_wrong_is_said_with_its_line(
+        self, text: str, line: int, said: str, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), presets(text)
+        code, _, error = run("bake", source, "-p", "A", "--presets", path, "-o", tmp_path / "b.safetensors")
+        assert code == 1
+        assert error.startswith(f"error: {path}:{line}: ")
+        assert said in error
+        assert not (tmp_path / "b.safetensors").exists()
+
+    @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+    def test_a_hostile_file_is_an_error_not_a_traceback(
+        self, content: Any, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "evil.yaml"
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        code, _, error = run("bake", source, "-p", "A", "--presets", path, "--dry-run")
+        assert code == 1
+        assert error.startswith(f"error: {path}")
+        assert not (tmp_path / "pwned").exists()
+
+
+def test_the_built_in_file_is_the_one_at_the_root_of_the_repository(weights: Weights) -> None:
+    assert weights("-p", "MIDD", "--presets", ROOT / "presets.yaml") == values_of("MIDD")

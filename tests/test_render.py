@@ -1,0 +1,77 @@
+"""What people see, and what a file of a stranger must not make them see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, lbw, unet_lora, write
+
+from lbw_bake.render import size_text
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\r\n"
+# An escape, a control character of the second set, and a character that turns the reading direction.
+MARKS = ("\x1b", "\x9b", "\u202e", "\u2066", "\x07", "\r")
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    return write(tmp_path / "a.safetensors", unet_lora() | {f"unknown{EVIL}": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("inspect",), ("bake", "-w", "*=0.5", "-v", "-o", "OUT"), ("bake", "-w", "*=0.5", "--strict", "-o", "OUT")],
+)
+def test_control_characters_in_names_are_shown_escaped(
+    command: tuple[str, ...], evil: Path, tmp_path: Path, run: Run
+) -> None:
+    _, out, error = run(*(tmp_path / "out.safetensors" if arg == "OUT" else arg for arg in command), evil)
+    assert r"unknown\x1b]0;owned\x07" in error
+    assert not any(mark in out + error for mark in MARKS)
+
+
+def test_control_characters_in_module_names_are_escaped_in_errors(tmp_path: Path, run: Run) -> None:
+    tensors = {f"lora_unet_middle_block_1_{EVIL}.set_weight": np.ones((2, 2), np.float32)}
+    source = write(tmp_path / "a.safetensors", unet_lora() | tensors)
+    code, out, error = run("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
+    assert code == 1
+    assert r"lora_unet_middle_block_1_\x1b]0;owned" in error
+    assert not any(mark in out + error for mark in MARKS)
+
+
+def test_control_characters_in_file_names_are_escaped(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a\x1b[2J.safetensors", unet_lora())
+    for command in (("inspect", source), ("bake", source, "-p", "MIDD", "-o", tmp_path / "b\x1b.safetensors")):
+        code, out, error = run(*command)
+        assert code == 0
+        assert "\x1b" not in out + error
+
+
+def test_names_are_not_read_as_markup(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "[bold]a[red].safetensors", unet_lora())
+    assert run("inspect", source)[1].startswith("[bold]a[red].safetensors: ")
+
+
+def test_programs_get_names_as_they_are(evil: Path, run: Run) -> None:
+    assert json.loads(run("inspect", evil, "--json")[1])["unknown"] == [f"unknown{EVIL}"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_that_cannot_show_all_characters_is_no_traceback(encoding: str, tmp_path: Path) -> None:
+    """As on Windows, where what is redirected to a file is encoded in the code page."""
+    source = write(tmp_path / "東京.safetensors", unet_lora())
+    for command in (("inspect",), ("inspect", "--json"), ("bake", "--dry-run", "-p", "MIDD")):
+        result = lbw(*command, source, PYTHONIOENCODING=encoding)
+        assert "Traceback" not in result.stderr
+        assert result.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (144e6, "144 MB"), (9.94e6, "9.9 MB"), (2.5e9, "2.50 GB")],
+)
+def test_sizes_are_said_as_people_say_them(nbytes: float, text: str) -> None:
+    assert size_text(nbytes) == text

@@ -1,0 +1,76 @@
+"""Norms and inner products by small matrices are those of the dense updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import attrgetter
+
+import numpy as np
+import pytest
+from conftest import MODULE
+from formulas import FORMULAS, Formula
+
+from lbw_bake.modules import Module, group_modules
+from lbw_bake.tensorfile import Tensor
+from lbw_bake.updates import Read, alpha_of, arrays_of, inner, measurable, norm
+
+# VeRA and IA3 are nothing without what they share or multiply; GLoRA counts without its half of the base weight.
+UNMEASURED = {"vera", "ia3 on the input"}
+MEASURED = [case for case in FORMULAS if case.name not in {*UNMEASURED, "glora"}]
+CASES = pytest.mark.parametrize("case", MEASURED, ids=attrgetter("name"))
+
+
+def module_of(tensors: Mapping[str, np.ndarray]) -> tuple[Module, Read]:
+    entries = [Tensor(name, "F32", array.shape, i, i + 1) for i, (name, array) in enumerate(tensors.items())]
+    return group_modules(entries).modules[0], lambda tensor: tensors[tensor.name]
+
+
+@CASES
+def test_the_norm_is_that_of_the_dense_update(case: Formula) -> None:
+    tensors = case.tensors(MODULE)
+    assert norm(*module_of(tensors)) == pytest.approx(float(np.linalg.norm(case.update(tensors, MODULE))))
+
+
+@CASES
+def test_the_inner_product_is_that_of_the_dense_updates(case: Formula) -> None:
+    rng = np.random.default_rng(3)
+    one = case.tensors(MODULE)
+    two = {
+        name: array if array.dtype == np.int64 else rng.standard_normal(array.shape).astype(np.float32)
+        for name, array in one.items()
+    }
+    (module, read), (other, read_other) = module_of(one), module_of(two)
+    got = inner(module, arrays_of(module, read), other, arrays_of(other, read_other))
+    assert got == pytest.approx(float(np.vdot(case.update(one, MODULE), case.update(two, MODULE))))
+
+
+def test_glora_counts_without_the_base_weight() -> None:
+    tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    alone = tensors | {f"{MODULE}.a1.weight": 0 * tensors[f"{MODULE}.a1.weight"]}
+    case = next(case for case in FORMULAS if case.name == "glora")
+    assert norm(*module_of(tensors)) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
+
+
+@pytest.mark.parametrize("case", [case for case in FORMULAS if case.name in UNMEASURED], ids=attrgetter("name"))
+def test_what_depends_on_the_base_model_has_no_norm(case: Formula) -> None:
+    module, read = module_of(case.tensors(MODULE))
+    assert not measurable(module)
+    assert norm(module, read) is None
+
+
+def test_a_large_loha_is_measured_in_bands() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"hada_w1_a": (1500, 2), "hada_w1_b": (2, 1200), "hada_w2_a": (1500, 2), "hada_w2_b": (2, 1200)}
+    roles = {role: rng.standard_normal(shape) for role, shape in shapes.items()}
+    dense = (roles["hada_w1_a"] @ roles["hada_w1_b"]) * (roles["hada_w2_a"] @ roles["hada_w2_b"])
+    measured = norm(*module_of({f"{MODULE}.{role}": array for role, array in roles.items()}))
+    assert measured == pytest.approx(float(np.linalg.norm(dense)))
+
+
+@pytest.mark.parametrize("alpha", [np.array(2.5), np.array([2.5]), np.array([[2.5]])])
+def test_alpha_may_have_any_shape(alpha: np.ndarray) -> None:
+    assert alpha_of(*module_of({f"{MODULE}.diff": np.ones(2), f"{MODULE}.alpha": alpha})) == 2.5
+
+
+def test_alpha_may_be_absent() -> None:
+    assert alpha_of(*module_of({f"{MODULE}.diff": np.ones(2)})) is None
