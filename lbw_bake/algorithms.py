@@ -77,15 +77,16 @@ class Product:
 class Algorithm:
     """How the roles of a module combine into its update.
 
-    `requires` are the roles that mark it (`a|b`: either). `products` carry the update linearly. An algorithm
-    that is not `exact` can be baked at weights 0 and 1 only: 0 writes the values of `neutral` (role -> value),
-    or removes the module if there are none. A `fixed` one replaces a value of the model, and loaders ignore
-    its weight.
+    `requires` are the roles that mark it (`a|b`: either). `products` carry the update linearly. `matrices` are
+    square ones whose distance from the identity does. An algorithm that is not `exact` can be baked at weights 0 and
+    1 only, without the base model: 0 writes the values of `neutral` (role -> value), or removes the module if there
+    are none. A `fixed` one replaces a value of the model, and loaders ignore its weight.
     """
 
     name: str
     requires: tuple[str, ...]
     products: tuple[Product, ...] = ()
+    matrices: tuple[str, ...] = ()
     exact: bool = True
     fixed: bool = False
     neutral: Mapping[str, float] | None = None
@@ -121,7 +122,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     _algorithm("norm", "w_norm|b_norm"),
     _algorithm("bias", "diff_b|bias_values"),
     Algorithm("oft", ("oft_blocks",), exact=False, neutral={"oft_blocks": 0.0, "rescale": 1.0}),
-    Algorithm("oft_diag", ("oft_diag",), exact=False),
+    Algorithm("oft_diag", ("oft_diag",), matrices=("oft_diag",)),
     Algorithm("tlora", ("q_layer", "p_layer", "lambda_layer"), exact=False),
     Algorithm("set", ("set_weight",), exact=False),
     Algorithm("norm_scale", ("norm_scale",), fixed=True),

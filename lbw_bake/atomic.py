@@ -35,7 +35,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     With `replace` an existing file is replaced, after the new one is flushed to disk, and its mode is kept;
     without, an existing path is left alone. Raises OutputError for what the system refuses.
     """
-    stem = path.name.encode()[:_NAME_LIMIT].decode(errors="ignore")
+    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
     temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         if path.exists() and not path.is_file():

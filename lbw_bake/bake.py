@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_write, write_all
+from .errors import NotBakeableError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
-from .plan import Drop, Fill, Plan
-from .scaling import FLOATS, Bytes, Multiply, Transform, numpy_dtype
+from .plan import Compute, Drop, Fill, Plan
+from .scaling import FLOATS, Bytes, Multiply, Transform, numpy_dtype, round_to
 from .tensordata import PIECE, TensorData
 from .tensorfile import Tensor, encode_header
+from .updates import Read
 
 Backend = Callable[[Multiply], Transform]
 
@@ -65,9 +67,9 @@ class _Writer:
         self._file, self._data, self._backend = file, data, backend
         source = target.plan.lora.file
         self._edits = target.plan.edits
-        self._layout = {tensor.name: tensor for tensor in target.plan.layout()}
+        self._layout = target.plan.outputs()
         self._listed = [self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout]
-        record = record_of(target.plan.weights, source.path, target.preset)
+        record = record_of(target.plan.weights, source.path, target.preset) | target.plan.means
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._listed, self._metadata) if hashed else None
@@ -87,6 +89,10 @@ class _Writer:
         if isinstance(edit, Fill):
             for constant in _constant(edit, self._layout[tensor.name].nbytes):
                 self._put(constant)
+            return None
+        if isinstance(edit, Compute):
+            for computed in _computed(edit, self._data.read):
+                self._put(computed)
             return None
         transform = self._backend(edit) if edit else None
         return lambda piece: self._put(transform(piece) if transform else piece)
@@ -128,3 +134,17 @@ def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
     piece = np.full(min(PIECE, nbytes) // dtype.itemsize, fill.value, dtype).view(np.uint8)
     for start in range(0, nbytes, PIECE):
         yield piece[: nbytes - start]
+
+
+def _computed(edit: Compute, read: Read) -> Iterator[Bytes]:
+    """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a finite value that becomes infinite."""
+    values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
+    dtype = numpy_dtype(edit.dtype)
+    step = PIECE // dtype.itemsize
+    for start in range(0, len(values), step):
+        piece = values[start : start + step]
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = round_to(piece, dtype)
+        if not np.isfinite(rounded.astype(np.float64))[np.isfinite(piece)].all():
+            raise NotBakeableError(f"{edit.name}: overflows {edit.dtype}", "write wider numbers with --dtype f32")
+        yield rounded.view(np.uint8)

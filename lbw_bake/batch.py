@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -18,14 +19,15 @@ from typing import TYPE_CHECKING
 from .bake import Target, bake
 from .cuda import choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
-from .families import OTHER, Family
+from .families import OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import record_of, records_in
-from .plan import DTYPES, Plan, make_plan, settle
+from .modules import Module
+from .plan import DTYPES, Plan, Treat, Treatment, make_plan, settle
 from .presets import Preset
 from .tensordata import TensorData
 from .tensorfile import read_header
-from .weights import Options, Source
+from .weights import Options, Source, Weights
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
@@ -46,6 +48,10 @@ class Recipe:
     layout: int | None = None
     family: str | None = None
     dtype: str = "keep"
+    base: Path | None = None
+    dora_norm: str = "comfyui"
+    inexact: bool = False
+    prune: bool = False
     device: str = "auto"
     strict: bool = False
     update_metadata: bool = True
@@ -286,7 +292,12 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
         weights = settle(lora, recipe.source_for, recipe.options)
         with TensorData(lora.file) as data:
-            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype])
+            treat = _remedies(recipe, lora, weights, data)
+            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
+            if recipe.prune:
+                from .prune import prune
+
+                plan = prune(plan, data)
         outcome = _planned(job, output, plan, began)
         if output and output.exists() and recipe.skip_existing:
             warnings = (*outcome.warnings, *_differences(output, plan, recipe))
@@ -300,6 +311,22 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     if recipe.dry_run or output is None:
         return outcome, None
     return outcome, Target(plan, output, recipe.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
+
+
+def _remedies(recipe: Recipe, lora: Lora, weights: Weights, data: TensorData) -> Treat:
+    """What is asked about modules that no factor scales; few files have any, so it is imported when it is."""
+
+    @cache
+    def remedies() -> Treat:
+        from .remedies import Means, Remedies
+
+        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
+        return Remedies(lora, weights, means, data.read)
+
+    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
+        return remedies()(module, place, weight, dtype)
+
+    return treat
 
 
 def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:
@@ -335,7 +362,7 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
         records = records_in(read_header(output).metadata)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset):
+    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset) | plan.means:
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
 

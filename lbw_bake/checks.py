@@ -11,7 +11,7 @@ from .families import FAMILIES, Family
 from .presets import Document, Entry, Finding, Preset, builtin_path, read_document, read_presets
 from .presets.findings import in_order
 from .values import number_text
-from .weights import resolve
+from .weights import Weights, resolve
 
 STDIN = Path("-")
 SUFFIXES = (".yaml", ".yml", ".txt")
@@ -40,7 +40,8 @@ def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
         if path == STDIN or not path.is_dir():
             yield path
             continue
-        insides = [inside.relative_to(path) for inside in path.rglob("*") if inside.suffix.lower() in SUFFIXES]
+        found = (inside for inside in path.rglob("*") if inside.suffix.lower() in SUFFIXES and inside.is_file())
+        insides = [inside.relative_to(path) for inside in found]
         visible = sorted(inside for inside in insides if not any(part.startswith(".") for part in inside.parts))
         if not visible:
             raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
@@ -77,20 +78,20 @@ def _difference(preset: Preset, builtin: Preset) -> str:
             return "has variables, the built-in one has numbers"
         except LbwError:
             continue
-        if difference := _first_difference(ours.blocks, theirs, family, ours.unlisted):
+        if difference := _first_difference(ours, theirs):
             return difference
     return ""
 
 
-def _first_difference(
-    ours: Mapping[str, float], theirs: Mapping[str, float], family: Family, unlisted: frozenset[str]
-) -> str:
-    blocks = (block for block in family.blocks if block not in unlisted and ours[block] != theirs[block])
-    block = next(blocks, None)
-    if block is None:
-        return ""
-    values = f"{number_text(ours[block])} for {block}, the built-in one {number_text(theirs[block])}"
-    return f"has {values} ({family.name})"
+def _first_difference(ours: Weights, theirs: Mapping[str, float]) -> str:
+    # A short vector is silent about the blocks it does not list.
+    silent = ours.unlisted if ours.layout else frozenset()
+    for block in ours.family.blocks:
+        mine, their = ours.blocks[block], theirs[block]
+        if block not in silent and mine != their:
+            values = f"{number_text(mine)} for {block}, the built-in one {number_text(their)}"
+            return f"has {values} ({ours.family.name})"
+    return ""
 
 
 def _families_of(entry: Entry) -> list[Family]:

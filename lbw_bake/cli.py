@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -44,9 +45,24 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+class DoraNorm(str, Enum):
+    """Whose reading of DoRA magnitudes along the output axis is meant."""
+
+    comfyui = "comfyui"
+    lycoris = "lycoris"
+
+
+class Inexact(str, Enum):
+    """What becomes of modules that cannot be baked exactly."""
+
+    refuse = "refuse"
+    allow = "allow"
+
+
 # Options, by the panel of the help page they are in.
 _weights = partial(typer.Option, rich_help_panel="Weights")
 _output = partial(typer.Option, rich_help_panel="Output")
+_exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
 _how = partial(typer.Option, rich_help_panel="How to run")
 
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
@@ -58,6 +74,13 @@ def _version(value: bool) -> None:
     if value:
         typer.echo(f"lbw {__version__}")
         raise typer.Exit
+
+
+def _refuse(*mistakes: tuple[bool, str, str]) -> None:
+    """Say what is wrong with the options, if anything is."""
+    for wrong, option, message in mistakes:
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
 
 
 @app.callback()
@@ -109,10 +132,23 @@ def bake(
     ] = None,
     x: Annotated[float | None, _weights("--x", help="The value of X in a vector.")] = None,
     seed: Annotated[int | None, _weights("--seed", help="Draws R and U in a vector.")] = None,
+    a: Annotated[float | None, _weights("--a", help="The value of A in a vector, as the Inspire Pack has it.")] = None,
+    b: Annotated[float | None, _weights("--b", help="The value of B in a vector, as the Inspire Pack has it.")] = None,
     layout: Annotated[int | None, _weights("--layout", help="The preset's entry of this vector length.")] = None,
     presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
     dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    base: Annotated[
+        Path | None,
+        _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
+    ] = None,
+    dora_norm: Annotated[
+        DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
+    ] = DoraNorm.comfyui,
+    inexact: Annotated[
+        Inexact, _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near.")
+    ] = Inexact.refuse,
+    prune: Annotated[bool, _output("--prune", help="Leave out modules of weight 0 where that is safe.")] = False,
     device: Annotated[Device, _how("--device", help="Where to multiply.")] = Device.auto,
     recursive: Annotated[bool, _how("--recursive", "-r", help="Look into subfolders too.")] = False,
     include: Annotated[list[str] | None, _how("--include", help="Of a folder, only files like *style*.")] = None,
@@ -145,14 +181,18 @@ def bake(
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
     ways = sum((bool(preset), weights is not None, token is not None))
-    for said in (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token):
-        if said is not None and not said.strip():
-            raise typer.BadParameter("an empty text says nothing; write a name, a vector or a rule")
-    if ways > 1 or not (ways or modified):
-        raise typer.BadParameter("give one of --preset NAME, --weights VECTOR, --token TOKEN", param_hint="--preset")
-    if sum((output is not None, out_dir is not None, in_place)) != 1 and (in_place or not dry_run):
-        raise typer.BadParameter("give one of -o FILE, --out-dir DIR, --in-place", param_hint="--output")
-    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other, "x": x or 0.0}
+    places = sum((output is not None, out_dir is not None, in_place))
+    texts = (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token, name)
+    _refuse(
+        (any(text is not None and not text.strip() for text in texts), "--weights", "an empty text says nothing"),
+        (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
+        (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
+        (name is not None and not out_dir, "--name", "names files in a folder; give --out-dir too"),
+        (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
+        (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
+    )
+    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other}
+    numbers |= {option: number for option, number in (("x", x), ("a", a), ("b", b)) if number is not None}
     for option, number in numbers.items():
         parse_number(repr(number), f"--{option}")
     read = partial(
@@ -163,7 +203,7 @@ def bake(
         element_presets=element_preset or (),
         presets=presets,
     )
-    options = Options(strength, te, unet, rest, other, invert, x, seed)
+    options = Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b)
     given = [read(preset=one) for one in preset] if preset else [read()]
     recipes = [
         batch.Recipe(
@@ -172,6 +212,10 @@ def bake(
             layout=layout,
             family=family,
             dtype=dtype.value,
+            base=base,
+            dora_norm=dora_norm.value,
+            inexact=inexact is Inexact.allow,
+            prune=prune,
             device=device.value,
             strict=strict,
             update_metadata=metadata_update,
@@ -186,8 +230,9 @@ def bake(
     naming = batch.Naming(output, out_dir, in_place, template)
     found = list(batch.find_inputs(inputs, recursive=recursive, include=include or (), exclude=exclude or ()))
     files = [item for item in found if isinstance(item, batch.Found)]
-    if (output or in_place) and (outputs := len(files) * len(recipes)) > 1 and not (in_place and len(recipes) == 1):
-        raise typer.BadParameter(f"{outputs} outputs cannot be one file; give --out-dir", param_hint="--output")
+    outputs = len(recipes) if in_place else len(files) * len(recipes)
+    shared = bool(output or in_place) and outputs > 1
+    _refuse((shared, "--output", f"{outputs} outputs cannot be one file; give --out-dir"))
     tasks = batch.make_jobs(files, recipes, naming)
     if out_dir and not dry_run:
         batch.make_folders(tasks, inputs, out_dir, recursive=recursive)
@@ -277,6 +322,9 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a name or a bar still shows the rest
             stream.reconfigure(errors="backslashreplace")
+    if args is None:
+        # Ended by the system, a bake still takes its half-written file along.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app(args)
     except LbwError as error:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import LbwError, PresetError
+from .errors import LbwError, OutputError, PresetError
 
 app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
@@ -212,13 +212,15 @@ def convert(
     """Turn a preset file into another format. What the new format has no place for is said on stderr."""
     from . import console
     from .families import family_named
-    from .presets.formats import comment_lines, kind_of, read_presets
+    from .presets.formats import comment_lines, kind_by_name, read_presets
     from .presets.writers import WRITERS
 
     if not source.exists():
         raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
+    kind = to.value if to else kind_by_name(target)
+    if kind is None:
+        raise typer.BadParameter(f"{console.escape(target)} does not tell its format; give --to", param_hint="OUT")
     presets = read_presets(source, from_.value if from_ else None)
-    kind = to.value if to else kind_of(target, "")
     written = WRITERS[kind](presets, family_named(family) if family else None)
     if str(target) == "-":
         typer.echo(written.text, nl=False)
@@ -266,7 +268,10 @@ def _text_of(path: Path) -> str:
 def _write(path: Path, text: str, *, replace: bool) -> None:
     from .atomic import atomic_write, write_all
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}", "choose another folder") from error
     with atomic_write(path, replace=replace) as file:
         write_all(file, text.encode("utf-8"))
 

@@ -88,7 +88,9 @@ def _refuse(lora: Lora, family: str | None) -> None:
     if not adapters:
         names = [tensor.name for tensor in lora.file.tensors]
         like = (
-            "an adapter of another kind" if any(map(_OTHER_ADAPTERS.search, names)) else "a checkpoint or another model"
+            "an adapter of another kind"
+            if any(map(_OTHER_ADAPTERS.search, names))
+            else "a checkpoint or another kind of model"
         )
         raise NotALoraError(
             path,

@@ -8,7 +8,6 @@ diffusers gives all attention modules the most common one. Differences, norms an
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -17,11 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from .algorithms import ADDITIVE
+from .alphas import ADAPTER_METADATA, scale_of
 from .atomic import atomic_write, write_all
 from .errors import NotBakeableError, WeightError
 from .families import Place
@@ -41,7 +41,6 @@ _SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?
 
 # Additive tensors that loaders multiply by alpha / rank together with the product.
 _INSIDE = ("up_bias", "bias")
-_ADAPTER_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +149,13 @@ def _layers(parts: Sequence[Part], reads: Sequence[Read]) -> list[_Layer]:
     places: dict[str, Place] = {}
     for part, read in zip(parts, reads, strict=True):
         for module, place in part.lora.placed(part.weights.family):
-            if not module.linear:
+            if not module.linear or module.algorithm.matrices:
                 raise NotBakeableError(
                     f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, which does not add up",
                     "merge files of LoRA, LoHa, LoKr and full modules",
                 )
             places[module.name] = place
-            scale = _scale(module, read, part.lora)
+            scale = scale_of(module, read, part.lora)
             found[module.name].append(_Addend(module, part.weights.of(place, module.path), read, scale))
     return [_Layer(stem, places[stem], tuple(addends)) for stem, addends in found.items()]
 
@@ -234,37 +233,6 @@ def _scaled(addend: _Addend) -> dict[str, Array]:
     }
 
 
-def _scale(module: Module, read: Read, lora: Lora) -> float:
-    """What loaders multiply the product by: alpha / rank, from the file or from PEFT's metadata, else 1."""
-    if not module.rank or ("lokr_w1" in module.tensors and "lokr_w2" in module.tensors):
-        return 1.0
-    if alpha := module.tensors.get("alpha"):
-        return float(read(alpha[0]).reshape(-1)[0]) / module.rank
-    return _peft_scale(module, _adapter_metadata(lora))
-
-
-def _peft_scale(module: Module, config: Mapping[str, Any]) -> float:
-    component, _, name = module.name.partition(".")
-    if f"{component}.lora_alpha" not in config:
-        component, name = "", module.name
-    prefix = f"{component}." if component else ""
-    alpha = config.get(f"{prefix}lora_alpha")
-    for pattern, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?{pattern}", name):
-            alpha = value
-    if alpha is None or module.rank is None:
-        return 1.0
-    return float(alpha) / (math.sqrt(module.rank) if config.get(f"{prefix}use_rslora") else module.rank)
-
-
-def _adapter_metadata(lora: Lora) -> dict[str, Any]:
-    try:
-        config = json.loads(lora.file.metadata.get(_ADAPTER_METADATA, "{}"))
-    except ValueError:
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _alpha(parts: Sequence[Part]) -> float | None:
     """The alpha of the whole output: the first the first file has; None if no file has any."""
     for part in parts:
@@ -295,7 +263,7 @@ def _write(parts: Sequence[Part], output: Path, tensors: Sequence[Tensor], spool
     first = parts[0].lora
     records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
     metadata = baked_metadata(first, {"merged": records}, output.stem, update=True)
-    metadata.pop(_ADAPTER_METADATA, None)
+    metadata.pop(ADAPTER_METADATA, None)
     hashes = DataHashes(tensors, metadata)
     spool.seek(0)
     with atomic_write(output, replace=replace) as target:
@@ -331,8 +299,8 @@ def _check_spellings(parts: Sequence[Part]) -> None:
 def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
         yield "the files share no module name; do they spell the same layers differently?"
-    if any(_ADAPTER_METADATA in part.lora.file.metadata for part in parts):
-        yield f"{_ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
+    if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
+        yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part in parts:
         if unknown := part.lora.unknown(part.weights.family):
             yield f"{part.lora.file.path}: {len(unknown)} unknown tensors left out (the first is {unknown[0].name})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def record_of(weights: Weights, source: Path, preset: str | None) -> dict[str, A
         "unet": options.unet,
         "elements": [str(element) for element in options.elements],
         "seed": options.seed,
-        "source": source.name,
+        "source": _text(source.name),
     }
 
 
@@ -63,11 +64,16 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
     metadata[RECORD] = json.dumps(records if len(records) > 1 else record, ensure_ascii=False)
     if update:
         if _ALIAS in metadata:
-            metadata[_ALIAS] = stem
+            metadata[_ALIAS] = _text(stem)
         family = lora.family
         if family and family.base_model:
             metadata.setdefault(_BASE_MODEL, family.base_model)
     return metadata
+
+
+def _text(name: str) -> str:
+    """A file's name as metadata can hold it: names are bytes to some systems, and not always UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def stale_hashes(metadata: Mapping[str, str]) -> bool:

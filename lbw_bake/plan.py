@@ -1,4 +1,4 @@
-"""The plan of a bake: for every tensor of a file, whether it is copied, multiplied, filled or dropped.
+"""The plan of a bake: for every tensor of a file, whether it is copied, multiplied, filled, computed or dropped.
 
 Deciding is pure: what it must know of tensor data (would a factor overflow?) it asks of `look`, a function.
 A plan is what a dry run prints and what `bake` carries out.
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .algorithms import ADDITIVE, MAGNITUDES, present
+import numpy as np
+
+from .algorithms import ADDITIVE, MAGNITUDES, Shape, present
 from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
 from .families import Family, Place
 from .lora import Lora
 from .modules import Module
 from .scaling import FLOAT8, FLOATS, Multiply, Survey, itemsize, largest
 from .tensorfile import Tensor
+from .updates import Array, Read
 from .weights import Options, Source, Weights, matches_element, resolve
 
 DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 
 # Roles that are read as they are: re-encoded only where that changes nothing.
-_PRECIOUS = ("alpha", "scale", "rescale", *MAGNITUDES)
+_PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,40 @@ class Drop:
     """The tensor is left out."""
 
 
-Edit = Multiply | Fill | Drop
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A tensor takes the place of this one: its name, dtype and shape, and what makes its values when it is written.
+
+    `values` reads what it needs of the input and returns them in float64; they are rounded once.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    values: Callable[[Read], Array]
+
+
+Edit = Multiply | Fill | Drop | Compute
+Edits = Mapping[str, Edit]
 Look = Callable[[Tensor, Multiply], Survey]
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """How a module gets a weight that no factor gives it. What `edits` leave alone is scaled as always.
+
+    `caveat` says why the result is not exact, empty if it is; `error` how far it is off, relative to the update,
+    where that is known. `means` go into the record: the base model, what was allowed.
+    """
+
+    edits: Edits
+    caveat: str = ""
+    error: float | None = None
+    means: Mapping[str, str] = field(default_factory=dict)
+
+
+# Treats a module at a weight and an output dtype (`F16`; None keeps), or says what would make that possible.
+Treat = Callable[[Module, Place, float, str | None], Treatment | str]
 
 COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
 
@@ -52,7 +88,8 @@ class Decision:
     place: Place
     weight: float
     action: str
-    edits: Mapping[str, Edit]
+    edits: Edits
+    treatment: Treatment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +100,7 @@ class Plan:
     weights: Weights
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
+    pruned: bool = False
 
     @property
     def edits(self) -> dict[str, Edit]:
@@ -75,23 +113,43 @@ class Plan:
         counted = Counter(decision.action for decision in self.decisions)
         return {action: counted[action] for action in (COPIED, SCALED, ZEROED, REMOVED)}
 
+    @property
+    def means(self) -> dict[str, Any]:
+        """What the bake used besides the weights, for the record."""
+        treatments = (decision.treatment for decision in self.decisions if decision.treatment)
+        means: dict[str, Any] = {name: value for treatment in treatments for name, value in treatment.means.items()}
+        return means | {"prune": True} if self.pruned else means
+
     def layout(self) -> list[Tensor]:
-        """The tensors of the output in the order of the input's data, with their new dtypes and byte ranges."""
+        """The tensors of the output as they lie in it, with their byte ranges."""
+        return [*self.outputs().values()]
+
+    def outputs(self) -> dict[str, Tensor]:
+        """Name in the input -> tensor of the output, in the order of the input's data."""
         edits = self.edits
-        tensors: list[Tensor] = []
+        tensors: dict[str, Tensor] = {}
         position = 0
         for tensor in self.lora.file.in_data_order():
             edit = edits.get(tensor.name)
             if isinstance(edit, Drop):
                 continue
-            dtype = tensor.dtype
-            nbytes = tensor.nbytes
-            if edit is not None:
-                dtype = edit.target if isinstance(edit, Multiply) else edit.dtype
-                nbytes = tensor.nbytes if dtype == tensor.dtype else tensor.size * itemsize(dtype)
-            tensors.append(replace(tensor, dtype=dtype, start=position, end=position + nbytes))
-            position += nbytes
+            placed = _edited(tensor, edit)
+            end = position + placed.nbytes
+            tensors[tensor.name] = replace(placed, start=position, end=end)
+            position = end
         return tensors
+
+
+def _edited(tensor: Tensor, edit: Multiply | Fill | Compute | None) -> Tensor:
+    """The tensor that results, of the right length."""
+    if isinstance(edit, Compute):
+        tensor = replace(tensor, name=edit.name, shape=edit.shape)
+    elif edit is None:
+        return tensor
+    dtype = edit.target if isinstance(edit, Multiply) else edit.dtype
+    if dtype == tensor.dtype and not isinstance(edit, Compute):
+        return tensor
+    return replace(tensor, dtype=dtype, start=0, end=tensor.size * itemsize(dtype))
 
 
 def settle(lora: Lora, source_for: Callable[[Family], Source], options: Options) -> Weights:
@@ -118,20 +176,29 @@ def settle(lora: Lora, source_for: Callable[[Family], Source], options: Options)
     return resolved[0]
 
 
-def make_plan(lora: Lora, weights: Weights, look: Look, dtype: str | None = None) -> Plan:
+def _no_treatment(*_: object) -> str:
+    return ""
+
+
+def make_plan(lora: Lora, weights: Weights, look: Look, dtype: str | None = None, treat: Treat = _no_treatment) -> Plan:
     """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
 
-    Raises NotBakeableError where a weight cannot be baked exactly, or would write an infinity.
+    `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, and where
+    an infinity would be written.
     """
     placed = list(lora.placed(weights.family))
     weighed = [(module, place, weights.of(place, module.path)) for module, place in placed]
-    _refuse_nonlinear(lora, weighed)
-    decisions = tuple(_decide(module, place, weight, dtype, look) for module, place, weight in weighed)
+    treatments = _treatments(lora, weighed, dtype, treat)
+    decisions = tuple(
+        _decide(module, place, weight, dtype, look, treatments.get(module.name)) for module, place, weight in weighed
+    )
     return Plan(lora, weights, decisions, tuple(_warnings(lora, weights, decisions)))
 
 
-def _decide(module: Module, place: Place, weight: float, dtype: str | None, look: Look) -> Decision:
-    edits: dict[str, Edit] = {}
+def _decide(
+    module: Module, place: Place, weight: float, dtype: str | None, look: Look, treatment: Treatment | None
+) -> Decision:
+    edits: dict[str, Edit] = dict(treatment.edits) if treatment else {}
     if weight == 1.0 or module.algorithm.fixed:
         action = COPIED
     elif weight == 0.0:
@@ -140,7 +207,7 @@ def _decide(module: Module, place: Place, weight: float, dtype: str | None, look
         action = SCALED
         _scale(module, weight, dtype, look, edits)
     _encode(module, dtype, look, edits)
-    return Decision(module, place, weight, action, edits)
+    return Decision(module, place, weight, action, edits, treatment)
 
 
 def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
@@ -152,8 +219,29 @@ def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
         return REMOVED
     for role, value in values.items():
         edits |= {tensor.name: Fill(value, tensor.dtype) for tensor in module.tensors.get(role, ())}
+    _turn_back(module, 0.0, edits)
     edits |= {tensor.name: Drop() for tensor in module.tensors.get("dora_scale", ())}
     return ZEROED
+
+
+def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
+    for role in module.algorithm.matrices:
+        edits |= {tensor.name: towards(tensor, weight, np.eye(tensor.shape[-1])) for tensor in module.tensors[role]}
+
+
+def stored_as(tensor: Tensor, dtype: str | None) -> str:
+    """The dtype of new values in place of a tensor's: its own unless another is asked for, or it is a float8."""
+    return dtype or ("BF16" if tensor.dtype in FLOAT8 else tensor.dtype)
+
+
+def towards(tensor: Tensor, weight: float, neutral: Array | float) -> Compute:
+    """N + weight (tensor - N) for a neutral N, in float32: half precision has no room for small differences from 1."""
+
+    def values(read: Read) -> Array:
+        blended: Array = neutral + weight * (read(tensor).astype(np.float64) - neutral)
+        return blended
+
+    return Compute(tensor.name, "F32", tensor.shape, values)
 
 
 def carriers_of(module: Module, column: str) -> list[str]:
@@ -163,16 +251,21 @@ def carriers_of(module: Module, column: str) -> list[str]:
 
 
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    _turn_back(module, weight, edits)
+    treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
     choices = [carriers_of(module, column) for column in columns]
     narrow = [tensor for tensor in module.all_tensors if tensor.dtype in FLOAT8]
     widened = {}
-    if dtype is None and narrow and not _exact(module, choices[0], weight, look):
-        widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow}
+    if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):
+        widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow if tensor.name not in treated}
         edits |= widened
     limit = 0.0
     # Position by position: the factors of one product are alternatives of each other, those of two are not.
     for roles in zip(*choices, strict=True):
+        # A treatment has answered for the products; what adds to them is scaled as always.
+        if treated and (roles[0] not in ADDITIVE or module.tensors[roles[0]][0].name in treated):
+            continue
         for role in dict.fromkeys(roles):
             steps = {
                 tensor: _step(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
@@ -214,7 +307,7 @@ def _encode(module: Module, dtype: str | None, look: Look, edits: dict[str, Edit
     for role, group in module.tensors.items():
         for tensor in group:
             edit = edits.get(tensor.name)
-            if tensor.dtype not in FLOATS or tensor.dtype == dtype or isinstance(edit, Multiply | Drop):
+            if tensor.dtype not in FLOATS or tensor.dtype == dtype or isinstance(edit, Multiply | Drop | Compute):
                 continue
             if isinstance(edit, Fill):
                 edits[tensor.name] = Fill(edit.value, dtype)
@@ -229,17 +322,27 @@ def _encode(module: Module, dtype: str | None, look: Look, edits: dict[str, Edit
             edits[tensor.name] = step
 
 
-def _refuse_nonlinear(lora: Lora, weighed: Iterable[tuple[Module, Place, float]]) -> None:
-    refused = [(module, place) for module, place, weight in weighed if weight not in (0.0, 1.0) and not module.linear]
+def _treatments(
+    lora: Lora, weighed: Iterable[tuple[Module, Place, float]], dtype: str | None, treat: Treat
+) -> dict[str, Treatment]:
+    """Module name -> treatment, for those that need one. Raises NotBakeableError if any has none."""
+    asked = [
+        (module, place, treat(module, place, weight, dtype))
+        for module, place, weight in weighed
+        if weight not in (0.0, 1.0) and not module.linear and not module.algorithm.fixed
+    ]
+    refused = [(module, place, answer) for module, place, answer in asked if isinstance(answer, str)]
     if refused:
-        kinds = Counter(module.algorithm_name for module, _ in refused)
-        blocks = list(dict.fromkeys(place.block for _, place in refused))
+        kinds = Counter(module.algorithm_name for module, _, _ in refused)
         what = ", ".join(f"{count} {name}" for name, count in kinds.items())
+        blocks = _some(dict.fromkeys(place.block for _, place, _ in refused))
+        ways = dict.fromkeys(way for _, _, way in refused if way)
         raise NotBakeableError(
             f"{lora.file.path}: {what} modules (the first is {refused[0][0].name}) cannot take "
             "a weight other than 0 or 1 exactly: their update is not proportional to any tensor in the file",
-            f"give 0 or 1 to {_some(blocks)}",
+            "; ".join((f"give 0 or 1 to {blocks}", *ways)),
         )
+    return {module.name: answer for module, _, answer in asked if isinstance(answer, Treatment)}
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:
@@ -272,3 +375,16 @@ def _warnings(lora: Lora, weights: Weights, decisions: tuple[Decision, ...]) -> 
     for (name, action), modules in lost.items():
         done = "removed" if action == REMOVED else "made neutral (magnitudes and rescales with them)"
         yield f"{len(modules)} {name} modules at weight 0 {done}: {_some(modules, 3)}"
+    yield from _caveats(decisions)
+
+
+def _caveats(decisions: Iterable[Decision]) -> Iterable[str]:
+    """What is not exact, block by block."""
+    found: dict[tuple[str, str, str], list[float | None]] = defaultdict(list)
+    for decision in decisions:
+        if (treatment := decision.treatment) and treatment.caveat:
+            found[decision.place.block, decision.module.algorithm_name, treatment.caveat].append(treatment.error)
+    for (block, name, caveat), errors in found.items():
+        known = [100 * error for error in errors if error is not None]
+        span = " to ".join(dict.fromkeys(f"{bound(known):.3g}" for bound in (min, max))) + " %" if known else ""
+        yield f"{block}: {len(errors)} {name} modules {caveat}{span}"

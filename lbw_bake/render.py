@@ -70,6 +70,10 @@ class Report:
     def add_error(self, problem: LbwError) -> None:
         """Take in an input that is no job."""
         self._counts[FAILED] += 1
+        if self._json:
+            print_json(
+                {"input": None, "output": None, "status": FAILED, "error": problem.message, "hint": problem.hint}
+            )
         error(problem)
 
     @property

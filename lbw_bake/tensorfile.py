@@ -109,7 +109,7 @@ def _regular_file(path: Path) -> os.stat_result:
     return status
 
 
-# First bytes of what people mistake for a safetensors file.
+# First bytes of what people mistake for a safetensors file. They can also be the length of a valid header.
 _MAGIC = {
     b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
     b"\x80\x02": "a Python pickle",
@@ -121,15 +121,16 @@ def _judge(path: Path) -> None:
     """Have the safetensors library check the header: lengths, JSON, ranges, dtypes, gaps."""
     from safetensors import SafetensorError, safe_open
 
-    with path.open("rb") as file:
-        first = file.read(_LENGTH_BYTES)
-    for magic, what in _MAGIC.items():
-        if first.startswith(magic):
-            raise FileFormatError(path, f"is {what}, not a safetensors file", "convert it to safetensors first")
     try:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            first = file.read(_LENGTH_BYTES)
+        for magic, what in _MAGIC.items():
+            if first.startswith(magic):
+                hint = "convert it to safetensors first"
+                raise FileFormatError(path, f"is {what}, not a safetensors file", hint) from error
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise FileFormatError(path, f"not a valid safetensors file: {reason}", "download or copy it again") from error
 

@@ -42,7 +42,7 @@ def parse_token(text: str) -> Token:
     and off while an image is sampled, which no weight in a file can do.
     """
     match = _TOKEN.fullmatch(text)
-    if match is None:
+    if match is None or not match[1].strip():
         raise WeightError(f"{text!r} is not a prompt token", "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>")
     try:
         return _token(match[1].strip(), [field.strip() for field in match[2].split(":") if field.strip()])

@@ -146,7 +146,8 @@ def parse_element(text: str) -> Element:
 
 def parse_elements(text: str) -> tuple[Element, ...]:
     """Element rules, separated by commas or lines. Raises WeightError."""
-    return tuple(parse_element(rule) for rule in re.split(r"[,\n]", text) if rule.strip())
+    rules = [rule for rule in re.split(r"[,\n]", text) if rule.strip()]
+    return tuple(map(parse_element, rules or [text]))
 
 
 def resolve(source: Source, family: Family, options: Options | None = None) -> Weights:
@@ -258,9 +259,13 @@ def _at_positions(selector: str, family: Family) -> frozenset[str]:
             for meaning, layout in zip(meanings, family.layouts, strict=True)
         )
         raise WeightError(
-            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {kind.upper()}...=0.5"
+            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {_example(meanings, found)}=0.5"
         )
     return frozenset().union(*meanings)
+
+
+def _example(meanings: Iterable[frozenset[str]], found: Iterable[Sequence[str]]) -> str:
+    return " ".join(sorted(next(filter(None, meanings), frozenset(next(iter(found))[:1]))))
 
 
 def _of_kind(kind: str, layout: Sequence[str]) -> list[str]:

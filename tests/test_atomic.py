@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import Run, lbw, unet_lora, write
+from conftest import Run, bound_by_permissions, lbw, unet_lora, write
 
 from lbw_bake.atomic import atomic_write, write_all
 from lbw_bake.errors import OutputError
@@ -134,7 +134,7 @@ def test_what_the_system_refuses_is_said_with_the_path(tmp_path: Path, name: str
     assert problem.value.message == f"{path}: cannot be written: {os.strerror(reason)}"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@bound_by_permissions
 def test_a_folder_one_may_not_write_to(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="Permission denied"), atomic_write(tmp_path / "out", replace=False):

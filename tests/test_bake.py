@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -221,7 +223,7 @@ class TestFloat8:
         baked = entries_of(bake_file(write_raw(tmp_path / "a.safetensors", entries), "-w", "*=0.3"))
         dtype, _, data = baked[f"{MODULE}.lora_down.weight"]
         assert dtype == "F32"
-        np.testing.assert_allclose(np.frombuffer(data, np.float32).reshape(2, 8), 0.3 * down, rtol=1e-7)
+        assert data == (0.3 * down.astype(np.float64)).astype(np.float32).tobytes()
 
 
 NUMPY = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
@@ -282,52 +284,45 @@ class TestDtype:
         assert list(tmp_path.iterdir()) == [source]
 
 
-def dora(**roles: np.ndarray) -> Tensors:
-    return kohya_lora(NAMES) | {f"{MODULE}.{role}": array for role, array in roles.items()}
+class Nonlinear(NamedTuple):
+    """A module linear in none of its tensors: what weight 0 leaves of it, and which of that it makes constant."""
+
+    tensors: Tensors
+    left: tuple[str, ...] = ()
+    constants: Mapping[str, float] = MappingProxyType({})
 
 
-def loha(dtype: str = "float16") -> Tensors:
-    return next(case for case in FORMULAS if case.name == "loha").tensors(MODULE, dtype)
+def module(**roles: np.ndarray) -> Tensors:
+    return {f"{MODULE}.{role}": array for role, array in roles.items()}
 
 
 MAGNITUDE = numbers("float16", 1, 8)
-PEFT_DORA = {
-    "transformer.x.mid_block.attentions.0.proj_in.lora_A.weight": numbers("float16", 2, 8),
-    "transformer.x.mid_block.attentions.0.proj_in.lora_B.weight": numbers("float16", 8, 2),
-}
-OFT = {f"{MODULE}.oft_blocks": numbers("float16", 2, 4, 4), f"{MODULE}.alpha": np.array(0.01, np.float16)}
-# What is not linear in any tensor -> the tensors that weight 0 leaves, and those that become a constant.
-NONLINEAR: dict[str, tuple[Tensors, set[str] | None, dict[str, float]]] = {
-    "dora": (dora(dora_scale=MAGNITUDE), {"lora_down.weight", "lora_up.weight", "alpha"}, {"lora_up.weight": 0}),
-    "dora of loha": (
-        loha() | {f"{MODULE}.dora_scale": MAGNITUDE},
-        {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"},
+PEFT = {"lora_A.weight": numbers("float16", 2, 8), "lora_B.weight": numbers("float16", 8, 2)}
+LOHA = next(case for case in FORMULAS if case.name == "loha").tensors(MODULE, "float16")
+OFT = {"oft_blocks": numbers("float16", 2, 4, 4), "alpha": np.array(0.01, np.float16)}
+SPLIT_OFT = {f"oft_blocks.{i}": numbers("float16", 2, 4, 4) for i in range(3)}
+TLORA = {role: numbers("float16", 4, 4) for role in ("q_layer.weight", "p_layer.weight", "lambda_layer")}
+NONLINEAR = {
+    "dora": Nonlinear(
+        kohya_lora(NAMES) | module(dora_scale=MAGNITUDE),
+        ("lora_down.weight", "lora_up.weight", "alpha"),
+        {"lora_up.weight": 0},
+    ),
+    "dora of loha": Nonlinear(
+        LOHA | module(dora_scale=MAGNITUDE),
+        ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"),
         {"hada_w2_a": 0},
     ),
-    "peft dora": (
-        {f"{MODULE}.lora_A.weight": numbers("float16", 2, 8), f"{MODULE}.lora_B.weight": numbers("float16", 8, 2)}
-        | {f"{MODULE}.lora_magnitude_vector": MAGNITUDE},
-        set(),
-        {},
-    ),
-    "oft": (OFT, {"oft_blocks", "alpha"}, {"oft_blocks": 0}),
-    "rescaled oft": (
-        OFT | {f"{MODULE}.rescale": numbers("float16", 8, 1)},
-        {"oft_blocks", "alpha", "rescale"},
+    "peft dora": Nonlinear(module(**PEFT, lora_magnitude_vector=MAGNITUDE)),
+    "oft": Nonlinear(module(**OFT), tuple(OFT), {"oft_blocks": 0}),
+    "rescaled oft": Nonlinear(
+        module(**OFT, rescale=numbers("float16", 8, 1)),
+        (*OFT, "rescale"),
         {"oft_blocks": 0, "rescale": 1},
     ),
-    "split oft": (
-        {f"{MODULE}.oft_blocks.{i}": numbers("float16", 2, 4, 4) for i in range(3)},
-        {f"oft_blocks.{i}" for i in range(3)},
-        {f"oft_blocks.{i}": 0 for i in range(3)},
-    ),
-    "old oft": ({f"{MODULE}.oft_diag": numbers("float16", 2, 4, 4)}, set(), {}),
-    "set": ({f"{MODULE}.set_weight": numbers("float16", 8, 8)}, set(), {}),
-    "tlora": (
-        {f"{MODULE}.{role}": numbers("float16", 4, 4) for role in ("q_layer.weight", "p_layer.weight", "lambda_layer")},
-        set(),
-        {},
-    ),
+    "split oft": Nonlinear(module(**SPLIT_OFT), tuple(SPLIT_OFT), dict.fromkeys(SPLIT_OFT, 0)),
+    "set": Nonlinear(module(set_weight=numbers("float16", 8, 8))),
+    "tlora": Nonlinear(module(**TLORA)),
 }
 NONLINEAR_CASES = pytest.mark.parametrize("case", NONLINEAR.values(), ids=NONLINEAR)
 # A module that no weight of MID touches, so that something is left.
@@ -336,27 +331,23 @@ BYSTANDER = kohya_lora(["unet_output_blocks_3_1_proj_in"])
 
 class TestNonlinear:
     @NONLINEAR_CASES
-    def test_weight_zero_is_neutral(
-        self, case: tuple[Tensors, set[str], dict[str, float]], tmp_path: Path, run: Run
-    ) -> None:
-        tensors, left, constants = case
-        source, output = write(tmp_path / "a.safetensors", tensors | BYSTANDER), tmp_path / "b.safetensors"
+    def test_weight_zero_is_neutral(self, case: Nonlinear, tmp_path: Path, run: Run) -> None:
+        tensors = case.tensors | BYSTANDER
+        source, output = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
         code, _, error = run("bake", source, "-w", "MID=0 *=1", "-o", output)
         assert code == 0
         assert f"warning: {source}: 1 " in error
         assert MODULE in error
         baked = load_file(output)
-        assert baked.keys() == {f"{MODULE}.{role}" for role in left} | BYSTANDER.keys()
+        assert baked.keys() == {f"{MODULE}.{role}" for role in case.left} | BYSTANDER.keys()
         for name, array in baked.items():
-            constant = constants.get(name.removeprefix(f"{MODULE}."))
-            expected = (tensors | BYSTANDER)[name] if constant is None else np.full_like(array, constant)
+            constant = case.constants.get(name.removeprefix(f"{MODULE}."))
+            expected = tensors[name] if constant is None else np.full_like(array, constant)
             np.testing.assert_array_equal(array, expected)
 
     @NONLINEAR_CASES
-    def test_weight_one_copies_it(
-        self, case: tuple[Tensors, set[str], dict[str, float]], bake_tensors: BakeTensors
-    ) -> None:
-        tensors = case[0] | BYSTANDER
+    def test_weight_one_copies_it(self, case: Nonlinear, bake_tensors: BakeTensors) -> None:
+        tensors = case.tensors | BYSTANDER
         assert changed(tensors, bake_tensors(tensors, "-w", "MID=1 *=0.5")) == {
             "lora_unet_output_blocks_3_1_proj_in.lora_down.weight"
         }
@@ -364,9 +355,9 @@ class TestNonlinear:
     @pytest.mark.parametrize("weight", [0.5, -1.0, 2.0])
     @NONLINEAR_CASES
     def test_any_other_weight_is_refused_by_name(
-        self, case: tuple[Tensors, set[str], dict[str, float]], weight: float, tmp_path: Path, run: Run
+        self, case: Nonlinear, weight: float, tmp_path: Path, run: Run
     ) -> None:
-        source = write(tmp_path / "a.safetensors", case[0] | BYSTANDER)
+        source = write(tmp_path / "a.safetensors", case.tensors | BYSTANDER)
         code, _, error = run("bake", source, "-w", f"MID={weight} *=1", "-o", tmp_path / "b.safetensors")
         assert code == 1
         assert MODULE in error
@@ -375,7 +366,7 @@ class TestNonlinear:
 
     def test_a_refusal_counts_the_modules_by_kind(self, tmp_path: Path, run: Run) -> None:
         names = [f"unet_output_blocks_{i}_1_proj_in" for i in (3, 4, 5)]
-        tensors = kohya_lora(names) | {f"lora_{name}.dora_scale": MAGNITUDE for name in names} | OFT
+        tensors = kohya_lora(names) | {f"lora_{name}.dora_scale": MAGNITUDE for name in names} | module(**OFT)
         source = write(tmp_path / "a.safetensors", tensors)
         code, _, error = run("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
         assert code == 1

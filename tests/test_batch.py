@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-from conftest import Run, measured, metadata_of, unet_lora, write
+from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
 ORIGINAL = unet_lora()
@@ -251,7 +250,7 @@ class TestSkipping:
         assert output.read_bytes() == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@bound_by_permissions
 def test_a_folder_one_may_not_write_to(lora: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "locked")

@@ -101,6 +101,12 @@ class TestJson:
         assert len(facts["weights"]) == 27
         assert facts["seconds"] >= 0
 
+    def test_a_plan_is_one_too(self, lora: Path, run: Run) -> None:
+        facts = json.loads(run("bake", lora, "-p", "MIDD", "--dry-run", "--json")[1])
+        assert facts.keys() >= BAKE_KEYS
+        assert (facts["status"], facts["output"], facts["bytes"], facts["device"]) == ("planned", None, 0, None)
+        assert facts["modules"] == {"copied": 9, "scaled": 0, "zeroed": 8, "removed": 0}
+
     def test_a_failure_is_one_too(self, tmp_path: Path, run: Run) -> None:
         (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
         code, out, error = run("bake", tmp_path / "bad.safetensors", *HALF, "--out-dir", tmp_path / "out", "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import jsonschema
 import pytest
@@ -12,6 +13,7 @@ from conftest import ROOT, Run
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lbw_bake import cli_presets, reports
 from lbw_bake.checks import check
 from lbw_bake.errors import PresetError
 from lbw_bake.families import FAMILIES, family_named
@@ -126,6 +128,10 @@ class TestReading:
 
 
 class TestKinds:
+    def test_the_command_line_knows_all(self) -> None:
+        assert {kind.value for kind in cli_presets.Kind} == READERS.keys() == WRITERS.keys()
+        assert {form.value for form in cli_presets.Format} == reports.FORMATS.keys()
+
     @pytest.mark.parametrize(
         ("name", "kind"),
         [
@@ -224,19 +230,21 @@ class TestInspire:
 class TestConverting:
     """`lbw presets convert`: the way there and back, and what is said of what cannot go."""
 
-    @pytest.mark.parametrize("kind", ["lbwpresets", "elempresets", "inspire"])
-    def test_text_to_yaml_and_back_is_the_same_text(self, kind: str, tmp_path: Path, run: Run) -> None:
-        texts = {
-            "lbwpresets": "FACE:1,.5,0,X+0.2,R,U,-1,0,1,1,1,0,0,0,0,0,0\nXL:1,0,0,0,0,0,1,1,1,0,0,0\n顔 (2):1,0,0,0,0,0,1,1,1,0,0,0\n",
-            "elempresets": "A:IN05-OUT05:attn:1\n\nB:NOT BASE:NOT attn proj:0.5\n::0\n",
-            "inspire": "FACE:1,0.5,0,A,b,B,-1,0,1,1,1,0,0,0,0,0,0\nXL:1,0,0,0,0,0,1,1,1,0,0,0\n",
-        }
-        text = tmp_path / f"{kind}.in"
-        text.write_text(texts[kind], encoding="utf-8")
-        middle, back = tmp_path / "m.yaml", tmp_path / "back"
-        assert run("presets", "convert", text, middle, "--from", kind)[0] == 0
-        assert run("presets", "convert", middle, back, "--to", kind) == (0, "", f"written: {back} ({kind}, {texts[kind].count(':') and len(read_presets(middle))} presets read)\n")
-        assert back.read_text(encoding="utf-8") == texts[kind]
+    TEXTS: ClassVar = {
+        "lbwpresets": "FACE:1,.5,0,X+0.2,R,U,-1,0,1,1,1,0,0,0,0,0,0\n顔 (2):1,0,0,0,0,0,1,1,1,0,0,0\n",
+        "elempresets": "A:IN05-OUT05:attn:1\n\nB:NOT BASE:NOT attn proj:0.5\n::0\n",
+        "inspire": "FACE:1,0.5,0,A,b,B,-1,0,1,1,1,0,0,0,0,0,0\nXL:1,0,0,0,0,0,1,1,1,0,0,0\n",
+    }
+
+    @pytest.mark.parametrize(("kind", "text"), TEXTS.items(), ids=TEXTS)
+    def test_text_to_yaml_and_back_is_the_same_text(self, kind: str, text: str, tmp_path: Path, run: Run) -> None:
+        source, middle, back = tmp_path / "source", tmp_path / "middle.yaml", tmp_path / "back"
+        source.write_text(text, encoding="utf-8")
+        code, out, error = run("presets", "convert", source, middle, "--from", kind)
+        assert (code, out, error) == (0, "", f"written: {middle} (yaml, 2 presets read)\n")
+        code, out, error = run("presets", "convert", middle, back, "--to", kind)
+        assert (code, out, error) == (0, "", f"written: {back} ({kind}, 2 presets read)\n")
+        assert back.read_text(encoding="utf-8") == text
 
     @VALID
     def test_every_valid_file_survives_yaml(self, path: Path, tmp_path: Path) -> None:
@@ -268,7 +276,7 @@ class TestConverting:
         else:
             assert len(again) >= 3
 
-    LOST = {
+    LOST: ClassVar = {
         "comments": ("# one\n# two\nA: {MID: 1}\n", "yaml", "2 comment lines"),
         "families": ("A:\n  sd1: {MID: 1}\n  sdxl: {MID: 1}\n", "lbwpresets", "A: its entries for sdxl"),
         "elements": ("A:\n  sd1: {MID: 1}\n  elements: IN05:attn:1\n", "lbwpresets", "A: its element rules"),
@@ -279,10 +287,18 @@ class TestConverting:
         "a variable in rules": ("A:\n  sd1: {MID: X}\n", "lbwpresets", "A: its weights: the weight of MID is X"),
         "another tool's variable": ("A: 1,1,1,1,1,1,1,1,1,1,1,A\n", "lbwpresets", "the extension does not know A"),
         "another range": ("A: 1,1,1,1,1,1,1,1,1,1,1,R\n", "inspire", "the Inspire Pack draws R from another range"),
-        "one value for several blocks": ("A:\n  flux: {IN: 1, '*': 0}\n", "inspire", "BASE, IN, OUT must have one value"),
+        "one value for several blocks": (
+            "A:\n  flux: {IN: 1, '*': 0}\n",
+            "inspire",
+            "BASE, IN, OUT must have one value",
+        ),
         "a block without a value": ("A:\n  sd1: {IN00: 1}\n", "inspire", "A: its weights for IN00"),
         "a weight of no block": ("A:\n  sd1: {MID: 1, OTHER: 0}\n", "lbwpresets", "A: its weight for OTHER"),
-        "a description": ("A:\n  description: hello\n  weights: 1,1,1,1,1,1,1,1,1,1,1,1\n", "inspire", "its description"),
+        "a description": (
+            "A:\n  description: hello\n  weights: 1,1,1,1,1,1,1,1,1,1,1,1\n",
+            "inspire",
+            "its description",
+        ),
     }
 
     @pytest.mark.parametrize(("text", "kind", "lost"), LOST.values(), ids=LOST)
@@ -324,11 +340,21 @@ class TestSchema:
         jsonschema.Draft202012Validator.check_schema(json.loads(out))
         for path in (ROOT / "presets.yaml", DATA / "valid" / "shapes.yaml"):
             # As text: PyYAML's schema is that of YAML 1.1, where NO is a boolean.
-            jsonschema.validate(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), schema())  # noqa: S506
+            jsonschema.validate(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), schema())
 
     @pytest.mark.parametrize(
         "value",
-        ["1", "NAME", [1], {}, {"sdlx": "1,0"}, {"IN04": "abc"}, {"sd1": {"IN04": None}}, {"elements": "IN05:attn"}, None],
+        [
+            "1",
+            "NAME",
+            [1],
+            {},
+            {"sdlx": "1,0"},
+            {"IN04": "abc"},
+            {"sd1": {"IN04": None}},
+            {"elements": "IN05:attn"},
+            None,
+        ],
         ids=str,
     )
     def test_it_knows_what_is_wrong(self, value: object) -> None:
@@ -362,7 +388,7 @@ def added(name: str, weights: str = "MID=1", family: str | None = None, **more: 
 class TestEditing:
     """One preset changes; every other line stays as it was."""
 
-    CASES = {
+    CASES: ClassVar = {
         "a new one": (added("NEW"), MINE + "NEW: {MID: 1}\n"),
         "a new one with more": (
             added("NEW", "1,1,1,1,1,1,1,1,1,1,1,1", "sdxl", description="a: b", elements="IN05:attn:1"),
@@ -406,12 +432,10 @@ class TestEditing:
             with_preset(MINE, PATH, preset)
         assert "--force" in problem.value.hint
 
-    REMOVED = {
+    REMOVED: ClassVar = {
         "FACE": MINE.replace("FACE: 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0  # of her\n", ""),
         "LAST ONE": MINE.replace('"LAST ONE": {MID: 1}  # the end\n', ""),
-        "BODY": "".join(
-            line for i, line in enumerate(MINE.splitlines(keepends=True), 1) if not 5 <= i <= 11
-        ),
+        "BODY": "".join(line for i, line in enumerate(MINE.splitlines(keepends=True), 1) if not 5 <= i <= 11),
     }
 
     @pytest.mark.parametrize(("name", "expected"), REMOVED.items(), ids=REMOVED)
@@ -420,7 +444,11 @@ class TestEditing:
 
     @pytest.mark.parametrize(
         ("text", "expected"),
-        [("", "NEW: {MID: 1}\n"), ("A: {MID: 1}", "A: {MID: 1}\nNEW: {MID: 1}\n"), ("# only\n", "# only\nNEW: {MID: 1}\n")],
+        [
+            ("", "NEW: {MID: 1}\n"),
+            ("A: {MID: 1}", "A: {MID: 1}\nNEW: {MID: 1}\n"),
+            ("# only\n", "# only\nNEW: {MID: 1}\n"),
+        ],
     )
     def test_odd_files(self, text: str, expected: str) -> None:
         assert with_preset(text, PATH, added("NEW")) == expected
@@ -461,7 +489,11 @@ class TestCommands:
         code, out, _ = run("presets", "show", "FACE", "--family", "sdxl", "--json")
         shown = json.loads(out)
         assert code == 0
-        assert {block: shown["weights"][block] for block in ("BASE", "IN08", "OUT00")} == {"BASE": 1, "IN08": 0.5, "OUT00": 0}
+        assert {block: shown["weights"][block] for block in ("BASE", "IN08", "OUT00")} == {
+            "BASE": 1,
+            "IN08": 0.5,
+            "OUT00": 0,
+        }
         assert run("presets", "remove", "FACE")[0] == 0
         assert own.read_text() == ""
 
@@ -493,13 +525,19 @@ class TestCommands:
 
     def test_a_built_in_one_is_replaced_with_a_warning_but_not_removed(self, own: Path, run: Run) -> None:
         code, _, error = run("presets", "remove", "MIDD")
-        assert (code, error.splitlines()[0]) == (1, "error: preset MIDD is built in, it can be replaced but not removed")
+        assert (code, error.splitlines()[0]) == (
+            1,
+            "error: preset MIDD is built in, it can be replaced but not removed",
+        )
         code, _, error = run("presets", "add", "MIDD", "MID=1", "--family", "sd1")
         assert code == 0
         assert "warning: MIDD has 0 for BASE, the built-in one 1 (sd1) (LBW206)" in error
         assert "MIDD" in own.read_text()
 
-    @pytest.mark.parametrize("arguments", [("add", "A"), ("add", "A", "MIDD"), ("convert", "nowhere.txt", "x.yaml")])
+    @pytest.mark.parametrize(
+        "arguments",
+        [("add", "A"), ("add", "A", "MIDD"), ("convert", "nowhere.txt", "x.yaml"), ("convert", __file__, "-")],
+    )
     def test_wrong_usage(self, arguments: tuple[str, ...], own: Path, run: Run) -> None:
         assert run("presets", *arguments)[0] == 2
 
@@ -511,7 +549,7 @@ class TestCommands:
         assert presets["MIDD"]["entries"][0] == {
             "family": "sd1",
             "layout": 17,
-            "weights": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0".split(","),
+            "weights": list("10001111111100000"),
         }
 
     def test_show_settles_variables(self, tmp_path: Path, run: Run) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Entry, Run, entries_of, header_of, lbw, metadata_of, write_header, write_raw
+from conftest import Entry, Run, bound_by_permissions, entries_of, header_of, lbw, metadata_of, write_header, write_raw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -192,7 +192,7 @@ def test_what_is_no_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     assert problem.value.message.startswith(f"{path}: ")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@bound_by_permissions
 def test_an_unreadable_file_is_refused_by_name(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "a.safetensors", LORA)
     path.chmod(0)
@@ -221,3 +221,10 @@ def test_metadata_and_its_order_survive_a_bake(tmp_path: Path, run: Run) -> None
     source = write_raw(tmp_path / "a.safetensors", LORA, metadata)
     assert run("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")[0] == 0
     assert list(metadata_of(tmp_path / "b.safetensors").items())[:3] == list(metadata.items())
+
+
+def test_a_header_may_be_as_long_as_a_pickle_begins(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = write_header(tmp_path / "a.safetensors", header + b" " * (0x280 - len(header)), bytes(4))
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert [tensor.name for tensor in read_header(path).tensors] == ["a"]

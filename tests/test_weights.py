@@ -222,10 +222,13 @@ class TestVariables:
         vector = ",".join(["R", "U"] * 8 + ["R"])
         once, again, other = (weights_of(vector, seed=seed) for seed in (1, 1, 2))
         assert once == again != other
-        drawn = [once[block] for block in SD1_BLOCKS]
-        assert len(set(drawn)) == 17
-        assert all(0 <= number <= 1 for number in drawn[::2])
-        assert all(-0.5 <= number <= 1.5 for number in drawn[1::2])
+        assert len({once[block] for block in SD1_BLOCKS}) == 17
+
+    @pytest.mark.parametrize(("letter", "least", "most"), [("R", 0, 1), ("U", -0.5, 1.5)])
+    def test_random_weights_fill_their_range_in_thousandths(self, letter: str, least: float, most: float) -> None:
+        drawn = [number for seed in range(20) for number in weights_of(",".join(letter * 26), seed=seed).values()]
+        assert least <= min(drawn) < least + 0.05
+        assert most - 0.05 < max(drawn) <= most
         assert all(round(number, 3) == number for number in drawn)
 
     @pytest.mark.parametrize(("text", "number"), [("X", 0.5), ("X+0.2", 0.7), ("X-0.2", 0.3), ("X-1e-1", 0.4)])
@@ -275,6 +278,7 @@ class TestCommandLine:
             (("-w", "MID=1"), {"MID": 1}),
             (("-w", "MID=1", "--rest", "0.25"), dict.fromkeys(SD1_ALL_BLOCKS, 0.25) | {"MID": 1}),
             (("-w", "MID=0.3 *=1", "--invert"), {"MID": 0.7}),
+            (("-w", "MID=-0.5 *=1", "--invert"), {"MID": 1.5}),
             (("-w", "MID=1", "--invert"), dict.fromkeys(SD1_ALL_BLOCKS, 1) | {"MID": 0}),
             (("-w", "*=0", "--other", "0.5"), {"OTHER": 0.5}),
             (("-w", "*=0 OTHER=0.25"), {"OTHER": 0.25}),

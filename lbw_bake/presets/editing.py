@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import PresetError
-from .formats import parse_presets
+from .formats import READERS, parse_presets
 from .model import Preset
 from .writers import parts_of, preset_yaml
 from .yaml_file import ENTRY_KEYS, compose
@@ -24,6 +24,7 @@ def with_preset(text: str, path: Path, added: Preset, *, replacing: bool = False
     already.
     """
     before = parse_presets(text, path)
+    _check(added, path)
     old = next((preset for preset in before if preset.name == added.name), None)
     parts = parts_of(added)
     if old is None:
@@ -50,6 +51,13 @@ def without_preset(text: str, path: Path, name: str) -> str:
     after = text[:start] + (text[line_end + 1 :] if line_end >= 0 else "")
     _verify(after, path, [preset for preset in before if preset.name != name])
     return after
+
+
+def _check(added: Preset, path: Path) -> None:
+    """Raises PresetError if no file could say this."""
+    findings = READERS["yaml"].read(preset_yaml(added.name, parts_of(added)), path).findings
+    if wrong := next((finding for finding in findings if finding.is_error), None):
+        raise PresetError(f"preset {added.name}: {wrong.message} ({wrong.code})", wrong.remedy)
 
 
 def _merged(old: Preset, added: Preset) -> Preset:

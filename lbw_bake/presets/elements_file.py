@@ -68,7 +68,7 @@ def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
     head = lines[0]
     colon = head.text.find(":")
     if colon < 0:
-        yield head.strip().finding("LBW105", f"{head.text.strip()!r} has no colon, so it is no entry")
+        yield head.strip().finding("LBW105", f"{head.strip().shown()} has no colon, so it is no entry")
         return
     yield from check_name(head.part(0, colon))
     where = head.part(0, colon).strip()

@@ -41,11 +41,16 @@ READERS: dict[str, Format] = {
 }
 
 
+def kind_by_name(path: Path) -> str | None:
+    """Which format a file of this name is in, None if the name does not tell."""
+    names = ((kind, format_.names) for kind, format_ in READERS.items())
+    return next((kind for kind, pattern in names if re.fullmatch(pattern, path.name, re.IGNORECASE)), None)
+
+
 def kind_of(path: Path, text: str) -> str:
     """Which format a file is in, by its name or else by what it holds."""
-    for kind, format_ in READERS.items():
-        if re.fullmatch(format_.names, path.name, re.IGNORECASE):
-            return kind
+    if kind := kind_by_name(path):
+        return kind
     lines = text.removeprefix("\ufeff").splitlines() or [""]
     return next(kind for kind, format_ in READERS.items() if any(re.fullmatch(format_.line, line) for line in lines))
 

@@ -18,7 +18,6 @@ from ..weights import Element, Positions, Rules, Source, Vector, block_range, pa
 from .findings import Finding
 from .text import WIDE_COMMA, Piece
 
-EXTENSION_LENGTHS = (12, 17, 20, 26, 61)
 RESERVED = ("XYZ", "ZYX")
 USUAL = 2.0  # weights beyond it are more often a lost decimal point than meant
 _BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
@@ -27,16 +26,20 @@ _NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one tool reads: who it is, how it spells numbers and variables, and how many values it takes."""
+    """What one tool reads: who it is, how it spells numbers and variables, and how many values it takes.
+
+    `rare` are lengths that only some versions of it take.
+    """
 
     tool: str
     numbers: re.Pattern[str]
     variables: re.Pattern[str]
     lengths: tuple[int, ...] = ()
+    rare: tuple[int, ...] = ()
 
 
 LBW = Dialect("lbw", NUMBER, re.compile(r"[RUAaBb]|X.*"))
-EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), EXTENSION_LENGTHS)
+EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), (12, 17, 20, 26, 61), rare=(57,))
 INSPIRE = Dialect(
     "the Inspire Pack",
     re.compile(r"-?\d+(?:\.\d+)?", re.ASCII),
@@ -51,10 +54,10 @@ def check_name(name: Piece) -> Iterator[Finding]:
     if not text:
         yield name.finding("LBW204", "the preset has no name", text)
     elif match := _BREAKS_PROMPT.search(text):
-        where = name.strip().part(match.start())
-        yield where.finding("LBW204", f"name {text!r} holds {match[0]!r}, which ends it in a prompt", text)
-    elif text != name.text:
-        yield name.finding("LBW205", f"name {name.text!r} has a space at its edge", text)
+        message = f"name {name.strip().shown()} holds {match[0]!r}, which a prompt takes for something else"
+        yield name.strip().part(match.start()).finding("LBW204", message, text)
+    elif text != name.text.strip("\t"):
+        yield name.finding("LBW205", f"name {name.shown()} has a space at its edge", text)
     if text in RESERVED:
         yield name.strip().finding("LBW203", f"{text} is the extension's name for a plot value", text)
 
@@ -78,9 +81,9 @@ def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
     elif variable_of(text.upper()):
         yield value.finding("LBW304", f"{text} is no variable, {text.upper()} is", name, f"write {text.upper()}")
     elif len(text.split()) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in text.split()):
-        yield value.finding("LBW310", f"{text!r} gives the layers of one block several values", name)
+        yield value.finding("LBW310", f"{value.shown()} gives the layers of one block several values", name)
     else:
-        yield value.finding("LBW303", f"{text!r} is not a number", name)
+        yield value.finding("LBW303", f"{value.shown()} is not a number", name)
 
 
 def _check_number(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
@@ -121,7 +124,9 @@ def read_values(
     findings = [finding for value in values for finding in check_value(value, name, dialect)]
     yield from {(finding.code, finding.message): finding for finding in reversed(findings)}.values()
     lengths = dialect.lengths or sorted({length for family in families for length in family.lengths})
-    if len(values) not in lengths:
+    if len(values) in dialect.rare:
+        yield whole.finding("LBW309", f"only some versions of {dialect.tool} take {len(values)} values", name)
+    elif len(values) not in lengths and not (len(values) == 1 and findings):
         yield _wrong_length(len(values), lengths, whole, name, dialect, families)
     yield Vector(tuple(_capital(value.text, dialect) for value in values))
 
@@ -219,7 +224,7 @@ def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Elemen
     parts = [part.strip() for part in written.split(":")]
     if len(parts) != 3:
         colons = "1 colon" if len(parts) == 2 else f"{len(parts) - 1} colons"
-        yield written.strip().finding("LBW401", f"element rule {written.text.strip()!r} has {colons}, not 2", name)
+        yield written.strip().finding("LBW401", f"element rule {written.strip().shown()} has {colons}, not 2", name)
         return
     blocks, words, weight = parts
     findings = [*_check_element_blocks(blocks, name, dialect), *_check_element_weight(weight, name)]
@@ -230,7 +235,7 @@ def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Elemen
 
 def _check_element_weight(weight: Piece, name: str) -> Iterator[Finding]:
     if variable_of(weight.text):
-        yield weight.finding("LBW303", f"{weight.text!r} is not a number, which element rules need", name)
+        yield weight.finding("LBW303", f"{weight.shown()} is not a number, which element rules need", name)
     else:
         yield from check_value(weight, name, EXTENSION)
 

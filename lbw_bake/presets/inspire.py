@@ -38,11 +38,16 @@ LAYOUTS: dict[str, tuple[Selectors, ...]] = {
 def rules_of(values: Sequence[str]) -> dict[str, Rules]:
     """Family -> block rules, for each family in whose own layout this many values fit."""
     return {
-        family: Rules(tuple((name, value) for names, value in zip(layout, values, strict=True) for name in names))
+        family: Rules(_rules(layout, values))
         for family, layouts in LAYOUTS.items()
         for layout in layouts
         if len(layout) == len(values)
     }
+
+
+def _rules(layout: Selectors, values: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = ((name, value) for names, value in zip(layout, values, strict=True) for name in names)
+    return tuple(dict.fromkeys(pairs))
 
 
 def has_uneven_middle(rules: Rules) -> bool:

@@ -57,10 +57,8 @@ def _read_line(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | F
         return
     if dialect is INSPIRE and text.startswith("@"):
         if not _MACRO.fullmatch(text):
-            yield line.strip().finding("LBW109", f"{text!r} is no analyser macro")
+            yield line.strip().finding("LBW109", f"{line.strip().shown()} is no analyser macro")
         return
-    if "\t" in line.text:
-        yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
     yield from _read_preset(line, path, dialect)
 
 
@@ -76,8 +74,10 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
         text = text.replace(WIDE_COLON, ":", 1)
     colon = text.find(":")
     if colon < 0:
-        yield line.strip().finding("LBW105", f"{_shortened(text.strip())!r} has no colon, so it is no preset")
+        yield line.strip().finding("LBW105", f"{line.strip().shown()} has no colon, so it is no preset")
         return
+    if "\t" in text:
+        yield line.part(text.index("\t")).finding("LBW104", "the line holds a tab")
     name, written = line.part(0, colon), line.with_text(text).part(colon + 1)
     yield from check_name(name)
     preset_name = name.text.strip()
@@ -102,7 +102,3 @@ def _entries(vector: Vector, where: Piece, dialect: Dialect) -> Iterator[Entry]:
     if dialect is INSPIRE:
         for family, rules in rules_of(vector.values).items():
             yield Entry(family, rules, where.line, where.column)
-
-
-def _shortened(text: str, limit: int = 40) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -47,6 +47,10 @@ class Piece:
         """Other text of the same length in this place."""
         return replace(self, text=text)
 
+    def shown(self, limit: int = 40) -> str:
+        """The text in quotes, cut short where it is long."""
+        return repr(self.text if len(self.text) <= limit else f"{self.text[:limit]}...")
+
     def finding(self, code: str, message: str, name: str = "", hint: str = "") -> Finding:
         """A defect of this piece."""
         return Finding(code, self.line, self.column, name, message, hint)

@@ -14,6 +14,7 @@ import yaml
 
 from ..errors import nearest
 from ..families import FAMILIES, Family
+from ..values import NUMBER
 from ..weights import Element, Rules
 from .findings import Finding
 from .grammar import LBW, check_name, check_rules, knows, read_element, read_source, read_values
@@ -122,7 +123,9 @@ class _Reader:
         if root is None:
             return
         if not isinstance(root, yaml.MappingNode):
-            yield _at("LBW503", root.start_mark, "a presets file is a mapping of names to weights")
+            wide = WIDE_COLON in str(root.value)
+            message = "a presets file is a mapping of names to weights" + ", with an ASCII colon after each" * wide
+            yield _at("LBW103" if wide else "LBW503", root.start_mark, message)
             return
         lines: dict[str, int] = {}
         for key, value in root.value:
@@ -157,7 +160,7 @@ class _Reader:
             else:
                 items = [self._unknown_key(key, preset_name)]
             yield from of_type(Finding, items)
-        if isinstance(value, yaml.MappingNode):
+        if isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value):
             yield from self._repeated(value.value, preset_name)
         if not (entries or elements) and all(key.text == DESCRIPTION for key, _ in self._parts(name, value)):
             yield name.finding("LBW508", f"{preset_name} has neither weights nor element rules", preset_name)
@@ -174,11 +177,13 @@ class _Reader:
             yield self._piece(key) or Piece("", key.start_mark.line + 1, key.start_mark.column + 1), part
 
     def _are_blocks(self, pairs: Pairs) -> bool:
-        """Whether a mapping's keys are blocks rather than families."""
+        """Whether a mapping's keys are blocks rather than families, be they spelled right or wrong."""
         keys = [str(key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
         if any(key in ENTRY_KEYS for key in keys):
             return False
-        return any(knows(family, key) for family in FAMILIES.values() for key in keys)
+        if any(knows(family, key) for family in FAMILIES.values() for key in keys):
+            return True
+        return bool(pairs) and all(NUMBER.fullmatch(str(value.value)) for _, value in pairs)
 
     def _sources(self, node: yaml.Node, name: str, families: Sequence[Family]) -> Iterator[Any]:
         """The sources a value holds: one, or a list of several vectors for different layouts."""

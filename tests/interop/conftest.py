@@ -60,11 +60,11 @@ def cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> StateDict:
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def perturb(module: nn.Module) -> None:
+def perturb(module: nn.Module, size: float = 0.3) -> None:
     """Take everything that is trained away from its starting value."""
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(size * torch.randn_like(parameter))
 
 
 def vector(weights: Mapping[str, float], rest: float = 0.5) -> str:

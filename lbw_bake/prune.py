@@ -1,0 +1,103 @@
+"""Smaller files: modules of weight 0 left out, where no loader then reads the rest otherwise.
+
+Zeros are always safe; a missing module is not. diffusers gives all attention layers the most common alpha, A1111 takes
+the four projections of an OpenCLIP attention or none, loaders tell the model by the keys of certain layers, and PEFT
+makes modules anew that its metadata name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from .alphas import ADAPTER_METADATA
+from .keys import DENOISER
+from .plan import REMOVED, ZEROED, Decision, Drop, Plan
+from .tensordata import TensorData
+from .updates import alpha_of
+
+# Layers of one attention, which go together: what they have in common.
+_TOGETHER = re.compile(r"(.+_self_attn)_(?:to_)?(?:q|k|v|out)(?:_proj)?")
+
+# Layers by which loaders tell the base model, and those that mark a format.
+_TELLTALE = re.compile(r".*(?:attn2_(?:processor_)?to_[kv]|self_attn_\w+|time_emb_proj|emb_layers_1|img_in.*)")
+_MARKER = re.compile(r"img_in.*|blocks_0_cross_attn_k.*")
+
+
+def prune(plan: Plan, data: TensorData) -> Plan:
+    """The plan with zeroed modules removed where that is safe, and warnings about where it is not."""
+    zeroed = {decision.module.name for decision in plan.decisions if decision.action == ZEROED}
+    reason = _whole_file_reason(plan, data) if zeroed else ""
+    if reason:
+        return _kept(plan, [f"{len(zeroed)} modules at weight 0 kept as zeros: {reason}"])
+    kept = dict(_kept_by_themselves(plan, zeroed))
+    kept |= dict.fromkeys(_torn(plan, zeroed - kept.keys()), "the rest of their attention is not at weight 0")
+    kept |= dict.fromkeys(_last_telltale(plan, zeroed - kept.keys()), "loaders tell the base model by them")
+    counts: dict[str, list[str]] = {}
+    for name, why in kept.items():
+        counts.setdefault(why, []).append(name)
+    warnings = [f"{len(names)} modules at weight 0 kept as zeros: {why} ({names[0]})" for why, names in counts.items()]
+    decisions = tuple(
+        _removed(decision) if decision.module.name in zeroed - kept.keys() else decision for decision in plan.decisions
+    )
+    return _kept(replace(plan, decisions=decisions), warnings)
+
+
+def _removed(decision: Decision) -> Decision:
+    return replace(decision, action=REMOVED, edits={tensor.name: Drop() for tensor in decision.module.all_tensors})
+
+
+def _kept(plan: Plan, warnings: Iterable[str]) -> Plan:
+    return replace(plan, warnings=(*plan.warnings, *warnings), pruned=True)
+
+
+def _whole_file_reason(plan: Plan, data: TensorData) -> str:
+    """Why no module of the file may be removed, empty if some may."""
+    if ADAPTER_METADATA in plan.lora.file.metadata:
+        return "the metadata name the modules, and PEFT would make missing ones anew"
+    alphas = {alpha_of(decision.module, data.read) for decision in plan.decisions}
+    if len(alphas - {None}) > 1:
+        return "their alphas differ, and diffusers gives attention layers the most common one of those that are left"
+    return ""
+
+
+def _kept_by_themselves(plan: Plan, zeroed: set[str]) -> Iterator[tuple[str, str]]:
+    """Zeroed modules that have to stay whatever becomes of the others, and why."""
+    family = plan.weights.family
+    for decision in plan.decisions:
+        module = decision.module
+        if module.name not in zeroed:
+            continue
+        if "reshape_weight" in module.tensors:
+            yield module.name, "they change the size of their layer"
+        elif _MARKER.fullmatch(module.path):
+            yield module.name, "loaders tell the format by them"
+        elif module.component == DENOISER and family.denoiser != "unet":
+            yield module.name, f"loaders of {family.title} count its blocks"
+
+
+def _torn(plan: Plan, removed: set[str]) -> list[str]:
+    """Modules to be removed whose attention has others that are not."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for decision in plan.decisions:
+        if match := _TOGETHER.fullmatch(decision.module.path):
+            groups.setdefault((decision.module.component, match[1]), []).append(decision.module.name)
+    torn = [group for group in groups.values() if not removed.issuperset(group)]
+    return [name for group in torn for name in group if name in removed]
+
+
+def _last_telltale(plan: Plan, removed: set[str]) -> list[str]:
+    """A module to be removed by which loaders tell the model, if none would be left; with its attention."""
+    telling = [decision.module for decision in plan.decisions if _TELLTALE.fullmatch(decision.module.path)]
+    telling = telling or [decision.module for decision in plan.decisions]
+    if not telling or any(module.name not in removed for module in telling):
+        return []
+    first = min(telling, key=lambda module: module.component != DENOISER)
+    attention = _TOGETHER.fullmatch(first.path)
+    together = [
+        module.name
+        for module in telling
+        if attention and module.component == first.component and module.path.startswith(f"{attention[1]}_")
+    ]
+    return together or [first.name]

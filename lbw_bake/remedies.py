@@ -1,0 +1,245 @@
+"""What can be done for modules that no factor scales, at a weight other than 0 and 1.
+
+With the base model DoRA keeps its form and rank wherever it can, everything else becomes its full difference, which is
+linear in every loader; without it the nearest thing in the module's own form, if inexact results are allowed.
+Deciding reads headers alone, and what says how far a rotation is off; the arithmetic (`nonlinear`, and with it torch)
+runs when a tensor is written, module by module.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from .algorithms import ADDITIVE, MAGNITUDES
+from .alphas import scale_of
+from .basemodel import BaseModel, BaseWeight
+from .errors import NotBakeableError
+from .families import Place
+from .lora import Lora
+from .modules import Module
+from .plan import Compute, Drop, Edit, Edits, Treatment, stored_as, towards
+from .scaling import FLOATS, Multiply, numpy_dtype, round_to
+from .updates import Array, Arrays, Read, alpha_of
+from .weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from .nonlinear import Dora, Reading, Rotation
+
+COMFYUI, LYCORIS = "comfyui", "lycoris"
+
+_BASE = "bake them exactly with --base CHECKPOINT"
+_EITHER = f"{_BASE}, or nearly with --inexact allow"
+_TURNED = "turn by the weighted angle, which is off their weighted update by "
+_NAIVE = (
+    "keep their magnitudes while their factors are scaled: how far that is off their weighted update cannot be known "
+    "without the base model (it is exact only where DoRA is ignored)"
+)
+_PEFT = "are scaled as PEFT scales them: exact in PEFT, but near 0 they are not switched off"
+
+_DECOMPOSABLE = ("lora", "loha", "lokr", "glora", "full", "lora_embedding")
+
+# What makes a module more than its algorithm says: weight-shaped biases, larger layers, a difference beside factors.
+_ODD = {"bias", "reshape_weight", "diff"}
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What may be used: a base model, the norm that divides the magnitudes of output rows, approximations; where."""
+
+    base: Path | None = None
+    dora_norm: str = COMFYUI
+    inexact: bool = False
+    device: str = "auto"
+
+
+class Remedies:
+    """Treats the modules of one file, read with `read`; an instance is a `plan.Treat`."""
+
+    def __init__(self, lora: Lora, weights: Weights, means: Means, read: Read) -> None:
+        self._lora, self._family, self._means, self._read = lora, weights.family, means, read
+        self._latest: tuple[str, Arrays] = "", {}
+
+    def __call__(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
+        """The module's treatment at a weight, to be stored in a dtype (None keeps); or what would make one possible."""
+        algorithm = module.algorithm.name
+        kind = ("dora" if algorithm in _DECOMPOSABLE else "") if module.decomposed else algorithm
+        exactly = {"set": self._set, "oft": self._rotated, "dora": self._decomposed}.get(kind)
+        if exactly is None or (_ODD - {module.algorithm.requires[0]}) & module.tensors.keys():
+            return ""
+        if self._means.base:
+            return exactly(module, place, weight, dtype)
+        if kind == "set":
+            return _BASE
+        if not self._means.inexact:
+            return _EITHER
+        return self._turned(module, weight, dtype) if kind == "oft" else _naive(module)
+
+    def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
+        """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
+        del dtype
+        (tensor,) = module.tensors["set_weight"]
+        base = self._base.weight(module, place.component)
+        _check(base.shape == tensor.shape, module, base)
+
+        def values(read: Read) -> Array:
+            mixed: Array = (1 - weight) * base.read().astype(np.float64) + weight * read(tensor)
+            return mixed
+
+        return self._exactly({tensor.name: Compute(tensor.name, "F32", tensor.shape, values)})
+
+    def _rotated(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
+        base = self._base.weight(module, place.component)
+        rows = sum(block.shape[-3] * block.shape[-1] for block in module.tensors["oft_blocks"])
+        _check(rows == base.shape[0], module, base)
+
+        def difference(read: Read) -> Array:
+            w = self._tensor(base.read())
+            return _array(weight * (self._rotation(module, read).applied(w) - w))
+
+        return self._exactly(_in_full(module, base, dtype, difference))
+
+    def _decomposed(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
+        from .nonlinear import Dora, spread_over
+
+        base = self._base.weight(module, place.component)
+        role = next(role for role in MAGNITUDES if role in module.tensors)
+        reading = self._reading(module, base, role)
+        used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
+        scale = scale_of(module, self._read, self._lora)
+
+        def dora(read: Read) -> Dora:
+            floats = {name: group[0] for name, group in module.tensors.items() if group[0].dtype in FLOATS}
+            factors = {name: self._tensor(read(tensor)) for name, tensor in floats.items()}
+            w = self._tensor(base.read())
+            w = w.mT if module.algorithm.name == "lora_embedding" else w
+            return Dora(module.name, module.algorithm.name, factors, w, scale, factors[role].flatten(), reading)
+
+        factors = spread_over(module.algorithm.name, reading.axis, weight)
+        if not factors:
+            return self._exactly(_in_full(module, base, dtype, lambda read: _array(weight * dora(read).update())), used)
+        dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
+
+        def rounded(name: str, values: torch.Tensor) -> torch.Tensor:
+            return self._tensor(round_to(_array(values), numpy_dtype(dtypes[name])))
+
+        def parts(read: Read) -> Arrays:
+            new, magnitudes = dora(read).weighted(weight, rounded)
+            return {name: _array(values) for name, values in {**new, role: magnitudes}.items()}
+
+        edits: dict[str, Edit] = {}
+        for name in (*factors, role):
+            (tensor,) = module.tensors[name]
+            values = partial(self._part, module.name, name, parts)
+            edits[tensor.name] = Compute(tensor.name, dtypes.get(name, "F32"), tensor.shape, values)
+        return self._exactly(edits, used)
+
+    def _turned(self, module: Module, weight: float, dtype: str | None) -> Treatment:
+        """Blocks times r turn by r times the angle; the constraint of COFT must grow with them."""
+        from .nonlinear import Rotation, rotation_error
+
+        edits: dict[str, Edit] = {
+            tensor.name: Multiply(tensor.dtype, stored_as(tensor, dtype), weight)
+            for tensor in module.tensors["oft_blocks"]
+        }
+        # kohya reads one alpha for the whole file.
+        alphas = () if module.name.startswith("oft_") else module.tensors.get("alpha", ())
+        scaled = [tensor for tensor in alphas if tensor.dtype in FLOATS]
+        edits |= {tensor.name: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
+        edits |= {tensor.name: towards(tensor, weight, 1.0) for tensor in module.tensors.get("rescale", ())}
+        exact = self._rotation(module, self._read)
+        alpha = exact.alpha * (abs(weight) if scaled else 1.0)
+        rescale = None if exact.rescale is None else 1 + weight * (exact.rescale - 1)
+        written = Rotation([block * weight for block in exact.blocks], alpha, rescale)
+        return Treatment(edits, _TURNED, rotation_error(exact, weight, written), {"inexact": "allow"})
+
+    def _rotation(self, module: Module, read: Read) -> Rotation:
+        from .nonlinear import Rotation
+
+        alpha = alpha_of(module, read) or 0.0
+        blocks = [self._tensor(read(tensor)) for tensor in module.tensors["oft_blocks"]]
+        rescale = [self._tensor(read(tensor)) for tensor in module.tensors.get("rescale", ())]
+        return Rotation(blocks, alpha, rescale[0] if rescale else None)
+
+    @cached_property
+    def _base(self) -> BaseModel:
+        return BaseModel(cast("Path", self._means.base), self._family)
+
+    def _reading(self, module: Module, base: BaseWeight, role: str) -> Reading:
+        """How the magnitude is read, by its shape; the factors are checked against the base weight."""
+        import torch
+
+        from .nonlinear import Reading, update
+
+        shape = module.shapes[role]
+        shapes = {name: torch.empty(shape, device="meta") for name, shape in module.shapes.items()}
+        w = torch.empty(base.shape, device="meta")
+        w = w.mT if module.algorithm.name == "lora_embedding" else w
+        try:
+            update(module.algorithm.name, shapes, w)
+        except RuntimeError:
+            _check(False, module, base)
+        rows = role == "magnitude" or (len(shape) > 1 and shape[0] == w.shape[0])
+        axis = 0 if rows else 1
+        _check(math.prod(shape) == w.shape[axis] and (rows or shape[:1] == (1,)), module, base)
+        return Reading(axis, by_base=rows and role == "dora_scale" and self._means.dora_norm == COMFYUI)
+
+    def _exactly(self, edits: Edits, used: Mapping[str, str] | None = None) -> Treatment:
+        base = self._means.base
+        return Treatment(edits, means={"base": base.name if base else "", **(used or {})})
+
+    def _part(self, name: str, role: str, parts: Callable[[Read], Arrays], read: Read) -> Array:
+        """One of the tensors that are computed together; only those of the latest module are remembered."""
+        if self._latest[0] != name:
+            self._latest = "", {}
+            self._latest = name, parts(read)
+        return self._latest[1][role]
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        import torch
+
+        cuda = self._means.device != "cpu" and torch.cuda.is_available()
+        return torch.from_numpy(array.astype(np.float64)).to("cuda" if cuda else "cpu")
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = tensor.cpu().numpy()
+    return array
+
+
+def _naive(module: Module) -> Treatment:
+    return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
+
+
+def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Callable[[Read], Array]) -> Edits:
+    """A module as its full difference, in place of its first tensor; biases stay beside it.
+
+    kohya's `oft_unet_` is a name that only OFT has, and most loaders do not know.
+    """
+    first, *others = (
+        tensor for role, group in module.tensors.items() for tensor in group if role == "diff" or role not in ADDITIVE
+    )
+    stem = re.sub("^oft_", "lora_", module.name)
+    largest = max(module.all_tensors, key=lambda tensor: tensor.size)
+    edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
+    return edits | {first.name: Compute(f"{stem}.diff", stored_as(largest, dtype), base.shape, difference)}
+
+
+def _check(fits: bool, module: Module, base: BaseWeight) -> None:
+    """Raise NotBakeableError if a module does not fit its base weight."""
+    if not fits:
+        shapes = ", ".join(f"{role} {list(shape)}" for role, shape in module.shapes.items() if shape)
+        raise NotBakeableError(
+            f"{base.pieces[0][0].path}: {base.pieces[0][1].name} has shape {list(base.shape)}, "
+            f"which does not fit {module.name} ({shapes})",
+            "give the model this LoRA was made for",
+        )

@@ -1,0 +1,119 @@
+"""Every kind of module there is: which tensors take a weight, which never change, and what stays when it is 0.
+
+The rows are those of the formats as loaders read them; formulas for the updates are in `formulas.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from conftest import MODULE, BakeTensors, Tensors
+
+from lbw_bake.algorithms import ALGORITHMS, algorithm_of
+
+_LORA = {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2)}
+_PEFT = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2)}
+_LOHA = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
+_GLORA = {"a1.weight": (8, 2), "a2.weight": (2, 8), "b1.weight": (8, 2), "b2.weight": (2, 8)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module: shapes by role, the roles a weight of 2 doubles, and those that are integers."""
+
+    algorithm: str
+    shapes: dict[str, tuple[int, ...]]
+    doubled: tuple[str, ...]
+    integers: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> Tensors:
+        rng = np.random.default_rng(2)
+        return {
+            f"{MODULE}.{role}": (
+                rng.integers(1, 9, shape) if role in self.integers else rng.uniform(0.5, 1.0, shape).astype(np.float16)
+            )
+            for role, shape in self.shapes.items()
+        }
+
+
+ROWS = {
+    "lora": Row("lora", {**_LORA, "alpha": ()}, ("lora_up.weight",)),
+    "scale in place of alpha": Row("lora", {**_LORA, "scale": ()}, ("lora_up.weight",)),
+    "scalar": Row("lora", {**_LORA, "alpha": (), "scalar": ()}, ("lora_up.weight",)),
+    "integer alpha": Row("lora", {**_LORA, "alpha": ()}, ("lora_up.weight",), integers=("alpha",)),
+    "tucker": Row("lora", {**_LORA, "lora_mid.weight": (2, 2, 3, 3), "alpha": ()}, ("lora_up.weight",)),
+    "weight-shaped bias": Row("lora", {**_LORA, "bias": (8, 8)}, ("lora_up.weight", "bias")),
+    "bias difference": Row("lora", {**_LORA, "diff_b": (8,)}, ("lora_up.weight", "diff_b")),
+    "sparse bias": Row(
+        "lora",
+        {**_LORA, "bias_indices": (1, 4), "bias_values": (4,), "bias_size": (1,)},
+        ("lora_up.weight", "bias_values"),
+        integers=("bias_indices", "bias_size"),
+    ),
+    "a larger layer": Row(
+        "lora",
+        {**_PEFT, "lora_B.bias": (8,), "reshape_weight": (2,)},
+        ("lora_B.weight", "lora_B.bias"),
+        integers=("reshape_weight",),
+    ),
+    "loha": Row("loha", {**_LOHA, "alpha": ()}, ("hada_w2_a",)),
+    "lokr": Row("lokr", {"lokr_w1": (2, 2), "lokr_w2": (4, 4), "alpha": ()}, ("lokr_w2",)),
+    "lokr of low rank": Row(
+        "lokr",
+        {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 4), "alpha": ()},
+        ("lokr_w2_b",),
+    ),
+    "glora": Row("glora", {**_GLORA, "alpha": ()}, ("a2.weight", "b2.weight")),
+    "glora with a core": Row("glora", {**_GLORA, "bm.weight": (2, 2, 3, 3)}, ("a2.weight", "b2.weight")),
+    "vera": Row("vera", {"vera_lambda_b": (8,), "vera_lambda_d": (2,)}, ("vera_lambda_b",)),
+    "embedding": Row("lora_embedding", {"lora_embedding_A": (2, 9), "lora_embedding_B": (8, 2)}, ("lora_embedding_A",)),
+    "ia3": Row("ia3", {"weight": (8,), "on_input": ()}, ("weight",), integers=("on_input",)),
+    "full": Row("full", {"diff": (8, 8), "diff_b": (8,)}, ("diff", "diff_b")),
+    "norm": Row("norm", {"w_norm": (8,), "b_norm": (8,)}, ("w_norm", "b_norm")),
+    "norm without a bias": Row("norm", {"w_norm": (8,)}, ("w_norm",)),
+    "bias": Row("bias", {"diff_b": (8,)}, ("diff_b",)),
+}
+rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# What belongs to no module: never weighed, whatever the weights.
+BYSTANDERS = {
+    "bundle_emb.doraemon.string_to_param.*": np.ones((2, 4), np.float32),
+    "base_model.vera_A": np.ones((2, 8), np.float16),
+    "base_model.vera_B": np.ones((8, 2), np.float16),
+}
+
+
+def own(tensors: Tensors) -> Tensors:
+    return {name.removeprefix(f"{MODULE}."): array for name, array in tensors.items() if name not in BYSTANDERS}
+
+
+@rows
+def test_a_weight_goes_into_one_factor_of_each_product(row: Row, bake_tensors: BakeTensors) -> None:
+    original = row.tensors | BYSTANDERS
+    baked = bake_tensors(original, "-w", "*=2", "--family", "sd1")
+    assert own(baked).keys() == own(original).keys()
+    for role, array in own(original).items():
+        np.testing.assert_array_equal(own(baked)[role], array * (2 if role in row.doubled else 1), role)
+        assert own(baked)[role].dtype == array.dtype
+
+
+@rows
+def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(row: Row, bake_tensors: BakeTensors) -> None:
+    original = row.tensors | BYSTANDERS
+    baked = bake_tensors(original, "-w", "*=0", "--family", "sd1")
+    assert baked.keys() == original.keys()
+    for role, array in own(original).items():
+        np.testing.assert_array_equal(own(baked)[role], array * (role not in row.doubled), role)
+    for name, array in BYSTANDERS.items():
+        np.testing.assert_array_equal(baked[name], array, name)
+
+
+def test_every_algorithm_has_a_row_or_is_treated_apart() -> None:
+    apart = {"norm_scale", "oft", "oft_diag", "set", "tlora"}
+    assert {row.algorithm for row in ROWS.values()} | apart == {algorithm.name for algorithm in ALGORITHMS}
+
+
+def test_no_algorithm_is_none() -> None:
+    assert algorithm_of({"alpha", "dora_scale"}) is None

@@ -1,0 +1,148 @@
+"""`--prune`: modules of weight 0 leave the file whole, or stay as zeros and the reason is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, Tensors, header_of, metadata_of, write
+
+Bake = Callable[..., tuple[set[str], str]]
+
+ATTENTION = [f"unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_{part}" for part in "qkv"]
+OUT = "unet_up_blocks_1_attentions_0_proj_in"
+TEXT = [f"te_text_model_encoder_layers_0_self_attn_{part}_proj" for part in ("q", "k", "v", "out")]
+MLP = "te_text_model_encoder_layers_0_mlp_fc1"
+
+
+def lora(names: Iterable[str], alpha: float | None = 1.0) -> Tensors:
+    tensors: Tensors = {}
+    for name in names:
+        tensors[f"lora_{name}.lora_down.weight"] = np.ones((2, 8), np.float16)
+        tensors[f"lora_{name}.lora_up.weight"] = np.ones((8, 2), np.float16)
+        if alpha is not None:
+            tensors[f"lora_{name}.alpha"] = np.array(alpha, np.float16)
+    return tensors
+
+
+@pytest.fixture
+def bake(tmp_path: Path, run: Run) -> Bake:
+    """Bake with --prune; returns the modules that are left, without `lora_`, and what was said."""
+
+    def call(
+        tensors: Tensors, rules: str, *options: str, family: str = "sd1", metadata: dict[str, str] | None = None
+    ) -> tuple[set[str], str]:
+        source, target = write(tmp_path / "a.safetensors", tensors, metadata), tmp_path / "b.safetensors"
+        code, _, said = run(
+            "bake", source, "-w", rules, "-o", target, "--force", "--prune", "--family", family, *options
+        )
+        assert code == 0, said
+        left = {name.split(".")[0].removeprefix("lora_") for name in header_of(target) if name != "__metadata__"}
+        assert json.loads(metadata_of(target)["lbw_bake"])["prune"] is True
+        return left, said
+
+    return call
+
+
+@pytest.mark.parametrize("alpha", [1.0, None], ids=["one alpha", "no alpha"])
+def test_all_keys_of_a_module_go(alpha: float | None, bake: Bake) -> None:
+    left, said = bake(lora([*ATTENTION, OUT, MLP], alpha), "OUT03=0 BASE=0 *=0.5")
+    assert left == set(ATTENTION)
+    assert "kept as zeros" not in said
+    assert "2 removed" in said
+
+
+def test_nothing_goes_unless_it_is_asked_for(tmp_path: Path, run: Run) -> None:
+    source, target = write(tmp_path / "a.safetensors", lora([*ATTENTION, OUT])), tmp_path / "b.safetensors"
+    assert run("bake", source, "-w", "OUT=0 *=1", "-o", target, "--family", "sd1")[0] == 0
+    assert header_of(source).keys() <= header_of(target).keys()
+    assert "prune" not in json.loads(metadata_of(target)["lbw_bake"])
+
+
+def test_different_alphas_keep_all(bake: Bake) -> None:
+    left, said = bake(lora(ATTENTION) | lora([OUT], alpha=2.0), "OUT=0 *=1")
+    assert left == {*ATTENTION, OUT}
+    assert "1 modules at weight 0 kept as zeros: their alphas differ" in said
+
+
+def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:
+    left, said = bake(lora([*ATTENTION, OUT]), "OUT=0 *=1", metadata={"lora_adapter_metadata": "{}"})
+    assert left == {*ATTENTION, OUT}
+    assert "PEFT would make missing ones anew" in said
+
+
+def test_a_layer_of_another_size_stays(bake: Bake) -> None:
+    tensors = lora([*ATTENTION, OUT]) | {f"lora_{OUT}.reshape_weight": np.array([8, 8])}
+    left, said = bake(tensors, "OUT=0 *=1")
+    assert OUT in left
+    assert "they change the size of their layer" in said
+
+
+class TestAttentions:
+    def test_of_a_text_encoder_go_together(self, bake: Bake) -> None:
+        left, _ = bake(lora([*ATTENTION, *TEXT, MLP]), "BASE=0 *=1")
+        assert left == set(ATTENTION)
+
+    def test_stay_together(self, bake: Bake) -> None:
+        left, said = bake(lora([*ATTENTION, *TEXT, MLP]), "BASE=1 *=1", "--element", "BASE:q_proj fc1:0")
+        assert left == {*ATTENTION, *TEXT}
+        assert f"the rest of their attention is not at weight 0 (lora_{TEXT[0]})" in said
+
+    def test_of_a_unet_may_be_parted(self, bake: Bake) -> None:
+        left, _ = bake(lora([*ATTENTION, OUT]), "*=1", "--element", "IN04:to_q:0")
+        assert left == {*ATTENTION[1:], OUT}
+
+
+class TestTelltales:
+    """What loaders tell the base model by must not vanish."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            ATTENTION[1],
+            "unet_input_blocks_4_0_emb_layers_1",
+            "unet_down_blocks_1_resnets_0_time_emb_proj",
+            "te_text_model_encoder_layers_3_self_attn_q_proj",
+        ],
+    )
+    def test_the_last_one_stays(self, name: str, bake: Bake) -> None:
+        left, said = bake(lora([OUT, MLP, name]), "OUT=1 *=0")
+        assert left == {OUT, name}
+        assert "loaders tell the base model by them" in said
+
+    def test_with_its_attention(self, bake: Bake) -> None:
+        left, _ = bake(lora([OUT, *TEXT]), "BASE=0 *=0.5")
+        assert left == {OUT, *TEXT}
+
+    def test_something_is_left_when_all_is_zero(self, bake: Bake) -> None:
+        assert bake(lora([*ATTENTION, *TEXT, OUT]), "*=0")[0] == {ATTENTION[1]}
+        assert bake(lora([OUT, MLP]), "*=0")[0] == {OUT}
+
+
+class TestTransformers:
+    NAMES = ("unet_double_blocks_0_img_attn_qkv", "unet_img_in", "te1_text_model_encoder_layers_0_mlp_fc1")
+
+    def test_keep_their_blocks(self, bake: Bake) -> None:
+        left, said = bake(
+            lora([*self.NAMES, *(f"te1_{name[3:]}" for name in TEXT)]), "D00=0 IN=0 CLIP=1", family="flux"
+        )
+        assert {*self.NAMES} <= left
+        assert "loaders of Flux.1 count its blocks" in said
+        assert "loaders tell the format by them" in said
+
+    def test_lose_their_text_encoders(self, bake: Bake) -> None:
+        left, _ = bake(lora(self.NAMES), "CLIP=0 *=1", family="flux")
+        assert left == {*self.NAMES[:2]}
+
+
+def test_the_hashes_are_those_of_the_smaller_file(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", lora([*ATTENTION, OUT]), {"sshs_model_hash": "0" * 64})
+    small, smaller = tmp_path / "b.safetensors", tmp_path / "c.safetensors"
+    for target, options in ((small, ()), (smaller, ("--prune",))):
+        assert run("bake", source, "-w", "OUT=0 *=1", "-o", target, "--family", "sd1", *options)[0] == 0
+    hashes = {metadata_of(path)["sshs_model_hash"] for path in (small, smaller)}
+    assert len(hashes) == 2
+    assert smaller.stat().st_size < small.stat().st_size

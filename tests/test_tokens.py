@@ -1,0 +1,112 @@
+"""Prompt tokens: every form of them says the same as the options it stands for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbw_bake.errors import LbwError, NotBakeableError, WeightError
+from lbw_bake.tokens import Token, parse_token
+
+VECTOR = "1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0"
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("<lora:x>", Token("x", 1, 1)),
+            ("<lora:x:0.7>", Token("x", 0.7, 0.7)),
+            ("<lora:x:-0.7>", Token("x", -0.7, -0.7)),
+            ("<lora:x:0.7:0.5>", Token("x", 0.7, 0.5)),
+            ("<lora:x:0.7:lbw=MIDD>", Token("x", 0.7, 0.7, "MIDD")),
+            ("<lora:x:0.7:0.5:lbw=MIDD>", Token("x", 0.7, 0.5, "MIDD")),
+            ("<lora:x:lbw=MIDD:0.7>", Token("x", 0.7, 0.7, "MIDD")),
+            ("<lora:x:te=0.5:unet=0.7>", Token("x", 0.5, 0.7)),
+            ("<lora:x:0.7:te=0.5>", Token("x", 0.5, 0.7)),
+            ("<lora:x:0.7:unet=0.5>", Token("x", 0.7, 0.5)),
+            ("<lora:x:1:w=MIDD>", Token("x", 1, 1, "MIDD")),
+            (f"<lora:x:1:lbw={VECTOR}>", Token("x", 1, 1, VECTOR)),
+            ("<lora:x:1:lbw=MIDD:lbwe=ATTNDEEPON>", Token("x", 1, 1, "MIDD", "ATTNDEEPON")),
+            ("<lora:x:1:lbwe=ATTNDEEPON>", Token("x", 1, 1, None, "ATTNDEEPON")),
+            ("<lora:x:1:lbw=XYZ:x=0.2>", Token("x", 1, 1, "XYZ", x=0.2)),
+            ("<lora:x:1:x=0.2:te=0.5:lbw=XYZ>", Token("x", 0.5, 1, "XYZ", x=0.2)),
+            ("<lyco:x:0.7:lbw=MIDD>", Token("x", 0.7, 0.7, "MIDD")),
+            (" < LoRA : x : 0.7 : LBW = MIDD > ", Token("x", 0.7, 0.7, "MIDD")),
+            ("<lora:folder/a b (v1.2):0.7:lbw=a b>", Token("folder/a b (v1.2)", 0.7, 0.7, "a b")),
+            ("<lora:x:1::lbw=MIDD>", Token("x", 1, 1, "MIDD")),
+        ],
+    )
+    def test_today_s(self, text: str, expected: Token) -> None:
+        assert parse_token(text) == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("<lora:x:0.7:MIDD>", Token("x", 0.7, 0.7, "MIDD")),
+            ("<lora:x:0.7:0.5:MIDD>", Token("x", 0.7, 0.5, "MIDD")),
+            (f"<lora:x:0.7:{VECTOR}>", Token("x", 0.7, 0.7, VECTOR)),
+            ("<lora:x:0.7:MIDD:te=0.5>", Token("x", 0.5, 0.7, "MIDD")),
+            ("<lora:x:0.7:XYZ:x=0.2>", Token("x", 0.7, 0.7, "XYZ", x=0.2)),
+        ],
+    )
+    def test_that_of_early_2023(self, text: str, expected: Token) -> None:
+        assert parse_token(text) == expected
+
+
+class TestErrors:
+    @pytest.mark.parametrize("key", ["start=5", "stop=10", "step=5-10", "STOP=3"])
+    def test_what_happens_during_sampling_cannot_be_baked(self, key: str) -> None:
+        with pytest.raises(NotBakeableError, match="during sampling") as problem:
+            parse_token(f"<lora:x:1:lbw=MIDD:{key}>")
+        assert key.partition("=")[0].lower() in problem.value.message
+        assert problem.value.hint
+
+    def test_nor_can_a_curve(self) -> None:
+        with pytest.raises(NotBakeableError, match="changes the strength during sampling"):
+            parse_token("<lora:x:0@0,1@0.5:lbw=MIDD>")
+
+    @pytest.mark.parametrize("last", ["0.5", "ATTNDEEPON", VECTOR])
+    def test_what_once_followed_a_preset_could_mean_several_things(self, last: str) -> None:
+        with pytest.raises(WeightError, match="could mean several things") as problem:
+            parse_token(f"<lora:x:0.7:MIDD:{last}>")
+        assert f"x={last}" in problem.value.hint
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("", "not a prompt token"),
+            ("MIDD", "not a prompt token"),
+            ("lora:x:0.7", "not a prompt token"),
+            ("<lora:x:0.7", "not a prompt token"),
+            ("<lora:>", "not a prompt token"),
+            ("<hypernet:x:1>", "not a prompt token"),
+            ("<lora:x:1> <lora:y:1>", "not a prompt token"),
+            ("<lora:x:1:lbv=MIDD>", "unknown key 'lbv'"),
+            ("<lora:x:1:lbw=A:lbw=B>", "gives lbw twice"),
+            ("<lora:x:1:A:lbw=B>", "gives lbw twice"),
+            ("<lora:x:1:w=A:lbw=B>", "gives lbw twice"),
+            ("<lora:x:1:te=0.5:te=0.5>", "gives te twice"),
+            ("<lora:x:1:0.5:0.2>", "has 3 strengths"),
+            ("<lora:x:1:te=a>", "te is 'a'"),
+            ("<lora:x:1:te=>", "te= is empty"),
+            ("<lora:x:1:lbw=>", "lbw= is empty"),
+            ("<lora:x:1:x=nan>", "x is 'nan'"),
+            ("<lora:x:1e999>", "not a finite number"),
+        ],
+    )
+    def test_nothing_is_guessed(self, text: str, said: str) -> None:
+        with pytest.raises(WeightError) as problem:
+            parse_token(text)
+        assert said in problem.value.message
+        assert text.strip() in problem.value.message
+        assert problem.value.hint
+
+    @given(st.text(st.sampled_from("<>:=,.@-0123lorabwMIDtex ")).map(lambda inside: f"<lora:{inside}>"))
+    def test_any_text_is_a_token_or_an_error(self, text: str) -> None:
+        try:
+            token = parse_token(text)
+        except LbwError:
+            return
+        assert token.name == token.name.strip() != ""
