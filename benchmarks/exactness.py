@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lbw_bake.batch import FAILED, Job, Recipe, run
-from lbw_bake.weights import parse_source
+from lbw_bake.cli import main as lbw
 
 PAGE = Path(__file__).parents[1] / "docs" / "exactness.md"
 MODULE, LAYER = "lora_unet_middle_block_1_proj_in", "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -123,7 +122,8 @@ class Case:
 
 LORA = {"lora_down.weight": (0.02, (RANK, IN)), "lora_up.weight": (0.01, (OUT, RANK))}
 LOKR = {"lokr_w1": (0.1, (8, 8)), "lokr_w2": (0.02, (OUT // 8, IN // 8))}
-BASE = ("--base",)
+BASE, INEXACT = ("--base", "BASE"), ("--inexact", "allow")
+COMMON = ("--family", "sd1", "--force", "--quiet")
 CASES = (
     Case("LoRA", LORA, product),
     Case("LoRA whose `lora_up` is about 0.00002", {**LORA, "lora_up.weight": (2e-5, (OUT, RANK))}, product),
@@ -177,16 +177,12 @@ def error_of(case: Case, weight: float, dtype: torch.dtype, folder: Path) -> flo
     source, target, base = (folder / f"{name}.safetensors" for name in ("source", "target", "base"))
     save_file({LAYER: case.base().float()}, base)
     save_file({f"{MODULE}.{role}": tensor.to(dtype) for role, tensor in case.tensors().items()}, source)
-    recipe = Recipe(
-        parse_source(f"MID={weight}"),
-        family="sd1",
-        base=base if "--base" in case.options else None,
-        inexact="--inexact" in case.options,
-        replace=True,
-    )
-    (outcome,) = run(Job(source, ((target, recipe),)))
-    if outcome.status == FAILED:
-        raise SystemExit(f"{case.name}: {outcome.error}")
+    options = [str(base) if option == "BASE" else option for option in case.options]
+    try:
+        lbw(["bake", str(source), "-o", str(target), f"--weights=MID={weight}", *COMMON, *options])
+    except SystemExit as done:
+        if done.code:
+            raise
     before, after = (
         {name.removeprefix(f"{MODULE}."): tensor.double() for name, tensor in load_file(path).items()}
         for path in (source, target)
@@ -213,12 +209,12 @@ def inexact_table(folder: Path) -> str:
             f"OFT that turns by {angle:g}",
             {"oft_blocks": (angle / 2 / (2 * (size - 1)) ** 0.5, (OUT // size, size, size))},
             turned,
-            options=("--inexact",),
+            options=INEXACT,
         )
         for angle in (0.03, 0.1, 0.3)
     ]
     cases += [
-        Case(f"DoRA whose magnitudes moved by {100 * drift:.0f} %", LORA, by_column, 1, ("--inexact",), drift=drift)
+        Case(f"DoRA whose magnitudes moved by {100 * drift:.0f} %", LORA, by_column, 1, INEXACT, drift=drift)
         for drift in (0.01, 0.05)
     ]
     rows = ["| module | " + " | ".join(f"{weight:g}" for weight in WEIGHTS) + " |", "|---" * (1 + len(WEIGHTS)) + "|"]

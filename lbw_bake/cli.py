@@ -153,7 +153,8 @@ def bake(
     recursive: Annotated[bool, _how("--recursive", "-r", help="Look into subfolders too.")] = False,
     include: Annotated[list[str] | None, _how("--include", help="Of a folder, only files like *style*.")] = None,
     exclude: Annotated[list[str] | None, _how("--exclude", help="Of a folder, no files like *style*.")] = None,
-    jobs: Annotated[int, _how("--jobs", "-j", min=0, help="Files at a time; 0 means one per core.")] = 0,
+    workers: Annotated[int, _how("--jobs", "-j", min=0, help="Files at a time; 0 means one per core.")] = 0,
+    cluster: Annotated[str | None, _how("--cluster", help="Address of a Dask scheduler to give the files to.")] = None,
     skip_existing: Annotated[bool, _output("--skip-existing", help="Leave existing outputs as they are.")] = False,
     force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
     in_place: Annotated[bool, _output("--in-place", help="Replace the input.")] = False,
@@ -174,7 +175,8 @@ def bake(
 
     [dim]lbw bake doraemon.safetensors --preset MIDD -o doraemon-midd.safetensors[/dim]
     """
-    from . import batch, render
+    from . import jobs, render
+    from .batch import executor_for, for_cluster, run_all
     from .sources import read_given
     from .values import parse_number
     from .weights import Options
@@ -189,6 +191,7 @@ def bake(
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
         (name is not None and not out_dir, "--name", "names files in a folder; give --out-dir too"),
         (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
+        (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
     numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other}
@@ -206,7 +209,7 @@ def bake(
     options = Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b)
     given = [read(preset=one) for one in preset] if preset else [read()]
     recipes = [
-        batch.Recipe(
+        jobs.Recipe(
             one.source,
             one.modify(options),
             layout=layout,
@@ -227,21 +230,21 @@ def bake(
         for one in given
     ]
     template = name or ("{stem}-{preset}" if len(recipes) > 1 else "{stem}")
-    naming = batch.Naming(output, out_dir, in_place, template)
-    found = list(batch.find_inputs(inputs, recursive=recursive, include=include or (), exclude=exclude or ()))
-    files = [item for item in found if isinstance(item, batch.Found)]
+    naming = jobs.Naming(output, out_dir, in_place, template)
+    found = list(jobs.find_inputs(inputs, recursive=recursive, include=include or (), exclude=exclude or ()))
+    files = [item for item in found if isinstance(item, jobs.Found)]
     outputs = len(recipes) if in_place else len(files) * len(recipes)
     shared = bool(output or in_place) and outputs > 1
     _refuse((shared, "--output", f"{outputs} outputs cannot be one file; give --out-dir"))
-    tasks = batch.make_jobs(files, recipes, naming)
+    tasks = jobs.make_jobs(files, recipes, naming)
     if out_dir and not dry_run:
-        batch.make_folders(tasks, inputs, out_dir, recursive=recursive)
+        jobs.make_folders(tasks, inputs, out_dir, recursive=recursive)
     with render.Report(tasks, quiet=quiet, verbose=verbose, json=json_output) as report:
         for problem in found:
             if isinstance(problem, LbwError):
                 report.add_error(problem)
-        with batch.executor_for(tasks, jobs) as executor:
-            for job, outcomes in batch.run_all(tasks, executor):
+        with executor_for(tasks, workers, cluster) as executor:
+            for job, outcomes in run_all(for_cluster(tasks) if cluster else tasks, executor):
                 report.add(outcomes, job.nbytes)
     if report.failed:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,7 +22,7 @@ import numpy as np
 from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scale_of
 from .basemodel import BaseModel, BaseWeight
-from .errors import NotBakeableError
+from .errors import DeviceError, NotBakeableError
 from .families import Place
 from .lora import Lora
 from .modules import Module
@@ -76,13 +77,13 @@ class Remedies:
         exactly = {"set": self._set, "oft": self._rotated, "dora": self._decomposed}.get(kind)
         if exactly is None or (_ODD - {module.algorithm.requires[0]}) & module.tensors.keys():
             return ""
-        if self._means.base:
-            return exactly(module, place, weight, dtype)
-        if kind == "set":
-            return _BASE
-        if not self._means.inexact:
-            return _EITHER
-        return self._turned(module, weight, dtype) if kind == "oft" else _naive(module)
+        if not self._means.base and (kind == "set" or not self._means.inexact):
+            return _BASE if kind == "set" else _EITHER
+        if not self._means.base and kind == "dora":
+            return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
+        if kind != "set" and find_spec("torch") is None:
+            raise DeviceError("torch, which --base and --inexact need, is not installed", "install torch")
+        return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -214,10 +215,6 @@ class Remedies:
 def _array(tensor: torch.Tensor) -> Array:
     array: Array = tensor.cpu().numpy()
     return array
-
-
-def _naive(module: Module) -> Treatment:
-    return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
 
 
 def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Callable[[Read], Array]) -> Edits:

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch import BAKED, FAILED, PLANNED, SKIPPED, Job, Outcome, outcome_json
 from .console import error, escape, message, print_json
 from .errors import LbwError
+from .jobs import Job
+from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -6,6 +6,7 @@ in numpy and float64 without a look at the package.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +16,19 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import MODULE, BakeTensors, Run, Tensors, entries_of, header_of, lbw, metadata_of, write, write_raw
+from conftest import (
+    MODULE,
+    BakeTensors,
+    Run,
+    Tensors,
+    data_of,
+    entries_of,
+    header_of,
+    lbw,
+    metadata_of,
+    write,
+    write_raw,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -604,3 +617,20 @@ def test_several_outputs_have_one_base(checkpoints: Mapping[str, Path], tmp_path
     for name, weight in (("A", 0.3), ("B", 0.7)):
         baked = load_file(tmp_path / "out" / f"lora-{name}.safetensors")
         assert_close(a1111(roles(baked), w, 1.0), a1111(roles(load_file(source)), w, weight), 1e-5)
+
+
+def test_the_hashes_are_those_of_what_was_computed(checkpoints: Mapping[str, Path], tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", stored(ROTATIONS["oft"], "float16"), {"sshs_model_hash": "0" * 64})
+    target = tmp_path / "b.safetensors"
+    assert run("bake", source, "-w", "MID=0.3", "-o", target, *with_base(checkpoints))[0] == 0
+    assert metadata_of(target)["sshs_model_hash"] == hashlib.sha256(data_of(target)).hexdigest()
+
+
+def test_without_torch_it_says_so(
+    checkpoints: Mapping[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbw_bake.remedies.find_spec", lambda _: None)
+    source = write(tmp_path / "a.safetensors", REFUSED["dora"][0])
+    code, _, error = run("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *with_base(checkpoints))
+    assert code == 1
+    assert "torch, which --base and --inexact need, is not installed" in error

@@ -1,0 +1,166 @@
+"""What is to be done: which files, by which recipe, and under which names. Every output is named before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from string import Formatter
+
+from .errors import FileFormatError, LbwError, OutputError
+from .families import Family
+from .presets import Preset
+from .weights import Options, Source
+
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to do to a file: where its weights come from and how it is written."""
+
+    source: Source | Preset
+    options: Options = field(default_factory=Options)
+    layout: int | None = None
+    family: str | None = None
+    dtype: str = "keep"
+    base: Path | None = None
+    dora_norm: str = "comfyui"
+    inexact: bool = False
+    prune: bool = False
+    device: str = "auto"
+    strict: bool = False
+    update_metadata: bool = True
+    dry_run: bool = False
+    replace: bool = False
+    in_place: bool = False
+    skip_existing: bool = False
+
+    @property
+    def preset(self) -> str | None:
+        """The preset's name, if the weights come from one."""
+        return self.source.name if isinstance(self.source, Preset) else None
+
+    def source_for(self, family: Family) -> Source:
+        """Where the weights of a family come from. Raises PresetError."""
+        return self.source.source_for(family, self.layout) if isinstance(self.source, Preset) else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned."""
+
+    input: Path
+    outputs: tuple[tuple[Path | None, Recipe], ...]
+    named: bool = True
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How inputs become outputs: one file, the inputs themselves, or a folder and a template of names."""
+
+    output: Path | None = None
+    out_dir: Path | None = None
+    in_place: bool = False
+    template: str = "{stem}"
+
+    def __post_init__(self) -> None:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in _parsed(self.template) if name is not None]
+        for name, spec, conversion in fields:
+            if name not in _FIELDS or spec or conversion:
+                raise OutputError(f"--name {self.template!r}: unknown field {{{name}}}", f"known: {_FIELDS_TEXT}")
+
+    def name(self, file: Path, inside: Path, recipe: Recipe) -> Path | None:
+        """Where an input found at `inside` (relative to what was named) goes by a recipe. Raises OutputError."""
+        if self.in_place:
+            return file.resolve()
+        if self.out_dir is None:
+            return self.output
+        name = self.template.format(stem=file.stem, preset=recipe.preset or "weights")
+        if Path(name).name != name or "\0" in name:
+            raise OutputError(f"--name {self.template!r}: {name!r} is not a file name", "leave out the slashes")
+        return self.out_dir / inside.parent / f"{name}{SUFFIX}"
+
+
+_FIELDS = ("stem", "preset")
+_FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
+
+
+def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    try:
+        return list(Formatter().parse(template))
+    except ValueError as error:
+        raise OutputError(f"--name {template!r}: {error}", f"known fields: {_FIELDS_TEXT}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An input file; `inside` is its path within the folder that was named, `named` whether it was itself."""
+
+    file: Path
+    inside: Path
+    named: bool = True
+
+
+def find_inputs(
+    paths: Iterable[Path], *, recursive: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Iterator[Found | LbwError]:
+    """The files named, and the safetensors files of the folders named, in sorted order.
+
+    Glob patterns choose among a folder's files by their path in it. A folder that holds none is yielded as the
+    error it is, so that the others can go on.
+    """
+    paths = list(dict.fromkeys(paths))
+    named = {path.resolve() for path in paths if path.is_file()}
+    for path in paths:
+        if not path.is_dir():
+            yield Found(path, Path(path.name))
+            continue
+        pattern = f"**/*{SUFFIX}" if recursive else f"*{SUFFIX}"
+        insides = sorted(file.relative_to(path) for file in path.glob(pattern) if file.is_file())
+        chosen = [
+            inside
+            for inside in insides
+            if not inside.name.startswith(".")
+            and (path / inside).resolve() not in named
+            and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
+            and not any(fnmatch(str(inside), pattern) for pattern in exclude)
+        ]
+        if not chosen:
+            hint = "check --include and --exclude" if insides else "" if recursive else "look deeper with --recursive"
+            yield FileFormatError(path, f"holds no {'matching ' * bool(insides)}{SUFFIX} files", hint)
+        yield from (Found(path / inside, inside, named=False) for inside in chosen)
+
+
+def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
+    """Name every output before any work starts. Raises OutputError where two would be the same file."""
+    jobs: list[Job] = []
+    taken: dict[Path, Path] = {}
+    for item in found:
+        outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
+        for output, _ in outputs:
+            if output is None:
+                continue
+            if output in taken:
+                raise OutputError(
+                    f"{output}: would be written from {taken[output]} and from {item.file}",
+                    'tell them apart with --name, as --name "{stem}-{preset}"',
+                )
+            taken[output] = item.file
+        size = item.file.stat().st_size if item.file.is_file() else 0
+        jobs.append(Job(item.file, outputs, item.named, size))
+    return jobs
+
+
+def make_folders(jobs: Iterable[Job], inputs: Iterable[Path], out_dir: Path, *, recursive: bool) -> None:
+    """Make the folders of the outputs. Raises OutputError where outputs would be found as inputs another time."""
+    for folder in inputs:
+        if recursive and folder.is_dir() and out_dir.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{out_dir}: lies inside the input folder {folder}", "choose a folder outside of it")
+    for folder in {output.parent for job in jobs for output, _ in job.outputs if output}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another --out-dir") from error

@@ -1,0 +1,202 @@
+"""One input becomes its outputs. What a user can get wrong ends in an outcome, not in an exception.
+
+An `Outcome` is small and plain, because it may come from another process or another machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from .bake import Target, bake
+from .cuda import choose_backend
+from .errors import FileFormatError, LbwError, OutputError, StrictError
+from .families import OTHER, Place
+from .jobs import Job, Recipe
+from .lora import Lora, read_lora
+from .metadata import record_of, records_in
+from .modules import Module
+from .plan import DTYPES, Plan, Treat, Treatment, make_plan, settle
+from .tensordata import TensorData
+from .tensorfile import read_header
+from .weights import Weights
+
+BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeights:
+    """The modules of one block: how many, and the distinct weights they get, everything multiplied."""
+
+    block: str
+    modules: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one output. What is known only of a plan is empty if it failed before there was one."""
+
+    input: Path
+    output: Path | None
+    status: str
+    family: str | None = None
+    layout: int | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    modules: Mapping[str, int] = field(default_factory=dict)
+    blocks: tuple[BlockWeights, ...] = ()
+    nbytes: int = 0
+    seconds: float = 0.0
+    device: str | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+    hint: str = ""
+
+
+def run(job: Job) -> list[Outcome]:
+    """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
+    began = time.perf_counter()
+    try:
+        lora = read_lora(job.input, job.outputs[0][1].family)
+    except LbwError as error:
+        return [_failed(job, output, error, began) for output, _ in job.outputs]
+    planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
+    targets = [target for _, target in planned if target]
+    if not targets:
+        return [outcome for outcome, _ in planned]
+    device = "cpu"
+    try:
+        device, backend = choose_backend(job.outputs[0][1].device, lora.file.size * len(targets))
+        sizes = dict(zip((target.output for target in targets), bake(targets, backend), strict=True))
+    except LbwError as error:
+        return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
+    seconds = time.perf_counter() - began
+    return [
+        replace(outcome, status=BAKED, nbytes=sizes[target.output], seconds=seconds, device=device)
+        if target
+        else outcome
+        for outcome, target in planned
+    ]
+
+
+def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
+    seconds = time.perf_counter() - began
+    return Outcome(job.input, output, FAILED, seconds=seconds, error=error.message, hint=error.hint)
+
+
+def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> tuple[Outcome, Target | None]:
+    """What is to become of one output: its outcome so far, and its target if there is work to do."""
+    try:
+        if records_in(lora.file.metadata) and not job.named:
+            return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
+        weights = settle(lora, recipe.source_for, recipe.options)
+        with TensorData(lora.file) as data:
+            treat = _remedies(recipe, lora, weights, data)
+            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
+            if recipe.prune:
+                from .prune import prune
+
+                plan = prune(plan, data)
+        outcome = _planned(job, output, plan, began)
+        if output and output.exists() and recipe.skip_existing:
+            warnings = (*outcome.warnings, *_differences(output, plan, recipe))
+            return replace(outcome, status=SKIPPED, warnings=warnings), None
+        if output:
+            _check_output(output, job.input, recipe)
+        if outcome.warnings and recipe.strict:
+            raise StrictError(job.input, outcome.warnings)
+    except LbwError as error:
+        return _failed(job, output, error, began), None
+    if recipe.dry_run or output is None:
+        return outcome, None
+    return outcome, Target(plan, output, recipe.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
+
+
+def _remedies(recipe: Recipe, lora: Lora, weights: Weights, data: TensorData) -> Treat:
+    """What is asked about modules that no factor scales; few files have any, so it is imported when it is."""
+
+    @cache
+    def remedies() -> Treat:
+        from .remedies import Means, Remedies
+
+        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
+        return Remedies(lora, weights, means, data.read)
+
+    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
+        return remedies()(module, place, weight, dtype)
+
+    return treat
+
+
+def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:
+    warnings = list(plan.warnings)
+    if records_in(plan.lora.file.metadata):
+        warnings.append("was baked before; the weights of both bakes multiply")
+    return Outcome(
+        job.input,
+        output,
+        PLANNED,
+        plan.weights.family.name,
+        plan.weights.layout,
+        plan.weights.blocks,
+        plan.counts,
+        tuple(_block_weights(plan)),
+        seconds=time.perf_counter() - began,
+        warnings=tuple(warnings),
+    )
+
+
+def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
+    by_block: dict[str, list[float]] = {block: [] for block in (*plan.weights.family.blocks, OTHER)}
+    for decision in plan.decisions:
+        by_block[decision.place.block].append(decision.weight)
+    for block, weights in by_block.items():
+        if weights:
+            yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
+
+
+def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
+    """What is said of an existing output that is not what this bake would write."""
+    try:
+        records = records_in(read_header(output).metadata)
+    except FileFormatError as error:
+        return [f"the existing output is kept, though it cannot be read: {error.message}"]
+    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset) | plan.means:
+        return ["the existing output is kept, though it was baked with other options; replace it with --force"]
+    return []
+
+
+def _check_output(output: Path, source: Path, recipe: Recipe) -> None:
+    """Refuse early what could only fail after the work, or would harm the input. Raises OutputError."""
+    if not output.parent.is_dir() and not recipe.dry_run:
+        raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
+    if not output.exists():
+        return
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "name a file, or give the folder as --out-dir")
+    if output.samefile(source) and not recipe.in_place:
+        raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
+    if not (recipe.replace or recipe.in_place):
+        raise OutputError(f"{output}: already exists", "choose another name, or replace it with --force")
+
+
+def outcome_json(outcome: Outcome) -> Mapping[str, object]:
+    """An outcome as `lbw bake --json` prints it."""
+    return {
+        "input": str(outcome.input),
+        "output": str(outcome.output) if outcome.output else None,
+        "status": outcome.status,
+        "family": outcome.family,
+        "layout": outcome.layout,
+        "weights": dict(outcome.weights),
+        "modules": dict(outcome.modules),
+        "bytes": outcome.nbytes,
+        "seconds": round(outcome.seconds, 4),
+        "device": outcome.device,
+        "warnings": list(outcome.warnings),
+        "error": outcome.error,
+        "hint": outcome.hint,
+    }

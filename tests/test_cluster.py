@@ -1,0 +1,86 @@
+"""A batch on a real Dask cluster of processes, one of which is killed at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, measured, unet_lora, write
+from safetensors.numpy import load_file
+
+distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
+
+# Sockets that a killed worker leaves behind are closed by the garbage collector.
+pytestmark = pytest.mark.filterwarnings("default::ResourceWarning", "default::pytest.PytestUnraisableExceptionWarning")
+
+ORIGINAL = unet_lora()
+FILES = 30
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two worker processes."""
+    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as running:
+        yield running
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> Path:
+    """A folder of LoRAs."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    for i in range(FILES):
+        write(folder / f"{i:02}.safetensors", ORIGINAL)
+    return folder
+
+
+def test_a_worker_that_dies_loses_nothing(loras: Path, cluster: Any, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    victim = next(iter(cluster.workers.values())).pid
+
+    def kill_when_at_work() -> None:
+        while not any(out.glob("*.safetensors")):
+            time.sleep(0.01)
+        os.kill(victim, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_at_work)
+    killer.start()
+    code, printed, error = run(
+        "bake", loras, "-w", "*=0.5", "--out-dir", out, "--cluster", cluster.scheduler_address, "--json", "-q"
+    )
+    killer.join()
+    assert code == 0, error
+    outcomes = [json.loads(line) for line in printed.splitlines()]
+    assert {outcome["status"] for outcome in outcomes} <= {"baked", "skipped"}
+    baked = sorted(out.glob("*.safetensors"))
+    assert len(baked) == FILES
+    assert all(set(measured(ORIGINAL, load_file(path))) == {0.5} for path in baked)
+
+
+def test_failures_are_those_of_the_files(loras: Path, cluster: Any, tmp_path: Path, run: Run) -> None:
+    (loras / "bad.safetensors").write_bytes(b"no LoRA")
+    existing = tmp_path / "out" / "00.safetensors"
+    existing.parent.mkdir()
+    existing.write_bytes(b"old")
+    options = ("-w", "*=0.5", "--out-dir", existing.parent, "--cluster", cluster.scheduler_address, "--json")
+    code, printed, error = run("bake", loras, *options)
+    assert code == 1
+    failed = {Path(outcome["input"]).name for outcome in map(json.loads, printed.splitlines()) if outcome["error"]}
+    assert failed == {"bad.safetensors", "00.safetensors"}
+    assert f"{FILES - 1} written, 2 failed" in error
+    assert existing.read_bytes() == b"old"
+
+
+def test_a_cluster_that_is_not_there_is_one_line(loras: Path, tmp_path: Path, run: Run) -> None:
+    options = ("-w", "*=0.5", "--out-dir", tmp_path / "out", "--cluster", "tcp:nowhere")
+    code, _, error = run("bake", loras, *options)
+    assert code == 1
+    assert "--cluster tcp:nowhere" in error
