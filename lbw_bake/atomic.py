@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -26,6 +26,20 @@ _HINTS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "raise the file size limit (ulimit -f)",
 }
+
+
+def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool = False) -> None:
+    """Refuse early what could only fail after the work, or would harm an input. Raises OutputError."""
+    if not output.parent.is_dir():
+        raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
+    if not output.exists():
+        return
+    if output.is_dir():
+        raise OutputError(f"{output}: is a folder", "name a file, or give the folder as --out-dir")
+    if any(output.samefile(path) for path in inputs if path.exists()) and not in_place:
+        raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
+    if not (replace or in_place):
+        raise OutputError(f"{output}: already exists", "choose another name, or replace it with --force")
 
 
 @contextlib.contextmanager

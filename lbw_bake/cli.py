@@ -138,6 +138,7 @@ def bake(
     presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
     dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    rank: Annotated[int | None, _output("--rank", min=1, help="Truncate every product to this rank.")] = None,
     base: Annotated[
         Path | None,
         _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
@@ -181,7 +182,7 @@ def bake(
     from .values import parse_number
     from .weights import Options
 
-    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep
+    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep or rank
     ways = sum((bool(preset), weights is not None, token is not None))
     places = sum((output is not None, out_dir is not None, in_place))
     texts = (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token, name)
@@ -192,6 +193,7 @@ def bake(
         (name is not None and not out_dir, "--name", "names files in a folder; give --out-dir too"),
         (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
+        (rank is not None and in_place, "--rank", "writes another file; give -o or --out-dir"),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
     numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other}
@@ -215,6 +217,7 @@ def bake(
             layout=layout,
             family=family,
             dtype=dtype.value,
+            rank=rank,
             base=base,
             dora_norm=dora_norm.value,
             inexact=inexact is Inexact.allow,

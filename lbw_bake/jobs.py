@@ -25,6 +25,7 @@ class Recipe:
     layout: int | None = None
     family: str | None = None
     dtype: str = "keep"
+    rank: int | None = None
     base: Path | None = None
     dora_norm: str = "comfyui"
     inexact: bool = False

@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,8 +22,8 @@ import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import ADAPTER_METADATA, scale_of
-from .atomic import atomic_write, write_all
-from .errors import NotBakeableError, WeightError
+from .atomic import atomic_write, check_output, write_all
+from .errors import NotBakeableError, OutputError, WeightError
 from .families import Place
 from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
@@ -73,7 +73,7 @@ class Merged:
 
 def parse_spec(text: str) -> Spec:
     """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
-    if Path(text).exists():
+    if Path(text).is_file():
         return Spec(Path(text))
     match = _SPEC.fullmatch(text)
     if match is None:
@@ -128,6 +128,7 @@ def merge(
     `rank` truncates every product to that rank; `dtype` (`F16`) is what is stored, by default what the first file
     stores. Raises NotBakeableError for modules that do not add (DoRA, OFT, GLoRA with another kind), OutputError.
     """
+    check_output(output, [part.lora.file.path for part in parts], replace=replace)
     _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
     alpha = _alpha(parts)
@@ -135,13 +136,25 @@ def merge(
     tensors: list[Tensor] = []
     with ExitStack() as files:
         reads = [files.enter_context(TensorData(part.lora.file)).read for part in parts]
-        spool = files.enter_context(TemporaryFile(dir=output.parent))
+        spool = files.enter_context(_temporary(output))
         layers = _layers(parts, reads)
         for layer in layers:
             for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
-        nbytes = _write(parts, output, tensors, spool, replace=replace)
+        nbytes = _write(parts, output, tensors, spool, rank=rank, replace=replace)
     return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
+
+
+@contextmanager
+def _temporary(output: Path) -> Iterator[BinaryIO]:
+    """A file without a name, beside the output, for data whose header is not known yet. Raises OutputError."""
+    try:
+        with TemporaryFile(dir=output.parent) as spool:
+            yield spool
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be written: {error.strerror}", "make room, or choose another place"
+        ) from error
 
 
 def _layers(parts: Sequence[Part], reads: Sequence[Read]) -> list[_Layer]:
@@ -259,10 +272,19 @@ def _spool(spool: BinaryIO, name: str, array: Array, dtype: str, start: int) -> 
     return Tensor(name, dtype, array.shape, start, start + len(data))
 
 
-def _write(parts: Sequence[Part], output: Path, tensors: Sequence[Tensor], spool: BinaryIO, *, replace: bool) -> int:
-    first = parts[0].lora
+def _write(
+    parts: Sequence[Part],
+    output: Path,
+    tensors: Sequence[Tensor],
+    spool: BinaryIO,
+    *,
+    rank: int | None,
+    replace: bool,
+) -> int:
     records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
-    metadata = baked_metadata(first, {"merged": records}, output.stem, update=True)
+    record = {"merged": records} if len(records) > 1 else records[0]
+    record |= {"rank": rank} if rank else {}
+    metadata = baked_metadata(parts[0].lora, record, output.stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
     hashes = DataHashes(tensors, metadata)
     spool.seek(0)
@@ -302,5 +324,5 @@ def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part in parts:
-        if unknown := part.lora.unknown(part.weights.family):
-            yield f"{part.lora.file.path}: {len(unknown)} unknown tensors left out (the first is {unknown[0].name})"
+        if strays := [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]:
+            yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from .atomic import check_output
 from .bake import Target, bake
 from .cuda import choose_backend
-from .errors import FileFormatError, LbwError, OutputError, StrictError
+from .errors import FileFormatError, LbwError, StrictError
 from .families import OTHER, Place
 from .jobs import Job, Recipe
 from .lora import Lora, read_lora
@@ -70,6 +71,11 @@ def run(job: Job) -> list[Outcome]:
     device = "cpu"
     try:
         device, backend = choose_backend(job.outputs[0][1].device, lora.file.size * len(targets))
+        if job.outputs[0][1].rank:
+            return [
+                _truncate(outcome, target, recipe, began) if target else outcome
+                for (outcome, target), (_, recipe) in zip(planned, job.outputs, strict=True)
+            ]
         sizes = dict(zip((target.output for target in targets), bake(targets, backend), strict=True))
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
@@ -80,6 +86,28 @@ def run(job: Job) -> list[Outcome]:
         else outcome
         for outcome, target in planned
     ]
+
+
+def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) -> Outcome:
+    """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
+    from .merge import Part, merge
+
+    merged = merge(
+        [Part(target.plan.lora, target.plan.weights, target.preset)],
+        target.output,
+        rank=recipe.rank,
+        dtype=DTYPES[recipe.dtype],
+        device=recipe.device,
+        replace=target.replace,
+    )
+    lost = (
+        f"truncated to rank {recipe.rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error
+    )
+    warnings = (*outcome.warnings, *merged.warnings, *lost)
+    seconds = time.perf_counter() - began
+    return replace(
+        outcome, status=BAKED, nbytes=merged.nbytes, seconds=seconds, device=recipe.device, warnings=warnings
+    )
 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
@@ -104,8 +132,8 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
         if output and output.exists() and recipe.skip_existing:
             warnings = (*outcome.warnings, *_differences(output, plan, recipe))
             return replace(outcome, status=SKIPPED, warnings=warnings), None
-        if output:
-            _check_output(output, job.input, recipe)
+        if output and not (recipe.dry_run and not output.parent.exists()):  # a dry run makes no folders
+            check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
             raise StrictError(job.input, outcome.warnings)
     except LbwError as error:
@@ -167,20 +195,6 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
     if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset) | plan.means:
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
-
-
-def _check_output(output: Path, source: Path, recipe: Recipe) -> None:
-    """Refuse early what could only fail after the work, or would harm the input. Raises OutputError."""
-    if not output.parent.is_dir() and not recipe.dry_run:
-        raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
-    if not output.exists():
-        return
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder", "name a file, or give the folder as --out-dir")
-    if output.samefile(source) and not recipe.in_place:
-        raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
-    if not (recipe.replace or recipe.in_place):
-        raise OutputError(f"{output}: already exists", "choose another name, or replace it with --force")
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MODULE, Run, Tensors, unet_lora, write
-from tables import grouping
+from tables import TABLES, grouping
 
 from lbw_bake.algorithms import algorithm_of
 from lbw_bake.basemodel import BaseModel, canonical
@@ -186,6 +186,16 @@ def test_trainers_names_mean_the_same_layers(table: str, other: str) -> None:
         for table in (table, other)
     )
     assert some <= all_layers
+
+
+@pytest.mark.parametrize(
+    "table", [name for name in TABLES if name.endswith(("_diffusers", "_kohya", "_lora", "_locon"))]
+)
+def test_no_two_layers_are_taken_for_one(table: str) -> None:
+    layers = {(module.component, module.path) for module in grouping(table).modules}
+    found = [(component, *canonical(path)) for component, path in layers]
+    assert len(set(found)) == len(layers)
+    assert all(canonical(name)[0] == name for _, name, _ in found)
 
 
 # Text encoders -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,125 @@
+"""Merging on the command line: what is asked for, what is refused, what is said. The sums are judged in interop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, metadata_of, unet_lora, write
+from safetensors.numpy import load_file
+
+from lbw_bake.errors import WeightError
+from lbw_bake.merge import Spec, parse_spec
+
+NAME = "lora_unet_middle_block_1_proj_in"
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> tuple[Path, Path]:
+    """Two LoRAs of the same layers."""
+    one = write(tmp_path / "one.safetensors", unet_lora(), {"ss_output_name": "one", "sshs_model_hash": "0" * 64})
+    two = write(tmp_path / "two.safetensors", {name: -array for name, array in unet_lora().items()})
+    return one, two
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("a.safetensors", Spec(Path("a.safetensors"))),
+        ("a.safetensors:0.7", Spec(Path("a.safetensors"), 0.7)),
+        ("a.safetensors:-.5:MIDD", Spec(Path("a.safetensors"), -0.5, "MIDD")),
+        ("a.safetensors:MIDD", Spec(Path("a.safetensors"), 1.0, "MIDD")),
+        ("a.safetensors:1:BASE=1 *=0", Spec(Path("a.safetensors"), 1.0, "BASE=1 *=0")),
+        (r"C:\loras\a.safetensors:0.7:MIDD", Spec(Path(r"C:\loras\a.safetensors"), 0.7, "MIDD")),
+    ],
+)
+def test_a_file_comes_with_its_strength_and_weights(text: str, spec: Spec) -> None:
+    assert parse_spec(text) == spec
+
+
+def test_nothing_is_no_file() -> None:
+    with pytest.raises(WeightError):
+        parse_spec("")
+
+
+def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    # Its factors and alpha are negated: three signs make the update negative.
+    out = tmp_path / "out.safetensors"
+    code, _, error = run("merge", *loras, "-o", out)
+    assert code == 0, error
+    merged = load_file(out)
+    product = merged[f"{NAME}.lora_up.weight"] @ merged[f"{NAME}.lora_down.weight"]
+    assert np.abs(product).max() < 1e-5
+
+
+def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "both.safetensors"
+    code, _, error = run("merge", f"{loras[0]}:0.7:MIDD", f"{loras[1]}:0.5", "-o", out)
+    assert code == 0, error
+    metadata = metadata_of(out)
+    parts = json.loads(metadata["lbw_bake"])["merged"]
+    assert [(part["source"], part["preset"], part["strength"]) for part in parts] == [
+        ("one.safetensors", "MIDD", 0.7),
+        ("two.safetensors", None, 0.5),
+    ]
+    assert metadata["ss_output_name"] == "both"
+    assert metadata["sshs_model_hash"] != "0" * 64
+
+
+def test_merging_is_deterministic(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out.safetensors"
+    written = []
+    for _ in range(2):
+        assert run("merge", *loras, "-o", out, "--force")[0] == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("missing/out.safetensors", "no folder"),
+        ("one.safetensors", "input itself"),
+        ("old.safetensors", "already exists"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused(
+    output: str, said: str, loras: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "old.safetensors").write_bytes(b"old")
+    before = loras[0].read_bytes()
+    force = ["--force"] if output == "one.safetensors" else []
+    code, _, error = run("merge", *loras, "-o", tmp_path / output, *force)
+    assert code == 1
+    assert said in error
+    assert loras[0].read_bytes() == before
+    assert (tmp_path / "old.safetensors").read_bytes() == b"old"
+
+
+def test_spellings_do_not_mix(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    rng = np.random.default_rng(0)
+    stem = "unet.mid_block.attentions.0.proj_in"
+    peft = {f"{stem}.lora_A.weight": rng.random((2, 8)), f"{stem}.lora_B.weight": rng.random((8, 2))}
+    other = write(tmp_path / "peft.safetensors", peft)
+    code, _, error = run("merge", loras[0], other, "-o", tmp_path / "out.safetensors")
+    assert code == 1
+    assert "as kohya does" in error
+
+
+def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out.safetensors"
+    code, _, error = run("bake", loras[0], "-w", "*=0.5", "--rank", 2, "-o", out)
+    assert code == 0, error
+    assert "truncated to rank 2, MID lost" in error
+    original, small = load_file(loras[0]), load_file(out)
+    assert small[f"{NAME}.lora_down.weight"].shape[0] == 2
+
+    def update(tensors: dict[str, np.ndarray]) -> np.ndarray:
+        up, down = tensors[f"{NAME}.lora_up.weight"], tensors[f"{NAME}.lora_down.weight"]
+        return up @ down * (tensors[f"{NAME}.alpha"] / len(down))
+
+    left, values, right = np.linalg.svd(update(original))
+    nearest = (left[:, :2] * values[:2]) @ right[:2]
+    np.testing.assert_allclose(update(small), nearest * 0.5, atol=1e-5)
