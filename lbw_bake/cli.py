@@ -17,6 +17,7 @@ from . import __version__
 from .cli_inspect import diff, inspect
 from .cli_presets import app as presets_app
 from .cli_presets import validate
+from .cli_sweep import sweep
 from .errors import LbwError
 
 app = typer.Typer(
@@ -282,6 +283,7 @@ def merge(
 
 app.command()(inspect)
 app.command()(diff)
+app.command()(sweep)
 app.command()(validate)
 app.add_typer(presets_app)
 
