@@ -1,12 +1,13 @@
 # make demo    bake a LoRA and see what it got      make test    all tests
 # make check   formatting, lint, types, tests       make bench   measure
+# make pictures   draw those of docs/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo/doraemon
 
-.PHONY: demo test check bench lint clean
+.PHONY: demo test check bench pictures lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
@@ -37,6 +38,9 @@ check: lint test
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
+
+pictures: $(VENV)/dev.stamp
+	$(BIN)/python examples/make_pictures.py docs/pictures
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

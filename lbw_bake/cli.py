@@ -14,8 +14,10 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_inspect import diff, inspect
 from .cli_presets import app as presets_app
 from .cli_presets import validate
+from .cli_sweep import sweep
 from .errors import LbwError
 
 app = typer.Typer(
@@ -254,29 +256,6 @@ def bake(
 
 
 @app.command()
-def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="LoRA files.")],
-    family: FamilyName = None,
-    json_output: Json = False,
-) -> None:
-    """Show what is in a LoRA: its family, and per block the modules, ranks, bytes and strength."""
-    from . import console, render
-    from .inspection import inspect as inspect_file
-
-    failed = False
-    for file in files:
-        try:
-            facts = inspect_file(file, family)
-        except LbwError as error:
-            console.error(error)
-            failed = True
-        else:
-            (console.print_json(render.inspection_json(facts)) if json_output else render.inspection(facts))
-    if failed:
-        raise typer.Exit(1)
-
-
-@app.command()
 def merge(
     inputs: Annotated[
         list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
@@ -302,23 +281,9 @@ def merge(
     render.merged(merged, output, quiet=quiet, json=json_output)
 
 
-@app.command()
-def diff(
-    original: Annotated[Path, typer.Argument(help="The LoRA as it was.")],
-    baked: Annotated[Path, typer.Argument(help="The LoRA as it became, by any tool.")],
-    family: FamilyName = None,
-    json_output: Json = False,
-) -> None:
-    """Measure the weight every block really got, and hold a baked file to its record."""
-    from . import console, render
-    from .comparison import compare
-
-    facts = compare(original, baked, family)
-    (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
-    if facts.matches_record is False:
-        raise typer.Exit(1)
-
-
+app.command()(inspect)
+app.command()(diff)
+app.command()(sweep)
 app.command()(validate)
 app.add_typer(presets_app)
 

@@ -52,6 +52,15 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataChanges:
+    """What became of the metadata: keys and values added and removed, and of those changed the old and the new."""
+
+    added: Mapping[str, str]
+    removed: Mapping[str, str]
+    changed: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """Two files compared. `shares` holds the modules that could be measured, the lists the names of the others."""
 
@@ -68,6 +77,16 @@ class Comparison:
     def matches_record(self) -> bool | None:
         """Whether every module got what the record says, None if there is no record."""
         return None if self.contradictions is None else not self.contradictions
+
+    @property
+    def metadata(self) -> MetadataChanges:
+        """What became of the metadata."""
+        old, new = self.original.file.metadata, self.baked.file.metadata
+        return MetadataChanges(
+            {key: value for key, value in new.items() if key not in old},
+            {key: value for key, value in old.items() if key not in new},
+            {key: (old[key], value) for key, value in new.items() if key in old and old[key] != value},
+        )
 
     @property
     def blocks(self) -> dict[str, tuple[Share, int]]:

@@ -153,16 +153,21 @@ def _edited(tensor: Tensor, edit: Multiply | Fill | Compute | None) -> Tensor:
 
 
 def settle(lora: Lora, source_for: Callable[[Family], Source], options: Options) -> Weights:
+    """The weights a source means for the file's family; see `agree`."""
+    return agree(lora, lambda family: resolve(source_for(family), family, options))
+
+
+def agree(lora: Lora, weights_for: Callable[[Family], Weights]) -> Weights:
     """The weights for the file's family, where all families that fit it agree on every module.
 
-    Families for which the source has no meaning do not count, unless it has none for any: then the first
-    one's error is raised. Raises AmbiguousFamilyError.
+    Families for which there are none do not count, unless there are none for any: then the first one's error is
+    raised. Raises AmbiguousFamilyError.
     """
     resolved: list[Weights] = []
     errors: list[LbwError] = []
     for family in lora.candidates:
         try:
-            resolved.append(resolve(source_for(family), family, options))
+            resolved.append(weights_for(family))
         except LbwError as error:
             errors.append(error)
     if not resolved:

@@ -5,27 +5,25 @@ rich is imported where a table is drawn: the commands that print a line start fa
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import error, escape, message, print_json
+from .console import error, message, print_json
 from .errors import LbwError
 from .jobs import Job
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
+from .tables import Bar, print_table, shortened, size_text, table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from rich.table import Table
 
     from .comparison import Comparison
-    from .inspection import Inspection
     from .merge import Merged
 
-_BAR = 24
+_VALUE = 40  # characters of a metadata value
 _COMPARED = ("block", "modules>", "weight>", "error>", "")
 
 
@@ -122,69 +120,12 @@ def _counted(outcome: Outcome) -> str:
 
 
 def _weights_table(outcome: Outcome) -> None:
-    table = _table("block", "modules>", "weight>", "")
+    rows = table("block", "modules>", "weight>", "")
     for block in outcome.blocks:
         # Elements can give the modules of one block different weights.
         distinct = " ".join(f"{weight:g}" for weight in block.weights)
-        table.add_row(block.block, str(block.modules), distinct, _bar(max(block.weights, key=abs), 1.0))
-    _print_table(f"{outcome.input.name} ({outcome.family})", table, stderr=True)
-
-
-def inspection(facts: Inspection) -> None:
-    """A table per block, on stdout: who lives there, and how strong it is."""
-    family = " or ".join(family.title for family in facts.lora.candidates)
-    lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
-    file = facts.lora.file
-    title = f"{file.path.name}: {family}, weights of {lengths} blocks, {size_text(file.size)}"
-    table = _table("block", "modules>", "algorithm", "rank>", "dtype", "size>", "norm>", "")
-    strongest = max((block.norm for block in facts.blocks.values()), default=0.0)
-    for name, block in facts.blocks.items():
-        modules = [facts.module for facts in block.modules]
-        table.add_row(
-            name,
-            str(len(modules)),
-            _distinct(module.algorithm_name for module in modules),
-            _distinct(str(module.rank) for module in modules if module.rank),
-            _distinct(tensor.dtype for module in modules for tensor in module.all_tensors),
-            size_text(block.nbytes),
-            f"{block.norm:.3g}",
-            _bar(block.norm, strongest),
-        )
-    _print_table(title, table)
-    if facts.unknown:
-        names = ", ".join(tensor.name for tensor in facts.unknown[:5])
-        message("warning", f"{file.path}: {len(facts.unknown)} unknown tensors: {names}")
-
-
-def inspection_json(facts: Inspection) -> Mapping[str, Any]:
-    """An inspection as `lbw inspect --json` prints it."""
-    return {
-        "file": str(facts.lora.file.path),
-        "family": facts.lora.family.name if facts.lora.family else None,
-        "candidates": [family.name for family in facts.lora.candidates],
-        "layouts": [len(layout) for layout in facts.family.layouts],
-        "size": facts.lora.file.size,
-        "dtype": dict(facts.dtypes),
-        "metadata": dict(facts.lora.file.metadata),
-        "blocks": {
-            name: {"modules": len(block.modules), "bytes": block.nbytes, "norm": block.norm}
-            for name, block in facts.blocks.items()
-        },
-        "modules": [
-            {
-                "name": module.module.name,
-                "component": module.component,
-                "block": module.block,
-                "algorithm": module.module.algorithm_name,
-                "rank": module.module.rank,
-                "alpha": None if module.alpha is None or math.isnan(module.alpha) else module.alpha,
-                "norm": module.norm,
-                "tensors": [tensor.name for tensor in module.module.all_tensors],
-            }
-            for module in facts.modules
-        ],
-        "unknown": [tensor.name for tensor in facts.unknown],
-    }
+        rows.add_row(block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0))
+    print_table(f"{outcome.input.name} ({outcome.family})", rows, stderr=True)
 
 
 def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = False) -> None:
@@ -202,24 +143,31 @@ def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = Fa
     for warning in result.warnings:
         message("warning", warning)
     if result.errors:
-        table = _table("block", "error>", "")
+        rows = table("block", "error>", "")
         for block, lost in result.errors.items():
-            table.add_row(block, f"{lost:.2%}", _bar(lost, 1.0))
-        _print_table("What truncation lost of each block's update", table, stderr=True)
+            rows.add_row(block, f"{lost:.2%}", Bar(lost, 1.0))
+        print_table("What truncation lost of each block's update", rows, stderr=True)
     message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
 
 
 def comparison(facts: Comparison) -> None:
     """The weight each block really got, on stdout; contradictions and differences on stderr."""
-    table = _table(*_COMPARED)
+    rows = table(*_COMPARED)
     for name, (share, modules) in facts.blocks.items():
         weight = "any" if share.weight is None else f"{share.weight:.4g}"
         error = "" if share.error is None else f"{share.error:.1g}"
-        table.add_row(name, str(modules), weight, error, _bar(share.weight or 0.0, 1.0))
-    _print_table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", table)
+        rows.add_row(name, str(modules), weight, error, Bar(share.weight or 0.0, 1.0))
+    print_table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", rows)
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
             message("warning", f"{len(names)} modules {what}: {', '.join(names[:5])}")
+    changes = facts.metadata
+    for key, value in changes.added.items():
+        message("metadata", f"{key} added: {shortened(value, _VALUE)}")
+    for key, value in changes.removed.items():
+        message("metadata", f"{key} removed: {shortened(value, _VALUE)}")
+    for key, (old, new) in changes.changed.items():
+        message("metadata", f"{key} changed: {shortened(old, _VALUE)} -> {shortened(new, _VALUE)}")
     for contradiction in (facts.contradictions or ())[:5]:
         message("error", contradiction)
     if facts.contradictions is None:
@@ -245,41 +193,9 @@ def comparison_json(facts: Comparison) -> Mapping[str, Any]:
         "added": list(facts.added),
         "removed": list(facts.removed),
         "unmeasured": list(facts.unmeasured),
+        "metadata": {
+            "added": dict(facts.metadata.added),
+            "removed": dict(facts.metadata.removed),
+            "changed": {key: list(values) for key, values in facts.metadata.changed.items()},
+        },
     }
-
-
-def size_text(nbytes: float) -> str:
-    """A number of bytes as people say it: `144 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 10 else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
-
-
-def _distinct(names: Iterable[str]) -> str:
-    return " ".join(sorted(set(names)))
-
-
-def _bar(value: float, whole: float) -> str:
-    """A bar of at most `_BAR` characters, in eighths of one."""
-    eighths = round(min(abs(value) / whole, 1.0) * _BAR * 8) if whole else 0
-    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-
-
-def _table(*columns: str) -> Table:
-    """A table; a column whose name ends in `>` is aligned to the right."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", no_wrap=True)
-    return table
-
-
-def _print_table(title: str, table: Table, *, stderr: bool = False) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, markup=False)
-    console.print(escape(title), style="bold", soft_wrap=True)
-    console.print(table)

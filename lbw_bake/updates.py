@@ -69,11 +69,12 @@ def inner(one: Module, a: Arrays, two: Module, b: Arrays) -> float:
     """The inner product of the updates of two modules of one algorithm and layer, given their arrays."""
     total = sum(float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b)
     if product := _INNER.get(one.algorithm.name):
-        total += product(a, b) * _scale(one, a) * _scale(two, b)
+        total += product(a, b) * stored_scale(one, a) * stored_scale(two, b)
     return total
 
 
-def _scale(module: Module, arrays: Arrays) -> float:
+def stored_scale(module: Module, arrays: Arrays) -> float:
+    """`alpha / rank` as the module's tensors say it, given their arrays; 1 where web UIs take it for 1."""
     full = module.algorithm.name == "lokr" and "lokr_w1" in arrays and "lokr_w2" in arrays
     if full or "alpha" not in arrays or not module.rank:
         return 1.0
@@ -109,7 +110,7 @@ def _glora(arrays: Arrays) -> Factors:
 
 
 def _loha(a: Arrays, b: Arrays) -> float:
-    factors = [_hada(arrays, n) for arrays in (a, b) for n in "12"]
+    factors = [hadamard_factor(arrays, n) for arrays in (a, b) for n in "12"]
     rows, columns = len(factors[0][0]), factors[0][1].shape[1]
     band = max(_BAND // columns, 1)
     total = 0.0
@@ -119,7 +120,7 @@ def _loha(a: Arrays, b: Arrays) -> float:
     return total
 
 
-def _hada(arrays: Arrays, n: str) -> tuple[Array, Array]:
+def hadamard_factor(arrays: Arrays, n: str) -> tuple[Array, Array]:
     """One Hadamard factor as (out, rank) and (rank, everything else)."""
     left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
     if core is None:

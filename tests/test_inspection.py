@@ -35,9 +35,16 @@ def test_it_says_all_there_is_to_know(tmp_path: Path, run: Run, tensors: Tensors
     assert facts["dtype"] == {"F32": 6, "F64": 1}
     assert facts["metadata"] == {"key": "value"}
     assert facts["unknown"] == ["unknown"]
+    parameters = {BASE: 4 * 768 + 8 * 4 + 1, MODULE: 4 * 8 + 8 * 4 + 1}
     assert facts["blocks"] == {
-        "BASE": {"modules": 1, "bytes": (4 * 768 + 8 * 4 + 1) * 4, "norm": pytest.approx(norms[BASE])},
-        "MID": {"modules": 1, "bytes": (4 * 8 + 8 * 4 + 1) * 4, "norm": pytest.approx(norms[MODULE])},
+        block: {
+            "modules": 1,
+            "bytes": parameters[name] * 4,
+            "norm": pytest.approx(norms[name]),
+            "parameters": parameters[name],
+            "share": pytest.approx(norms[name] ** 2 / sum(norm**2 for norm in norms.values())),
+        }
+        for block, name in (("BASE", BASE), ("MID", MODULE))
     }
     assert [{key: module[key] for key in module if key not in ("norm", "tensors")} for module in facts["modules"]] == [
         {"name": BASE, "component": "clip_l", "block": "BASE", "algorithm": "lora", "rank": 4, "alpha": 1.0},

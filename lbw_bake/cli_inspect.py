@@ -1,0 +1,86 @@
+"""The commands that look and measure: `lbw inspect` and `lbw diff`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import LbwError
+
+FamilyName = Annotated[str | None, typer.Option("--family", help="Model family, where the file does not tell.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file on stdout.")]
+
+
+class Theme(str, Enum):
+    """The background of a picture."""
+
+    light = "light"
+    dark = "dark"
+
+
+def inspect(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="LoRA files.")],
+    elements: Annotated[
+        bool, typer.Option("--elements", help="By kind of layer (attn1, ff, conv, ...) instead of by block.")
+    ] = False,
+    spectrum: Annotated[
+        bool, typer.Option("--spectrum", help="Also the strongest direction, and how many there are (slower).")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it too: a .png or .svg file.")] = None,
+    theme: Annotated[Theme, typer.Option("--theme", help="Background of the picture.")] = Theme.light,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing picture.")] = False,
+    family: FamilyName = None,
+    json_output: Json = False,
+) -> None:
+    """Show where a LoRA lives: per block the modules, ranks, bytes, strength and its share of the whole.
+
+    Several files are put side by side.
+    """
+    from . import console, render_inspection
+    from .inspection import Inspection
+    from .inspection import inspect as inspect_file
+
+    if plot:
+        from . import plots
+
+        plots.check(plot, replace=force)
+    read: list[Inspection] = []
+    for file in files:
+        try:
+            read.append(inspect_file(file, family, spectra=spectrum))
+        except LbwError as error:
+            console.error(error)
+    if json_output:
+        for facts in read:
+            console.print_json(render_inspection.inspection_json(facts, spectra=spectrum))
+    elif len(read) > 1:
+        render_inspection.side_by_side(read, elements=elements, spectra=spectrum)
+    elif read:
+        render_inspection.inspection(read[0], elements=elements, spectra=spectrum)
+    if plot and read:
+        plots.draw(read, plot, elements=elements, theme=theme.value, replace=force)
+        console.message("written", str(plot))
+    if len(read) < len(files):
+        raise typer.Exit(1)
+
+
+def diff(
+    original: Annotated[Path, typer.Argument(help="The LoRA as it was.")],
+    baked: Annotated[Path, typer.Argument(help="The LoRA as it became, by any tool.")],
+    family: FamilyName = None,
+    json_output: Json = False,
+) -> None:
+    """Measure the weight every block really got, and hold a baked file to its record.
+
+    Exits 1 when the record is contradicted.
+    """
+    from . import console, render
+    from .comparison import compare
+
+    facts = compare(original, baked, family)
+    (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
+    if facts.matches_record is False:
+        raise typer.Exit(1)

@@ -1,0 +1,126 @@
+"""The command that bakes a plot: `lbw sweep`, and puts its pictures together: `lbw sweep --grid`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_inspect import FamilyName, Theme
+
+_axes = partial(typer.Option, rich_help_panel="Axes")
+_start = partial(typer.Option, rich_help_panel="What cells start from")
+_output = partial(typer.Option, rich_help_panel="Output")
+_grid = partial(typer.Option, rich_help_panel="Pictures")
+
+
+class Dtype(str, Enum):
+    """What floating tensors are stored as."""
+
+    keep = "keep"
+    f16 = "f16"
+    bf16 = "bf16"
+    f32 = "f32"
+
+
+class Device(str, Enum):
+    """Where the arithmetic runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def sweep(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="INPUT", help="A LoRA file; for --grid, the folder of a sweep.")
+    ] = None,
+    output: Annotated[
+        Path | None, _output("--output", "-o", help="The folder to write to; for --grid, the picture.")
+    ] = None,
+    x: Annotated[
+        str | None,
+        _axes("--x", help='The columns: "values=0,0.5,1", "blocks=BASE,IN01-IN08,NOT OUT03-OUT11,17ALL", ...'),
+    ] = None,
+    y: Annotated[str | None, _axes("--y", help='The rows: also "presets=NONE,MIDD".')] = None,
+    z: Annotated[str | None, _axes("--z", help='The sheets: also "elements=:attn:0; :ff:0".')] = None,
+    analyse: Annotated[
+        bool, _axes("--analyse", help="The whole LoRA, then each block in turn at --at; of --x blocks=... only those.")
+    ] = False,
+    at: Annotated[float, _axes("--at", help="What chosen blocks are set to where no axis has values.")] = 0.0,
+    base_weights: Annotated[
+        str | None, _start("--base-weights", "-w", help="A preset, vector, rules or token. Default: all ones.")
+    ] = None,
+    seed: Annotated[int | None, _start("--seed", help="Draws R and U in a vector.")] = None,
+    layout: Annotated[int | None, _start("--layout", help="The presets' entries of this vector length.")] = None,
+    presets: Annotated[Path | None, _start("--presets", help="A presets file on top of your own.")] = None,
+    family: FamilyName = None,
+    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    device: Annotated[Device, _output("--device", help="Where to multiply.")] = Device.auto,
+    max_size: Annotated[str, _output("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
+    yes: Annotated[bool, _output("--yes", help="Write it all, however much it is.")] = False,
+    force: Annotated[bool, _output("--force", "-f", help="Replace existing files.")] = False,
+    dry_run: Annotated[bool, _output("--dry-run", "-n", help="Say what would be written, write nothing.")] = False,
+    grid: Annotated[
+        Path | None, _grid("--grid", help="Put the pictures in this folder, named as the files, into one.")
+    ] = None,
+    tile: Annotated[int, _grid("--tile", min=16, help="The longer side of each picture in it.")] = 512,
+    threshold: Annotated[int, _grid("--threshold", min=0, max=255, help="A change below this is none.")] = 20,
+    theme: Annotated[Theme, _grid("--theme", help="Background of the picture.")] = Theme.light,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Write one LoRA per cell of an XYZ plot, so that any program can draw it.
+
+    [dim]lbw sweep x.safetensors -o plot --x "values=0,0.5,1" --y "blocks=17ALL"[/dim]
+    """
+    from . import render_sweep
+
+    if grid:
+        from .grid import assemble
+
+        picture = output or grid / "grid.png"
+        made = assemble(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme.value, replace=force)
+        render_sweep.assembled(made, picture, quiet=quiet, json=json_output)
+        return
+    if source is None or (output is None and not dry_run):
+        raise typer.BadParameter("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
+    given = {name: text for name, text in (("x", x), ("y", y), ("z", z)) if text is not None}
+    if not given and not analyse:
+        raise typer.BadParameter("give an axis, or --analyse", param_hint="--x")
+    if analyse and (set(given) - {"x"}):
+        raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
+
+    from . import sweep as sweeps
+    from .cuda import choose_backend
+    from .lora import read_lora
+    from .plan import DTYPES
+    from .sources import read_given
+    from .tensordata import TensorData
+    from .values import parse_number
+    from .weights import Options
+
+    parse_number(repr(at), "--at")
+    limit = sweeps.parse_size(max_size)
+    lora = read_lora(source, family)
+    first = lora.candidates[0]
+    axes = {name: sweeps.parse_axis(text, first) for name, text in given.items()}
+    if analyse:
+        axes = {"x": sweeps.analysis(lora, first, axes.get("x"))}
+    read = cache(lambda text: read_given(weights=text, presets=presets))
+    start = sweeps.Start(read(base_weights), read, Options(seed=seed), at, layout)
+    plot = sweeps.make_sweep(lora, axes, start)
+    with TensorData(lora.file) as data:
+        facts = sweeps.survey(plot, data.survey, DTYPES[dtype.value])
+        render_sweep.surveyed(plot, facts, quiet=quiet)
+        if not dry_run and output:
+            sweeps.check_size(facts.nbytes, output, None if yes else limit)
+            sweeps.check_folder(plot, output, replace=force)
+            _, backend = choose_backend(device.value, facts.nbytes)
+            sizes = sweeps.write(plot, output, data.survey, dtype=DTYPES[dtype.value], backend=backend, replace=force)
+            render_sweep.written(plot, output, sizes, facts.nbytes, quiet=quiet)
+    if json_output:
+        render_sweep.manifest_json(plot)

@@ -1,0 +1,257 @@
+"""Pictures of a sweep put into one: rows and columns as the manifest has them, labelled; differences of an analysis.
+
+The one module that needs Pillow. Pictures are named as the manifest's files, whatever drew them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .atomic import atomic_write, write_all
+from .errors import FileFormatError, LbwError, OutputError
+from .sweep import ANALYSE, FULL, MANIFEST
+from .tables import shortened
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_MOST = 16_000  # pixels per side: JPEG and WebP end there, and so does the patience of viewers
+_WRAP = 8  # a single row of more cells than this is broken into several
+_THEMES = {"light": ("#ffffff", "#1f2328", "#e6eaef"), "dark": ("#15181d", "#e6eaef", "#30363d")}
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A manifest, as far as a picture needs it: labels by axis, and the picture's name by labels."""
+
+    labels: Mapping[str, tuple[str, ...]]
+    names: Mapping[tuple[str | None, str | None, str | None], str]
+    analysis: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """What became of the pictures: those missing by name; of an analysis, block -> share of pixels that change."""
+
+    missing: tuple[str, ...]
+    changed: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of pictures (None where one is missing), with a caption over each and a label at its side.
+
+    `framed` shows where one is missing; differences have none to miss.
+    """
+
+    pictures: tuple[Image | None, ...]
+    captions: tuple[str, ...] = ()
+    side: str = ""
+    framed: bool = True
+
+
+def assemble(
+    where: Path,
+    images: Path,
+    picture: Path,
+    *,
+    tile: int = 512,
+    threshold: int = 20,
+    theme: str = "light",
+    replace: bool = False,
+) -> Assembled:
+    """Put the pictures in a folder into one, as a manifest (or the folder that has it) orders them.
+
+    Of an analysis, every block's picture has its difference to the full LoRA's below it, where changes up to
+    `threshold` of 255 count as none. Raises FileFormatError, OutputError, and LbwError where Pillow is absent.
+    """
+    _check(picture, replace=replace)
+    plot = read_manifest(where / MANIFEST if where.is_dir() else where)
+    found = {name: path for name in dict.fromkeys(plot.names.values()) if (path := _picture(images, name))}
+    if not found:
+        first = next(iter(plot.names.values()), "")
+        raise FileFormatError(
+            images, f"holds none of the sweep's {len(set(plot.names.values()))} pictures", f"name them as {first}.png"
+        )
+    tile = max(min(tile, _MOST // (_longest(plot) + 1)), 16)
+    small = {name: _small(path, tile) for name, path in found.items()}
+    changed: dict[str, float] = {}
+    if plot.analysis:
+        rows, changed = _analysed(plot, small, threshold, inverted=theme == "light")
+    else:
+        rows = _plotted(plot, small)
+    content = BytesIO()
+    _drawn(rows, *_THEMES[theme]).save(content, _WRITTEN[picture.suffix.lower()])
+    with atomic_write(picture, replace=replace) as file:
+        write_all(file, content.getbuffer())
+    missing = tuple(name for name in dict.fromkeys(plot.names.values()) if name not in found)
+    return Assembled(missing, changed)
+
+
+def _check(picture: Path, *, replace: bool) -> None:
+    if picture.suffix.lower() not in _WRITTEN:
+        raise OutputError(f"{picture}: no picture format ends in {picture.suffix!r}", "name a .png or .jpg file")
+    if picture.exists() and not replace:
+        raise OutputError(f"{picture}: already exists", "choose another name with -o, or replace it with --force")
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise LbwError("pictures need Pillow, which is not installed", "pip install 'lbw-bake[plot]'") from None
+
+
+def read_manifest(path: Path) -> Plot:
+    """What a manifest says of the pictures. Raises FileFormatError."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        axes = {name: axis for name, axis in content["axes"].items() if name in ("x", "y", "z")}
+        labels = {name: tuple(map(str, axis["cells"])) for name, axis in axes.items()}
+        names = {(cell["x"], cell["y"], cell["z"]): _stem(cell["file"]) for cell in content["cells"]}
+        return Plot(labels, names, any(axis["kind"] == ANALYSE for axis in axes.values()))
+    except OSError as error:
+        hint = "name the sweep's folder: lbw sweep FOLDER --grid PICTURES"
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", hint) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(
+            path, "is not the manifest of a sweep", "write one with lbw sweep INPUT -o DIR"
+        ) from error
+
+
+def _stem(file: Any) -> str:
+    if not isinstance(file, str) or Path(file).name != file:
+        raise ValueError(file)
+    return Path(file).stem
+
+
+def _picture(folder: Path, name: str) -> Path | None:
+    paths = (folder / f"{name}{suffix}" for suffix in _SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _small(path: Path, tile: int) -> Image:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            copy = image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise FileFormatError(path, f"is not a picture: {error}", "draw it again") from error
+    copy.thumbnail((tile, tile))
+    return copy
+
+
+def _longest(plot: Plot) -> int:
+    """How many pictures may stand in a row or column."""
+    x, y, z = (len(plot.labels.get(name, ("",))) for name in "xyz")
+    return max(min(x, _WRAP), 2 * math.ceil(x / _WRAP)) if y * z == 1 else max(x, y * z)
+
+
+def _plotted(plot: Plot, small: Mapping[str, Image]) -> list[Row]:
+    """Columns x, rows y, one sheet under the other for z; a single long row is wrapped."""
+    if set(plot.labels) == {"x"}:
+        return [
+            Row(tuple(small.get(plot.names.get((x, None, None), "")) for x in part), part)
+            for part in _parts(plot.labels["x"])
+        ]
+    columns, lines, sheets = (plot.labels.get(name, (None,)) for name in "xyz")
+    return [
+        Row(
+            tuple(small.get(plot.names.get((x, y, z), "")) for x in columns),
+            tuple(x or "" for x in columns) if y == lines[0] else (),
+            ", ".join(filter(None, (z, y))),
+        )
+        for z in sheets
+        for y in lines
+    ]
+
+
+def _analysed(
+    plot: Plot, small: Mapping[str, Image], threshold: int, *, inverted: bool
+) -> tuple[list[Row], dict[str, float]]:
+    """Each picture with its share of changed pixels, and below it its difference to the full LoRA's."""
+    pictures = {label: small.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
+    full = pictures.get(FULL)
+    if full is None:
+        name = plot.names.get((FULL, None, None), FULL)
+        raise FileFormatError(Path(name), "is missing: the picture of the full LoRA", f"draw it as {name}.png")
+    rows: list[Row] = []
+    changed: dict[str, float] = {}
+    for part in _parts(tuple(pictures)):
+        captions: list[str] = []
+        differences: list[Image | None] = []
+        for label in part:
+            image = pictures[label]
+            if label == FULL or image is None:
+                captions.append(label)
+                differences.append(None)
+                continue
+            difference, changed[label] = _difference(full, image, threshold, inverted=inverted)
+            captions.append(f"{label}  {changed[label]:.1%}")
+            differences.append(difference)
+        rows.append(Row(tuple(pictures[label] for label in part), tuple(captions)))
+        rows.append(Row(tuple(differences), framed=False))
+    return rows, changed
+
+
+def _difference(full: Image, image: Image, threshold: int, *, inverted: bool) -> tuple[Image, float]:
+    """The difference of two pictures, and the share of pixels where a channel changes by more than the threshold."""
+    from PIL.Image import fromarray
+
+    one, two = (np.asarray(picture, np.int16) for picture in (full, image.resize(full.size)))
+    distance = np.abs(one - two).astype(np.uint8)
+    share = float((distance.max(axis=2) > threshold).mean())
+    return fromarray(255 - distance if inverted else distance), share
+
+
+def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:
+    """A long row as several of about the same length."""
+    lines = math.ceil(len(labels) / _WRAP)
+    each = math.ceil(len(labels) / lines)
+    return [tuple(labels[i : i + each]) for i in range(0, len(labels), each)]
+
+
+def _drawn(rows: Sequence[Row], paper: str, ink: str, faint: str) -> Image:
+    from PIL import Image, ImageDraw, ImageFont
+
+    sizes = [picture.size for row in rows for picture in row.pictures if picture]
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    font = ImageFont.load_default(max(width // 16, 11))
+    gap, line = max(width // 30, 6), int(max(width // 16, 11) * 1.6)
+    letters = max(int(width / font.getlength("0")), 4)
+    sides = [shortened(row.side, 2 * letters) for row in rows]
+    margin = gap + int(max(map(font.getlength, sides)))
+    margin += gap * (margin > gap)
+    columns = max(len(row.pictures) for row in rows)
+    heights = [height + gap + line * bool(row.captions) for row in rows]
+    result = Image.new("RGB", (margin + columns * (width + gap), gap + sum(heights)), paper)
+    draw = ImageDraw.Draw(result)
+    top = gap
+    for row, side, tall in zip(rows, sides, heights, strict=True):
+        bottom = top + tall - gap
+        if side:
+            draw.text((gap, bottom - height / 2), side, ink, font, anchor="lm")
+        for i, picture in enumerate(row.pictures):
+            left = margin + i * (width + gap)
+            if row.captions:
+                caption = shortened(row.captions[i], letters)
+                draw.text((left + width / 2, top + line * 0.4), caption, ink, font, anchor="mm")
+            if picture:
+                corner = (left + (width - picture.width) // 2, bottom - height)
+                result.paste(picture, corner)
+                if not row.framed:  # a difference is mostly as empty as the paper
+                    end = (corner[0] + picture.width - 1, corner[1] + picture.height - 1)
+                    draw.rectangle((*corner, *end), outline=faint)
+            elif row.framed:
+                draw.rectangle((left, bottom - height, left + width - 1, bottom - 1), outline=faint, width=2)
+                draw.text((left + width / 2, bottom - height / 2), "missing", ink, font, anchor="mm")
+        top += tall
+    return result

@@ -1,0 +1,152 @@
+"""Inspections for people and for programs: one file by block, by element; several files side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .console import escape, message, print_line
+from .elements import ELEMENTS, OTHERS
+from .families import OTHER
+from .inspection import Group, Inspection
+from .spectra import Spectrum
+from .tables import Bar, count_text, distinct, print_table, shortened, size_text, table
+
+_COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
+_SPECTRUM = ("largest>", "eff. rank>")
+_HEADING = 24
+
+
+def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = False) -> None:
+    """A table per block (or element), on stdout: who lives there, and how strong it is."""
+    groups = facts.elements if elements else facts.blocks
+    rows = table("element" if elements else "block", *_COLUMNS, *(_SPECTRUM if spectra else ()), "")
+    strongest = max((group.norm for group in groups.values()), default=0.0)
+    for name, group in groups.items():
+        modules = [one.module for one in group.modules]
+        rows.add_row(
+            name,
+            str(len(modules)),
+            distinct(module.algorithm_name for module in modules),
+            distinct(str(module.rank) for module in modules if module.rank),
+            distinct(tensor.dtype for module in modules for tensor in module.all_tensors),
+            count_text(group.parameters),
+            size_text(group.nbytes),
+            f"{group.norm:.3g}",
+            f"{group.share:.1%}",
+            *(_spectrum_cells(group) if spectra else ()),
+            Bar(group.norm, strongest),
+        )
+    lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
+    size = size_text(facts.lora.file.size)
+    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", rows)
+    _remarks(facts)
+
+
+def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra: bool = False) -> None:
+    """Several files in one table, on stdout: the norm of every block (or element), each beside a bar.
+
+    Bars are relative to the strongest block of their own file; the norms tell the files' strengths apart.
+    """
+    groups = [facts.elements if elements else facts.blocks for facts in files]
+    more = _SPECTRUM if spectra else ()
+    columns = [column for facts in files for column in (f"{_heading(facts)}>", *more, "")]
+    rows = table("element" if elements else "block", *columns)
+    strongest = [max((group.norm for group in named.values()), default=0.0) for named in groups]
+    for name in _in_order(files, groups, elements=elements):
+        cells: list[str | Bar] = []
+        for named, whole in zip(groups, strongest, strict=True):
+            group = named.get(name, Group((), 0.0))
+            cells += [f"{group.norm:.3g}" if group.modules else ""]
+            cells += [*(_spectrum_cells(group) if spectra else ()), Bar(group.norm, whole)]
+        rows.add_row(name, *cells)
+    print_table(f"Norms of {len(files)} files, a scale for each", rows)
+    for facts in files:
+        print_line(f"{_title(facts)}, {size_text(facts.lora.file.size)}; {_balance(facts)}")
+        _remarks(facts)
+
+
+def inspection_json(facts: Inspection, *, spectra: bool = False) -> Mapping[str, Any]:
+    """An inspection as `lbw inspect --json` prints it."""
+    return {
+        "file": str(facts.lora.file.path),
+        "family": facts.lora.family.name if facts.lora.family else None,
+        "candidates": [family.name for family in facts.lora.candidates],
+        "layouts": [len(layout) for layout in facts.family.layouts],
+        "size": facts.lora.file.size,
+        "dtype": dict(facts.dtypes),
+        "metadata": dict(facts.lora.file.metadata),
+        "blocks": _groups_json(facts.blocks, spectra=spectra),
+        "elements": _groups_json(facts.elements, spectra=spectra),
+        "components": _groups_json(facts.components, spectra=spectra),
+        "modules": [
+            {
+                "name": module.module.name,
+                "component": module.component,
+                "block": module.block,
+                "algorithm": module.module.algorithm_name,
+                "rank": module.module.rank,
+                "alpha": None if module.alpha is None or math.isnan(module.alpha) else module.alpha,
+                "norm": module.norm,
+                **({"spectrum": _spectrum_json(module.spectrum)} if spectra else {}),
+                "tensors": [tensor.name for tensor in module.module.all_tensors],
+            }
+            for module in facts.modules
+        ],
+        "unknown": [tensor.name for tensor in facts.unknown],
+    }
+
+
+def _groups_json(groups: Mapping[str, Group], *, spectra: bool) -> Mapping[str, Any]:
+    return {
+        name: {
+            "modules": len(group.modules),
+            "bytes": group.nbytes,
+            "norm": group.norm,
+            "parameters": group.parameters,
+            "share": group.share,
+            **({"largest": group.largest, "effective_rank": group.effective_rank} if spectra else {}),
+        }
+        for name, group in groups.items()
+    }
+
+
+def _spectrum_json(spectrum: Spectrum | None) -> Mapping[str, Any] | None:
+    return {"largest": spectrum.largest, "effective_rank": spectrum.effective_rank} if spectrum else None
+
+
+def _spectrum_cells(group: Group) -> tuple[str, str]:
+    largest, rank = group.largest, group.effective_rank
+    return "" if largest is None else f"{largest:.3g}", "" if rank is None else f"{rank:.1f}"
+
+
+def _title(facts: Inspection) -> str:
+    return f"{facts.lora.file.path.name}: {' or '.join(family.title for family in facts.lora.candidates)}"
+
+
+def _heading(facts: Inspection) -> str:
+    return escape(shortened(facts.lora.file.path.stem, _HEADING))
+
+
+def _balance(facts: Inspection) -> str:
+    """How much of the whole each text encoder and the denoiser is: `clip_l 27.3%, unet 72.7%`."""
+    return ", ".join(f"{name} {group.share:.1%}" for name, group in facts.components.items())
+
+
+def _in_order(files: Sequence[Inspection], groups: Sequence[Mapping[str, Group]], *, elements: bool) -> list[str]:
+    """The names in any of the files, those of a family (or element) in its order."""
+    orders = [[*ELEMENTS, OTHERS]] if elements else [[*facts.family.blocks, OTHER] for facts in files]
+    found = {name for named in groups for name in named}
+    names = dict.fromkeys(name for order in orders for name in order if name in found)
+    return sorted(names, key=lambda name: name == OTHER)
+
+
+def _remarks(facts: Inspection) -> None:
+    """What was not measured or not understood, on stderr."""
+    path = facts.lora.file.path
+    if facts.unmeasured:
+        message("warning", f"{path}: {facts.unmeasured} modules have no norm of their own and are not counted")
+    if facts.unknown:
+        names = ", ".join(tensor.name for tensor in facts.unknown[:5])
+        message("warning", f"{path}: {len(facts.unknown)} unknown tensors: {names}")

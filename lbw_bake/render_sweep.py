@@ -1,0 +1,68 @@
+"""Sweeps for people and for programs: what will be written, what was, and how much each block changes the picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .console import message, print_json
+from .sweep import MANIFEST, Survey, Sweep, manifest
+from .tables import Bar, print_table, size_text, table
+
+if TYPE_CHECKING:
+    from .grid import Assembled
+
+
+def surveyed(sweep: Sweep, facts: Survey, *, quiet: bool = False) -> None:
+    """How much there is to write, on stderr, and the warnings of the bakes."""
+    if quiet:
+        return
+    for warning in facts.warnings:
+        message("warning", f"{sweep.lora.file.path}: {warning}")
+    axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values())
+    message("sweep", f"{axes}: {len(sweep.cells)} cells, {len(sweep.files)} files, {size_text(facts.nbytes)}")
+
+
+def written(sweep: Sweep, folder: Path, sizes: Iterable[int], total: int, *, quiet: bool = False) -> None:
+    """Take in the sizes of files as they are written: a progress bar on a terminal, a line at the end."""
+    watched = sys.stderr.isatty() and not quiet
+    nbytes = _with_progress(sizes, total) if watched else sum(sizes)
+    if not quiet:
+        message("written", f"{folder} ({len(sweep.files)} files, {size_text(nbytes)}, {folder / MANIFEST})")
+
+
+def _with_progress(sizes: Iterable[int], total: int) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    nbytes = 0
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("writing", total=total)
+        for size in sizes:
+            nbytes += size
+            progress.update(task, completed=nbytes)
+    return nbytes
+
+
+def manifest_json(sweep: Sweep) -> None:
+    """The manifest on stdout."""
+    print_json(manifest(sweep))
+
+
+def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool = False) -> None:
+    """What a grid shows: pictures that are missing; of an analysis, how much of the picture each block changes."""
+    if json:
+        changed = dict(made.changed)
+        print_json({"picture": str(picture), "missing": list(made.missing), "changed": changed})
+    elif made.changed:
+        rows = table("block", "changed>", "")
+        for label, share in made.changed.items():
+            rows.add_row(label, f"{share:.1%}", Bar(share, max(made.changed.values())))
+        print_table("How much of the picture changes", rows)
+    if quiet:
+        return
+    if made.missing:
+        message("warning", f"{len(made.missing)} pictures are missing: {', '.join(made.missing[:5])}")
+    message("written", str(picture))

@@ -1,0 +1,131 @@
+"""Singular values of updates: how strong a module is in its strongest direction, and how many directions it uses.
+
+The update itself is built only where that is no larger than its factors: a product's singular values are those of
+the small core that QR of both factors leaves, a Kronecker product's are the products of its factors', and a full
+matrix has a Gram matrix on its smaller side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .lowrank import low_rank
+from .modules import Module
+from .updates import Read, arrays_of, hadamard_factor, stored_scale
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """The largest singular value of a module's update, and its effective rank.
+
+    The effective rank is exp(H), H the entropy of the singular values divided by their sum (Roy and Vetterli 2007):
+    1 for one direction, n for n equal ones. It is None for an update that is zero.
+    """
+
+    largest: float
+    effective_rank: float | None
+
+
+def spectrum(module: Module, read: Read) -> Spectrum | None:
+    """The spectrum of a module's update at weight 1, biases left out.
+
+    None where the update is no matrix, depends on the base model, or cannot be told from such tensors. DoRA counts
+    without its magnitude. `read` gives a tensor as an array.
+    """
+    values_of = _VALUES.get(module.algorithm.name)
+    if values_of is None:
+        return None
+    try:
+        arrays = arrays_of(module, read)
+        values = values_of(arrays, module.path) * abs(stored_scale(module, arrays))
+    except (ValueError, np.linalg.LinAlgError):  # dtypes or shapes no trainer writes, NaN, infinity
+        return None
+    if not values.size or not np.isfinite(values).all():
+        return None
+    return Spectrum(float(values.max()), effective_rank(values))
+
+
+def effective_rank(values: Array) -> float | None:
+    """exp(entropy) of values divided by their sum, None if that is zero."""
+    total = float(values.sum())
+    if not total:
+        return None
+    shares = values[values > 0] / total
+    return math.exp(-float((shares * np.log(shares)).sum()))
+
+
+def _of_product(left: Array, right: Array) -> Array:
+    """Singular values of left x right."""
+    if left.shape[1] >= min(len(left), right.shape[1]):
+        return _of_matrix(left @ right)
+    core = _triangle(left) @ _triangle(right.T).T
+    return np.linalg.svd(core, compute_uv=False)
+
+
+def _triangle(matrix: Array) -> Array:
+    """R of the matrix's QR decomposition."""
+    triangle: Array = np.asarray(np.linalg.qr(matrix, mode="r"))
+    return triangle
+
+
+def _of_matrix(matrix: Array) -> Array:
+    """Singular values by the Gram matrix on the smaller side; those below 1e-8 of the largest are noise."""
+    gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    values: Array = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None))
+    return values
+
+
+def _lora(arrays: Arrays, path: str) -> Array:
+    update = low_rank("lora", arrays, path)
+    return _of_product(update.up, update.down.reshape(update.rank, -1))
+
+
+def _embedding(arrays: Arrays, path: str) -> Array:
+    del path
+    return _of_product(arrays["embedding_b"], arrays["embedding_a"])
+
+
+def _loha(arrays: Arrays, path: str) -> Array:
+    (a, b), (c, d) = (hadamard_factor(arrays, n) for n in "12")
+    if a.shape[1] * c.shape[1] >= min(len(a), b.shape[1]):
+        return _of_matrix((a @ b) * (c @ d))
+    update = low_rank("loha", arrays, path)
+    return _of_product(update.up, update.down.reshape(update.rank, -1))
+
+
+def _lokr(arrays: Arrays, path: str) -> Array:
+    del path
+    return np.outer(_kron_factor(arrays, "1"), _kron_factor(arrays, "2")).reshape(-1)
+
+
+def _kron_factor(arrays: Arrays, n: str) -> Array:
+    if (full := arrays.get(f"lokr_w{n}")) is not None:
+        return np.linalg.svd(full.reshape(len(full), -1), compute_uv=False)
+    left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
+    if core is not None:
+        left, right = left.T, np.einsum("pq...,qi->pi...", core, right)
+    return _of_product(left, right.reshape(len(right), -1))
+
+
+def _full(arrays: Arrays, path: str) -> Array:
+    del path
+    matrix = arrays["diff"]
+    return _of_matrix(matrix.reshape(len(matrix), -1)) if matrix.ndim > 1 else np.empty(0)
+
+
+_VALUES: dict[str, Callable[[Arrays, str], Array]] = {
+    "lora": _lora,
+    "lora_embedding": _embedding,
+    "loha": _loha,
+    "lokr": _lokr,
+    "full": _full,
+}

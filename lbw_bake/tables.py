@@ -1,0 +1,95 @@
+"""Tables for a terminal: aligned columns, bars that take the room there is.
+
+rich is imported where a table is drawn: the commands that print a line start faster without it (see `console`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .console import escape
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.measure import Measurement
+    from rich.table import Table
+
+_BAR, _SHORTEST_BAR = 24, 6
+_WIDE = 240  # what is not a terminal has no width to keep to
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar as long as a value is of a whole, in eighths of a character, as wide as its column."""
+
+    value: float
+    whole: float
+
+    def __str__(self) -> str:
+        return self.text(_BAR)
+
+    def text(self, width: int) -> str:
+        """The bar in a column of this width."""
+        eighths = round(min(abs(self.value) / self.whole, 1.0) * width * 8) if self.whole else 0
+        return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[str]:
+        yield self.text(min(options.max_width, _BAR))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        return Measurement(_SHORTEST_BAR, _BAR)
+
+
+def table(*columns: str) -> Table:
+    """A table; a column whose name ends in `>` is aligned to the right, one without a name is for bars."""
+    from rich.table import Table
+
+    rows = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        name = column.strip("> ")
+        justify = "right" if column.endswith(">") else "left"
+        rows.add_column(name, justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
+    return rows
+
+
+def print_table(title: str, rows: Table, *, stderr: bool = False) -> None:
+    """A title and a table, on stdout unless told otherwise."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(escape(title), style="bold", soft_wrap=True)
+    console.print(rows)
+
+
+def size_text(nbytes: float) -> str:
+    """A number of bytes as people say it: `144 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 10 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"
+
+
+def count_text(count: float) -> str:
+    """A number of things as people say it: `19.3M`."""
+    for unit in ("", "k", "M"):
+        if count < 1000:
+            return f"{count:.0f}{unit}" if not unit or count >= 100 else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.2f}G"
+
+
+def distinct(names: Iterable[str]) -> str:
+    """Each name once, sorted."""
+    return " ".join(sorted(set(names)))
+
+
+def shortened(text: str, length: int) -> str:
+    """The text, or its beginning and `…` if it is longer than so many characters."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,105 @@
+"""Pictures: what is in them, whatever the file is called and however many blocks it has."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from conftest import SD1_ALL_BLOCKS, SD1_BLOCKS, SDXL_ALL_BLOCKS, Run, Tensors, kohya_lora, sdxl_lora, unet_lora, write
+
+pytest.importorskip("matplotlib")
+
+FLUX_BLOCKS = ["CLIP", "T5", "IN", *(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38)), "OUT"]
+
+
+def flux_lora() -> Tensors:
+    names = ["te1_text_model_encoder_layers_0_mlp_fc1", "te3_encoder_block_0_layer_1_DenseReluDense_wi_0"]
+    names += ["unet_txt_in", *(f"unet_double_blocks_{i}_img_attn_qkv" for i in range(19))]
+    names += [*(f"unet_single_blocks_{i}_linear1" for i in range(38)), "unet_final_layer_linear"]
+    return kohya_lora(names)
+
+
+FILES = {
+    "17": (unet_lora(), SD1_BLOCKS),
+    "20": (sdxl_lora(SDXL_ALL_BLOCKS), SDXL_ALL_BLOCKS),
+    "26": (unet_lora(SD1_ALL_BLOCKS), SD1_ALL_BLOCKS),
+    "61": (flux_lora(), FLUX_BLOCKS),
+}
+
+
+def texts(picture: Path) -> list[str]:
+    """The texts of an SVG, which matplotlib keeps as comments beside their outlines."""
+    return [match.strip() for match in re.findall(r"<!-- (.*?) -->", picture.read_text("utf-8"))]
+
+
+def drawn(run: Run, *args: object) -> None:
+    code, _, error = run("inspect", *args)
+    assert code == 0, error
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("tensors", "blocks"), FILES.values(), ids=FILES)
+def test_every_block_has_its_label_in_order(
+    tensors: Tensors, blocks: list[str], theme: str, tmp_path: Path, run: Run
+) -> None:
+    picture = tmp_path / "a.svg"
+    drawn(run, write(tmp_path / "style.safetensors", tensors), "--plot", picture, "--theme", theme)
+    ET.parse(picture)
+    found = texts(picture)
+    assert [text for text in found if text in blocks][: len(blocks)] == blocks
+    assert "style" in found
+    assert "text encoder" in found
+
+
+def test_a_png_is_a_png(tmp_path: Path, run: Run) -> None:
+    picture = tmp_path / "a.PNG"
+    drawn(run, write(tmp_path / "a.safetensors", unet_lora()), "--plot", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_data_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
+    path = write(tmp_path / "a.safetensors", unet_lora())
+    for name in ("a.svg", "b.svg"):
+        drawn(run, path, "--plot", tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_several_files_are_all_named(tmp_path: Path, run: Run) -> None:
+    names = ["one", "two $x$", "_three", "画風"]
+    files = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in names]
+    drawn(run, *files, "--plot", tmp_path / "a.svg", "--elements")
+    assert set(names) <= set(texts(tmp_path / "a.svg"))
+
+
+def test_nothing_measurable_is_still_a_picture(tmp_path: Path, run: Run) -> None:
+    tensors = {name: np.full_like(array, np.nan) for name, array in unet_lora(["MID", "OUT03"]).items()}
+    drawn(run, write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.png", "--family", "sd1")
+
+
+def test_an_existing_picture_needs_force(tmp_path: Path, run: Run) -> None:
+    path, picture = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "a.svg"
+    picture.write_text("mine")
+    code, out, error = run("inspect", path, "--plot", picture)
+    assert (code, out) == (1, "")
+    assert "already exists" in error
+    assert picture.read_text() == "mine"
+    drawn(run, path, "--plot", picture, "--force")
+
+
+def test_other_formats_are_refused_before_any_work(tmp_path: Path, run: Run) -> None:
+    code, out, error = run("inspect", tmp_path / "absent", "--plot", tmp_path / "a.safetensors")
+    assert (code, out) == (1, "")
+    assert ".png or .svg" in error
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = write(tmp_path / "a.safetensors", unet_lora())
+    code, out, error = run("inspect", path, "--plot", tmp_path / "a.png")
+    assert (code, out) == (1, "")
+    assert "pip install 'lbw-bake[plot]'" in error
+    assert run("inspect", path)[0] == 0

@@ -1,0 +1,308 @@
+"""The XYZ plot offline: cells have the weights the extension gives them, equal ones share a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import (
+    SD1_ALL_BLOCKS,
+    SD1_BLOCKS,
+    BakeFile,
+    Run,
+    Tensors,
+    kohya_lora,
+    measured,
+    metadata_of,
+    sdxl_lora,
+    unet_lora,
+    write,
+)
+from safetensors.numpy import load_file
+
+from lbw_bake.errors import LbwError
+from lbw_bake.sweep import parse_size
+
+MIDD = dict(zip(SD1_BLOCKS, [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], strict=True))
+
+FLUX = kohya_lora(["unet_double_blocks_0_img_mlp_0", "unet_single_blocks_1_linear1"], width=3072)
+FLUX_STACK = [*(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38))]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write(tmp_path / "style.safetensors", unet_lora(), {"ss_base_model_version": "sd_v1"})
+
+
+def swept(run: Run, source: Path, *args: object, expect: int = 0) -> dict[str, Any]:
+    """Sweep into `plot` beside the source; the manifest, after every file was held to what it says."""
+    folder = source.parent / "plot"
+    code, _, error = run("sweep", source, "-o", folder, *args)
+    assert code == expect, error
+    manifest = dict(json.loads((folder / "manifest.json").read_text("utf-8")))
+    assert set(manifest) == {"source", "axes", "cells"}
+    assert manifest["source"] == source.name
+    for cell in manifest["cells"]:
+        assert set(cell) == {"x", "y", "z", "file", "weights", "prompt"}
+        assert cell["prompt"] == f"<lora:{cell['file'].removesuffix('.safetensors')}:1>"
+    files = {cell["file"] for cell in manifest["cells"]}
+    assert {path.name for path in folder.glob("*.safetensors")} == files
+    return manifest
+
+
+def weights_of(source: Path, cell: dict[str, Any]) -> dict[str, float]:
+    """Block -> the weight its one module really got in the cell's file."""
+    found = measured(unet_lora(), load_file(source.parent / "plot" / cell["file"]))
+    return dict(zip(SD1_BLOCKS, [round(weight, 3) for weight in found], strict=True))
+
+
+def by_label(manifest: dict[str, Any]) -> dict[tuple[str | None, str | None, str | None], dict[str, Any]]:
+    return {(cell["x"], cell["y"], cell["z"]): cell for cell in manifest["cells"]}
+
+
+def test_values_set_the_blocks_of_the_blocks_axis(source: Path, run: Run) -> None:
+    manifest = swept(
+        run,
+        source,
+        "--x",
+        "values=0,0.25,1.0",
+        "--y",
+        "blocks=BASE,IN01-IN04 MID,NOT OUT03-OUT11",
+        "--z",
+        "presets=MIDD",
+    )
+    chosen = {
+        "BASE": {"BASE"},
+        "IN01-IN04 MID": {"IN01", "IN02", "IN04", "MID"},
+        "NOT OUT03-OUT11": set(SD1_BLOCKS[:8]),
+    }
+    cells = by_label(manifest)
+    assert list(cells) == [(x, y, "MIDD") for y in chosen for x in ("0", "0.25", "1")]
+    for (x, y, _), cell in cells.items():
+        expected = {block: float(x or 0) if block in chosen[y or ""] else MIDD[block] for block in SD1_BLOCKS}
+        assert weights_of(source, cell) == expected
+        assert {block: cell["weights"][block] for block in SD1_BLOCKS} == expected
+
+
+def test_without_an_axis_of_blocks_values_set_all_of_them(source: Path, run: Run) -> None:
+    cells = by_label(swept(run, source, "--x", "values=0.5,1"))
+    assert weights_of(source, cells["0.5", None, None]) == dict.fromkeys(SD1_BLOCKS, 0.5)
+
+
+def test_values_take_the_place_of_x_in_the_base_weights(source: Path, run: Run) -> None:
+    base = "BASE=1 IN01=X IN02=X+0.5 *=0"
+    cells = by_label(swept(run, source, "--x", "values=0.25,0.5", "--base-weights", base))
+    found = weights_of(source, cells["0.25", None, None])
+    assert [found[block] for block in ("BASE", "IN01", "IN02", "IN04")] == [1, 0.25, 0.75, 0]
+
+
+def test_without_values_blocks_are_set_to_at(source: Path, run: Run) -> None:
+    cells = by_label(swept(run, source, "--y", "blocks=MID,OUT", "--at", "-0.5", "--base-weights", "*=0.5"))
+    found = weights_of(source, cells[None, "MID", None])
+    assert found == {block: -0.5 if block == "MID" else 0.5 for block in SD1_BLOCKS}
+
+
+def test_two_axes_of_presets_are_combined(source: Path, run: Run, tmp_path: Path) -> None:
+    """The first one's weight where it has any, else the second one's; the diagonal is each alone."""
+    presets = write_presets(tmp_path / "p.yaml", A="BASE: 1, IN01: 0.5", B="IN01: 0.25, MID: 0.75")
+    manifest = swept(run, source, "--x", "presets=A,B", "--y", "presets=A,B", "--presets", presets)
+    cells = {labels[:2]: weights_of(source, cell) for labels, cell in by_label(manifest).items()}
+    blocks = ("BASE", "IN01", "MID", "OUT03")
+    assert {labels: [found[block] for block in blocks] for labels, found in cells.items()} == {
+        ("A", "A"): [1, 0.5, 0, 0],
+        ("B", "A"): [1, 0.25, 0.75, 0],
+        ("A", "B"): [1, 0.5, 0.75, 0],
+        ("B", "B"): [0, 0.25, 0.75, 0],
+    }
+
+
+def write_presets(path: Path, **presets: str) -> Path:
+    path.write_text("".join(f'{name}: {{{rules}, "*": 0}}\n' for name, rules in presets.items()))
+    return path
+
+
+def test_presets_may_be_written_out(source: Path, run: Run) -> None:
+    cells = by_label(swept(run, source, "--x", "presets=MIDD; MID=1 *=0"))
+    assert weights_of(source, cells["MID=1 *=0", None, None]) == {block: float(block == "MID") for block in SD1_BLOCKS}
+
+
+def test_elements_are_added_to_the_cell(source: Path, run: Run) -> None:
+    manifest = swept(run, source, "--x", "elements=MID:proj:0; ::0.5,MID:proj:0.25", "--y", "values=1")
+    cells = by_label(manifest)
+    assert weights_of(source, cells["MID:proj:0", "1", None]) == {block: float(block != "MID") for block in SD1_BLOCKS}
+    both = weights_of(source, cells["::0.5,MID:proj:0.25", "1", None])
+    assert both == {block: 0.25 if block == "MID" else 0.5 for block in SD1_BLOCKS}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "written", "blocks"),
+    [
+        (unet_lora(), "17ALL", SD1_BLOCKS),
+        (unet_lora(), "26all", SD1_ALL_BLOCKS),
+        (sdxl_lora(), "12ALL", ["BASE", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT0{i}" for i in range(6))]),
+        (FLUX, "57ALL", FLUX_STACK),
+        (FLUX, "61ALL", ["CLIP", "T5", "IN", *FLUX_STACK, "OUT"]),
+    ],
+)
+def test_all_is_a_cell_for_each_block_of_a_layout(
+    tensors: Tensors, written: str, blocks: list[str], tmp_path: Path, run: Run
+) -> None:
+    manifest = swept(run, write(tmp_path / "a.safetensors", tensors), "--x", f"blocks={written},*")
+    assert manifest["axes"]["x"]["cells"] == [*blocks, "*"]
+
+
+class TestFiles:
+    """One file per distinct cell, named after it, exactly what `lbw bake` writes."""
+
+    def test_cells_of_equal_effect_share_a_file(self, source: Path, run: Run) -> None:
+        manifest = swept(run, source, "--x", "values=1,0", "--y", "blocks=26ALL")
+        cells = by_label(manifest)
+        full = cells["1", "BASE", None]["file"]
+        assert all(cells["1", block, None]["file"] == full for block in SD1_ALL_BLOCKS)
+        # The file has no module in these, so nothing changes.
+        assert all(cells["0", block, None]["file"] == full for block in set(SD1_ALL_BLOCKS) - set(SD1_BLOCKS))
+        assert len({cell["file"] for cell in cells.values()}) == 1 + len(SD1_BLOCKS)
+
+    def test_more_files_than_are_open_at_a_time(self, source: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lbw_bake.sweep._OPEN", 2)
+        manifest = swept(run, source, "--analyse")
+        for cell in manifest["cells"]:
+            expected = {block: float(block != cell["x"]) for block in SD1_BLOCKS}
+            assert weights_of(source, cell) == expected
+
+    def test_a_file_is_what_bake_writes(self, source: Path, run: Run, bake_file: BakeFile) -> None:
+        (cell,) = swept(run, source, "--x", "presets=MIDD", "--dtype", "bf16")["cells"]
+        file = source.parent / "plot" / cell["file"]
+        baked = bake_file(source, "-p", "MIDD", "--dtype", "bf16")
+        assert metadata_of(file).keys() == metadata_of(baked).keys()
+        assert file.read_bytes()[-1000:] == baked.read_bytes()[-1000:]
+        assert run("diff", source, file)[0] == 0
+
+    def test_names_tell_the_cell_and_are_the_same_every_time(self, source: Path, run: Run) -> None:
+        axes = ("--x", "values=0.25,-1", "--y", "blocks=IN01-IN08,NOT OUT")
+        names = [cell["file"] for cell in swept(run, source, *axes)["cells"]]
+        assert names == [
+            f"style-{value}-{blocks}.safetensors" for blocks in ("IN01-IN08", "NOT_OUT") for value in ("0.25", "-1")
+        ]
+        assert [cell["file"] for cell in swept(run, source, *axes, "--force")["cells"]] == names
+
+    def test_names_that_differ_in_case_alone_are_told_apart(self, source: Path, run: Run, tmp_path: Path) -> None:
+        presets = write_presets(tmp_path / "p.yaml", face="MID: 1", FACE="BASE: 1")
+        manifest = swept(run, source, "--x", "presets=face,FACE", "--presets", presets)
+        assert [cell["file"] for cell in manifest["cells"]] == ["style-face.safetensors", "style-FACE-2.safetensors"]
+
+    @pytest.mark.parametrize("name", ["a:b,c<d>=e", "画風 (v2.1)", "x" * 150])
+    def test_names_are_safe_in_a_prompt(self, name: str, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / f"{name}.safetensors", unet_lora())
+        manifest = swept(run, source, "--x", f"elements={'IN01:attn proj:0.5, ' * 20} MID:a:0")
+        (cell,) = manifest["cells"]
+        assert cell["prompt"].count(":") == 2
+        assert not set(",=<>") & set(cell["prompt"][1:-1])
+
+    def test_lists_name_every_file_once(self, source: Path, run: Run) -> None:
+        manifest = swept(run, source, "--analyse")
+        files = list(dict.fromkeys(cell["file"] for cell in manifest["cells"]))
+        prompts = [f"<lora:{file.removesuffix('.safetensors')}:1>" for file in files]
+        folder = source.parent / "plot"
+        assert (folder / "prompts.txt").read_text("utf-8").splitlines() == prompts
+        assert (folder / "prompt-sr.txt").read_text("utf-8").strip().split(", ") == prompts
+        assert (folder / "comfyui.txt").read_text("utf-8").splitlines() == files
+
+    def test_a_folder_is_not_overwritten(self, source: Path, run: Run) -> None:
+        swept(run, source, "--analyse")
+        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse")
+        assert code == 1
+        assert "already exists" in error
+        swept(run, source, "--analyse", "--force")
+
+    def test_a_failure_leaves_no_file(self, source: Path, run: Run) -> None:
+        tensors = unet_lora() | {"lora_unet_middle_block_1_proj_in.dora_scale": np.ones((1, 8), np.float32)}
+        path = write(source.with_name("dora.safetensors"), tensors)
+        code, _, error = run("sweep", path, "-o", path.parent / "plot", "--x", "values=1,0.5", "--y", "blocks=MID")
+        assert code == 1
+        assert "cannot take a weight other than 0 or 1" in error
+        assert not (path.parent / "plot").exists()
+
+
+class TestAnalysis:
+    """The effective-block analyser: the whole LoRA, then without each block in turn."""
+
+    def test_each_block_in_turn(self, source: Path, run: Run) -> None:
+        manifest = swept(run, source, "--analyse", "--at", "0.5", "--base-weights", "*=0.8")
+        assert manifest["axes"] == {"x": {"kind": "analyse", "cells": ["full", *SD1_BLOCKS]}}
+        for cell in manifest["cells"]:
+            expected = {block: 0.5 if block == cell["x"] else 0.8 for block in SD1_BLOCKS}
+            assert weights_of(source, cell) == expected
+
+    def test_only_the_blocks_asked_for(self, source: Path, run: Run) -> None:
+        manifest = swept(run, source, "--analyse", "--x", "blocks=BASE,OUT")
+        assert [cell["x"] for cell in manifest["cells"]] == ["full", "BASE", "OUT"]
+
+
+class TestSize:
+    """What is large is said, and refused, before anything is written."""
+
+    def test_it_says_how_much(self, source: Path, run: Run) -> None:
+        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse")
+        assert code == 0
+        said = error.splitlines()[0]
+        assert said.startswith("sweep: 18 analyse: 18 cells, 18 files, ")
+        nbytes = sum(path.stat().st_size for path in (source.parent / "plot").glob("*.safetensors"))
+        assert float(said.split()[-2]) == pytest.approx(nbytes / 1000, rel=0.3)
+
+    def test_it_is_refused_unless_yes(self, source: Path, run: Run) -> None:
+        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse", "--max-size", "10kB")
+        assert code == 1
+        assert "more than the 10 kB of --max-size" in error
+        assert "--yes" in error
+        assert not (source.parent / "plot").exists()
+        swept(run, source, "--analyse", "--max-size", "10kB", "--yes")
+
+    def test_a_dry_run_writes_nothing(self, source: Path, run: Run) -> None:
+        code, out, _ = run("sweep", source, "--analyse", "--dry-run", "--json")
+        assert code == 0
+        assert len(json.loads(out)["cells"]) == 18
+        assert list(source.parent.iterdir()) == [source]
+
+    @pytest.mark.parametrize(
+        ("text", "nbytes"), [("20GB", 20e9), ("1.5 mb", 1.5e6), ("700", 700), ("3K", 3000), ("1TB", 1e12)]
+    )
+    def test_sizes_as_people_write_them(self, text: str, nbytes: float) -> None:
+        assert parse_size(text) == nbytes
+
+    @pytest.mark.parametrize("text", ["", "x", "-1GB", "20GiB", "1e3", "nan"])
+    def test_what_is_no_size(self, text: str) -> None:
+        with pytest.raises(LbwError, match="is no size"):
+            parse_size(text)
+
+
+WRONG = {
+    "no kind": (["--x", "0,0.5,1"], "write KIND=CELL"),
+    "an unknown kind": (["--x", "value=0,1"], "did you mean values?"),
+    "an empty cell": (["--x", "values=0,,1"], "empty cell"),
+    "no number": (["--x", "values=0,one"], "'one'"),
+    "an unknown block": (["--x", "blocks=BASE,IN99"], "no block 'IN99'"),
+    "an unknown layout": (["--x", "blocks=61ALL"], "17ALL, 20ALL, 26ALL"),
+    "an unknown preset": (["--x", "presets=MIDE"], "did you mean MIDD?"),
+    "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
+    "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
+    "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
+    "random weights": (["--x", "blocks=MID", "--base-weights", ",".join("R" * 17)], "--seed"),
+    "a variable": (["--x", "blocks=MID", "--base-weights", ",".join("X" * 17)], "--x"),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), WRONG.values(), ids=WRONG)
+def test_what_has_no_meaning_is_refused(args: list[str], said: str, source: Path, run: Run) -> None:
+    code, out, error = run("sweep", source, "-o", source.parent / "plot", *args)
+    assert (code, out) == (1, "")
+    assert said in error
+    assert not (source.parent / "plot").exists()
+
+
+@pytest.mark.parametrize("args", [[], ["-o", "plot"], ["--analyse", "-o", "plot", "--y", "values=1"], ["--analyse"]])
+def test_wrong_usage(args: list[str], source: Path, run: Run) -> None:
+    assert run("sweep", source, *args)[0] == 2
