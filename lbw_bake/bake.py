@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 
 import numpy as np
 
@@ -45,10 +46,7 @@ def bake(targets: Sequence[Target], backend: Backend = Multiply.transform) -> li
     """
     source = targets[0].plan.lora.file
     with TensorData(source) as data, ExitStack() as outputs:
-        writers = [
-            _Writer(target, outputs.enter_context(atomic_write(target.output, replace=target.replace)), data, backend)
-            for target in targets
-        ]
+        writers = [_Writer(target, data, backend, outputs) for target in targets]
         for tensor in source.in_data_order():
             waiting = [take for writer in writers if (take := writer.begin(tensor))]
             if waiting:
@@ -60,11 +58,44 @@ def bake(targets: Sequence[Target], backend: Backend = Multiply.transform) -> li
     return sizes
 
 
+class _Hashing:
+    """Hashes pieces on a thread of its own while the next ones are read, multiplied and written."""
+
+    def __init__(self, hashes: DataHashes) -> None:
+        self._hashes = hashes
+        self._lots: Queue[list[Bytes]] = Queue(maxsize=2)
+        self._lot: list[Bytes] = []
+        self._size = 0
+        self._thread = Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def put(self, piece: Bytes) -> None:
+        """Take in the next bytes, which must stay as they are."""
+        self._lot.append(piece)
+        self._size += len(piece)
+        if self._size >= PIECE:
+            self._lots.put(self._lot)
+            self._lot, self._size = [], 0
+
+    def finish(self) -> None:
+        """Wait until everything is hashed; the thread ends."""
+        if self._thread.is_alive():
+            self._lots.put(self._lot)
+            self._lots.put([])
+            self._thread.join()
+
+    def _work(self) -> None:
+        while lot := self._lots.get():
+            for piece in lot:
+                self._hashes.update(piece.data)
+
+
 class _Writer:
     """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
 
-    def __init__(self, target: Target, file: FileIO, data: TensorData, backend: Backend) -> None:
-        self._file, self._data, self._backend = file, data, backend
+    def __init__(self, target: Target, data: TensorData, backend: Backend, outputs: ExitStack) -> None:
+        self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
+        self._data, self._backend = data, backend
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
@@ -73,9 +104,12 @@ class _Writer:
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._listed, self._metadata) if hashed else None
+        self._hashing = _Hashing(self._hashes) if self._hashes else None
+        if self._hashing:
+            outputs.callback(self._hashing.finish)
         self._offset = source.data_start
         self._run = (0, 0)
-        write_all(file, self._header())
+        write_all(self._file, self._header())
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
         """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
@@ -101,7 +135,8 @@ class _Writer:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""
         self._copy_run()
         size = self._file.tell()
-        if self._hashes:
+        if self._hashing:
+            self._hashing.finish()
             self._file.seek(0)
             write_all(self._file, self._header())
         return size
@@ -110,8 +145,8 @@ class _Writer:
         return encode_header(self._listed, self._hashes.metadata() if self._hashes else self._metadata)
 
     def _put(self, piece: Bytes) -> None:
-        if self._hashes:
-            self._hashes.update(piece.data)
+        if self._hashing:
+            self._hashing.put(piece)
         write_all(self._file, piece.data)
 
     def _extend_run(self, tensor: Tensor) -> None:

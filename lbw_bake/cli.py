@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -293,6 +294,8 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a name or a bar still shows the rest
             stream.reconfigure(errors="backslashreplace")
+    # All matrices here are small: threads of numpy's would only get into each other's way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args is None:
         # Ended by the system, a bake still takes its half-written file along.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -43,11 +43,10 @@ class TensorData:
         self._file.close()
 
     def pieces(self, start: int, end: int) -> Iterator[Bytes]:
-        """The bytes of a range of the file in pieces of `PIECE`, each valid until the next is asked for."""
-        buffer = np.empty(min(PIECE, end - start), np.uint8)
+        """The bytes of a range of the file in pieces of `PIECE`."""
         self._file.seek(start)
         for position in range(start, end, PIECE):
-            piece = buffer[: end - position]
+            piece = np.empty(min(PIECE, end - position), np.uint8)
             self._read_into(piece.data)
             yield piece
 
