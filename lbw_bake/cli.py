@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -296,6 +297,8 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     # All matrices here are small: threads of numpy's would only get into each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A bake makes many small values and no cycles.
+    gc.set_threshold(50_000)
     if args is None:
         # Ended by the system, a bake still takes its half-written file along.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -81,7 +81,8 @@ class Comparison:
     @property
     def metadata(self) -> MetadataChanges:
         """What became of the metadata."""
-        old, new = self.original.file.metadata, self.baked.file.metadata
+        # Sorted, because writers that hash their keys leave them in an order of chance.
+        old, new = (dict(sorted(lora.file.metadata.items())) for lora in (self.original, self.baked))
         return MetadataChanges(
             {key: value for key, value in new.items() if key not in old},
             {key: value for key, value in old.items() if key not in new},

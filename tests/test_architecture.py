@@ -1,0 +1,56 @@
+"""The shape of the package: no module imports one above it, and heavy libraries stay where they are needed."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "lbw_bake"
+# Library -> the modules (or packages of modules) that may import it.
+HOMES = {
+    "torch": {"cuda", "nonlinear", "lowrank", "remedies"},
+    "yaml": {"presets"},
+    "matplotlib": {"plots"},
+    "PIL": {"grid"},
+    "distributed": {"batch"},
+    "safetensors": {"tensorfile"},
+    "platformdirs": {"presets"},
+}
+
+
+def unit(path: Path) -> str:
+    """The module, or the package it is in."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports() -> Iterator[tuple[str, int, str]]:
+    """(importing unit, dots, dotted name) of every import, those inside functions too."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((unit(path), 0, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                inside = node.level > len(path.relative_to(PACKAGE).parts) - 1
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                yield from ((unit(path), node.level if inside else -1, name) for name in names)
+
+
+def test_no_arrow_points_up() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for importer, dots, name in imports():
+        if dots > 0 and (imported := name.split(".")[0]) != importer:
+            graph[importer].add(imported)
+    order = list(TopologicalSorter(graph).static_order())
+    assert order.index("errors") < order.index("keys") < order.index("plan") < order.index("run") < order.index("cli")
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_stays_where_it_is_needed(library: str) -> None:
+    users = {importer for importer, dots, name in imports() if dots == 0 and name.split(".")[0] == library}
+    assert users <= HOMES[library]
