@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .errors import DeviceError
+
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Factors = tuple[Array, Array]
@@ -69,12 +71,15 @@ def concatenate(parts: Sequence[LowRank]) -> LowRank:
 def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank, float]:
     """The nearest update of a lower rank (Eckart-Young), and its relative Frobenius distance.
 
-    QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one.
+    QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one. Raises
+    DeviceError without torch.
     """
-    import torch
-
     if update.rank <= rank:
         return update, 0.0
+    try:
+        import torch
+    except ImportError:
+        raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch") from None
     where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     up = torch.from_numpy(update.up).to(where)
     down = torch.from_numpy(update.down.reshape(update.rank, -1)).to(where)
