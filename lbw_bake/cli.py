@@ -17,6 +17,7 @@ import typer
 
 from . import __version__
 from .cli_inspect import diff, inspect
+from .cli_options import Device, Dtype, FamilyName, Json, running, weighing, writing
 from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .cli_sweep import sweep
@@ -30,23 +31,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Dtype(str, Enum):
-    """What floating tensors are stored as."""
-
-    keep = "keep"
-    f16 = "f16"
-    bf16 = "bf16"
-    f32 = "f32"
-
-
-class Device(str, Enum):
-    """Where the arithmetic runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class DoraNorm(str, Enum):
@@ -63,15 +47,9 @@ class Inexact(str, Enum):
     allow = "allow"
 
 
-# Options, by the panel of the help page they are in.
-_weights = partial(typer.Option, rich_help_panel="Weights")
-_output = partial(typer.Option, rich_help_panel="Output")
 _exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
-_how = partial(typer.Option, rich_help_panel="How to run")
 
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
-FamilyName = Annotated[str | None, _how("--family", help="Model family, where the file does not tell.")]
-Json = Annotated[bool, _how("--json", help="Print one JSON object per file on stdout.")]
 
 
 def _version(value: bool) -> None:
@@ -99,18 +77,18 @@ def lbw(
 @app.command()
 def bake(
     inputs: Inputs,
-    output: Annotated[Path | None, _output("--output", "-o", help="The file to write.")] = None,
-    out_dir: Annotated[Path | None, _output("--out-dir", help="The folder to write to, names kept.")] = None,
+    output: Annotated[Path | None, writing("--output", "-o", help="The file to write.")] = None,
+    out_dir: Annotated[Path | None, writing("--out-dir", help="The folder to write to, names kept.")] = None,
     name: Annotated[
-        str | None, _output("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
+        str | None, writing("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
     ] = None,
     preset: Annotated[
         list[str] | None,
-        _weights("--preset", "-p", help="Weights by name: MIDD, OUTALL, ... Several write several files."),
+        weighing("--preset", "-p", help="Weights by name: MIDD, OUTALL, ... Several write several files."),
     ] = None,
     weights: Annotated[
         str | None,
-        _weights(
+        weighing(
             "--weights",
             "-w",
             help='A vector (1,0,0.5,...) or block rules ("BASE=1 IN04-IN08=0.5 *=0").',
@@ -118,31 +96,31 @@ def bake(
     ] = None,
     token: Annotated[
         str | None,
-        _weights("--token", help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'),
+        weighing("--token", help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'),
     ] = None,
-    strength: Annotated[float, _weights("--strength", "-s", help="Multiplies everything.")] = 1.0,
-    te: Annotated[float, _weights("--te", help="Multiplies the text encoders.")] = 1.0,
-    unet: Annotated[float, _weights("--unet", help="Multiplies the UNet or transformer.")] = 1.0,
-    rest: Annotated[float, _weights("--rest", help="Weight of the blocks the weights do not list.")] = 0.0,
-    other: Annotated[float, _weights("--other", help="Weight of what lies in no block (OTHER).")] = 1.0,
-    invert: Annotated[bool, _weights("--invert", help="Turn every block weight w into 1 - w.")] = False,
+    strength: Annotated[float, weighing("--strength", "-s", help="Multiplies everything.")] = 1.0,
+    te: Annotated[float, weighing("--te", help="Multiplies the text encoders.")] = 1.0,
+    unet: Annotated[float, weighing("--unet", help="Multiplies the UNet or transformer.")] = 1.0,
+    rest: Annotated[float, weighing("--rest", help="Weight of the blocks the weights do not list.")] = 0.0,
+    other: Annotated[float, weighing("--other", help="Weight of what lies in no block (OTHER).")] = 1.0,
+    invert: Annotated[bool, weighing("--invert", help="Turn every block weight w into 1 - w.")] = False,
     element: Annotated[
         list[str] | None,
-        _weights("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
+        weighing("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
     ] = None,
     element_preset: Annotated[
         list[str] | None,
-        _weights("--element-preset", help="Element rules by name: ATTNDEEPON, ..."),
+        weighing("--element-preset", help="Element rules by name: ATTNDEEPON, ..."),
     ] = None,
-    x: Annotated[float | None, _weights("--x", help="The value of X in a vector.")] = None,
-    seed: Annotated[int | None, _weights("--seed", help="Draws R and U in a vector.")] = None,
-    a: Annotated[float | None, _weights("--a", help="The value of A in a vector, as the Inspire Pack has it.")] = None,
-    b: Annotated[float | None, _weights("--b", help="The value of B in a vector, as the Inspire Pack has it.")] = None,
-    layout: Annotated[int | None, _weights("--layout", help="The preset's entry of this vector length.")] = None,
-    presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
+    x: Annotated[float | None, weighing("--x", help="The value of X in a vector.")] = None,
+    seed: Annotated[int | None, weighing("--seed", help="Draws R and U in a vector.")] = None,
+    a: Annotated[float | None, weighing("--a", help="The value of A in a vector, as the Inspire Pack has it.")] = None,
+    b: Annotated[float | None, weighing("--b", help="The value of B in a vector, as the Inspire Pack has it.")] = None,
+    layout: Annotated[int | None, weighing("--layout", help="The preset's entry of this vector length.")] = None,
+    presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
-    rank: Annotated[int | None, _output("--rank", min=1, help="Truncate every product to this rank.")] = None,
+    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
     base: Annotated[
         Path | None,
         _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
@@ -153,28 +131,30 @@ def bake(
     inexact: Annotated[
         Inexact, _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near.")
     ] = Inexact.refuse,
-    prune: Annotated[bool, _output("--prune", help="Leave out modules of weight 0 where that is safe.")] = False,
-    device: Annotated[Device, _how("--device", help="Where to multiply.")] = Device.auto,
-    recursive: Annotated[bool, _how("--recursive", "-r", help="Look into subfolders too.")] = False,
-    include: Annotated[list[str] | None, _how("--include", help="Of a folder, only files like *style*.")] = None,
-    exclude: Annotated[list[str] | None, _how("--exclude", help="Of a folder, no files like *style*.")] = None,
-    workers: Annotated[int, _how("--jobs", "-j", min=0, help="Files at a time; 0 means one per core.")] = 0,
-    cluster: Annotated[str | None, _how("--cluster", help="Address of a Dask scheduler to give the files to.")] = None,
-    skip_existing: Annotated[bool, _output("--skip-existing", help="Leave existing outputs as they are.")] = False,
-    force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
-    in_place: Annotated[bool, _output("--in-place", help="Replace the input.")] = False,
-    strict: Annotated[bool, _how("--strict", help="Turn every warning into an error.")] = False,
+    prune: Annotated[bool, writing("--prune", help="Leave out modules of weight 0 where that is safe.")] = False,
+    device: Annotated[Device, running("--device", help="Where to multiply.")] = Device.auto,
+    recursive: Annotated[bool, running("--recursive", "-r", help="Look into subfolders too.")] = False,
+    include: Annotated[list[str] | None, running("--include", help="Of a folder, only files like *style*.")] = None,
+    exclude: Annotated[list[str] | None, running("--exclude", help="Of a folder, no files like *style*.")] = None,
+    workers: Annotated[int, running("--jobs", "-j", min=0, help="Files at a time; 0 means one per core.")] = 0,
+    cluster: Annotated[
+        str | None, running("--cluster", help="Address of a Dask scheduler to give the files to.")
+    ] = None,
+    skip_existing: Annotated[bool, writing("--skip-existing", help="Leave existing outputs as they are.")] = False,
+    force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
+    in_place: Annotated[bool, writing("--in-place", help="Replace the input.")] = False,
+    strict: Annotated[bool, running("--strict", help="Turn every warning into an error.")] = False,
     metadata_update: Annotated[
         bool,
-        _output(
+        writing(
             "--metadata-update/--no-metadata-update",
             help="Keep hashes and names in the metadata true.",
         ),
     ] = True,
-    dry_run: Annotated[bool, _how("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
+    dry_run: Annotated[bool, running("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
     json_output: Json = False,
-    quiet: Annotated[bool, _how("--quiet", "-q", help="Print errors only.")] = False,
-    verbose: Annotated[bool, _how("--verbose", "-v", help="Print the weight of every block.")] = False,
+    quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
+    verbose: Annotated[bool, running("--verbose", "-v", help="Print the weight of every block.")] = False,
 ) -> None:
     """Write LoRAs with the block weights multiplied in.
 
@@ -216,7 +196,7 @@ def bake(
     given = [read(preset=one) for one in preset] if preset else [read()]
     recipes = [
         jobs.Recipe(
-            one.source,
+            one,
             one.modify(options),
             layout=layout,
             family=family,
@@ -262,14 +242,14 @@ def merge(
     inputs: Annotated[
         list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
-    output: Annotated[Path, _output("--output", "-o", help="The file to write.")],
-    rank: Annotated[int | None, _output("--rank", min=1, help="Truncate every product to this rank.")] = None,
-    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
-    force: Annotated[bool, _output("--force", "-f", help="Replace an existing output.")] = False,
-    presets: Annotated[Path | None, _weights("--presets", help="A presets file on top of your own.")] = None,
+    output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
+    rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
+    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
+    presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    device: Annotated[Device, _how("--device", help="Where to truncate.")] = Device.auto,
-    quiet: Annotated[bool, _how("--quiet", "-q", help="Print errors only.")] = False,
+    device: Annotated[Device, running("--device", help="Where to truncate.")] = Device.auto,
+    quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
     json_output: Json = False,
 ) -> None:
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""

@@ -8,10 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_options import FamilyName, Json
 from .errors import LbwError
-
-FamilyName = Annotated[str | None, typer.Option("--family", help="Model family, where the file does not tell.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per file on stdout.")]
 
 
 class Theme(str, Enum):

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .cli_inspect import FamilyName, Theme
+from .cli_inspect import Theme
+from .cli_options import Device, Dtype, FamilyName, writing
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
 _start = partial(typer.Option, rich_help_panel="What cells start from")
-_output = partial(typer.Option, rich_help_panel="Output")
 _grid = partial(typer.Option, rich_help_panel="Pictures")
-
-
-class Dtype(str, Enum):
-    """What floating tensors are stored as."""
-
-    keep = "keep"
-    f16 = "f16"
-    bf16 = "bf16"
-    f32 = "f32"
-
-
-class Device(str, Enum):
-    """Where the arithmetic runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def sweep(
@@ -39,7 +21,7 @@ def sweep(
         Path | None, typer.Argument(metavar="INPUT", help="A LoRA file; for --grid, the folder of a sweep.")
     ] = None,
     output: Annotated[
-        Path | None, _output("--output", "-o", help="The folder to write to; for --grid, the picture.")
+        Path | None, writing("--output", "-o", help="The folder to write to; for --grid, the picture.")
     ] = None,
     x: Annotated[
         str | None,
@@ -58,12 +40,12 @@ def sweep(
     layout: Annotated[int | None, _start("--layout", help="The presets' entries of this vector length.")] = None,
     presets: Annotated[Path | None, _start("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, _output("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
-    device: Annotated[Device, _output("--device", help="Where to multiply.")] = Device.auto,
-    max_size: Annotated[str, _output("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
-    yes: Annotated[bool, _output("--yes", help="Write it all, however much it is.")] = False,
-    force: Annotated[bool, _output("--force", "-f", help="Replace existing files.")] = False,
-    dry_run: Annotated[bool, _output("--dry-run", "-n", help="Say what would be written, write nothing.")] = False,
+    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    device: Annotated[Device, writing("--device", help="Where to multiply.")] = Device.auto,
+    max_size: Annotated[str, writing("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
+    yes: Annotated[bool, writing("--yes", help="Write it all, however much it is.")] = False,
+    force: Annotated[bool, writing("--force", "-f", help="Replace existing files.")] = False,
+    dry_run: Annotated[bool, writing("--dry-run", "-n", help="Say what would be written, write nothing.")] = False,
     grid: Annotated[
         Path | None, _grid("--grid", help="Put the pictures in this folder, named as the files, into one.")
     ] = None,

@@ -9,9 +9,8 @@ from pathlib import Path
 from string import Formatter
 
 from .errors import FileFormatError, LbwError, OutputError
-from .families import Family
-from .presets import Preset
-from .weights import Options, Source
+from .sources import Given
+from .weights import Options
 
 SUFFIX = ".safetensors"
 
@@ -20,7 +19,7 @@ SUFFIX = ".safetensors"
 class Recipe:
     """What to do to a file: where its weights come from and how it is written."""
 
-    source: Source | Preset
+    given: Given
     options: Options = field(default_factory=Options)
     layout: int | None = None
     family: str | None = None
@@ -37,15 +36,6 @@ class Recipe:
     replace: bool = False
     in_place: bool = False
     skip_existing: bool = False
-
-    @property
-    def preset(self) -> str | None:
-        """The preset's name, if the weights come from one."""
-        return self.source.name if isinstance(self.source, Preset) else None
-
-    def source_for(self, family: Family) -> Source:
-        """Where the weights of a family come from. Raises PresetError."""
-        return self.source.source_for(family, self.layout) if isinstance(self.source, Preset) else self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +69,7 @@ class Naming:
             return file.resolve()
         if self.out_dir is None:
             return self.output
-        name = self.template.format(stem=file.stem, preset=recipe.preset or "weights")
+        name = self.template.format(stem=file.stem, preset=recipe.given.preset or "weights")
         if Path(name).name != name or "\0" in name:
             raise OutputError(f"--name {self.template!r}: {name!r} is not a file name", "leave out the slashes")
         return self.out_dir / inside.parent / f"{name}{SUFFIX}"

@@ -120,7 +120,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     try:
         if records_in(lora.file.metadata) and not job.named:
             return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
-        weights = settle(lora, recipe.source_for, recipe.options)
+        weights = settle(lora, lambda family: recipe.given.source_for(family, recipe.layout), recipe.options)
         with TensorData(lora.file) as data:
             treat = _remedies(recipe, lora, weights, data)
             plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
@@ -140,7 +140,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
         return _failed(job, output, error, began), None
     if recipe.dry_run or output is None:
         return outcome, None
-    return outcome, Target(plan, output, recipe.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
+    return outcome, Target(plan, output, recipe.given.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
 
 
 def _remedies(recipe: Recipe, lora: Lora, weights: Weights, data: TensorData) -> Treat:
@@ -192,7 +192,7 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
         records = records_in(read_header(output).metadata)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.preset) | plan.means:
+    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.given.preset) | plan.means:
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
 
