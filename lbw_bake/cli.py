@@ -245,6 +245,13 @@ def merge(
     output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
     dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    base: Annotated[
+        Path | None,
+        _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
+    ] = None,
+    dora_norm: Annotated[
+        DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
+    ] = DoraNorm.comfyui,
     force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
@@ -257,9 +264,13 @@ def merge(
     from .merge import merge as merge_parts
     from .merge import read_parts
     from .plan import DTYPES
+    from .remedies import Means
 
     parts = read_parts(inputs, family, presets)
-    merged = merge_parts(parts, output, rank=rank, dtype=DTYPES[dtype.value], device=device.value, replace=force)
+    means = Means(base, dora_norm.value, device=device.value)
+    merged = merge_parts(
+        parts, output, rank=rank, dtype=DTYPES[dtype.value], device=device.value, replace=force, means=means
+    )
     render.merged(merged, output, quiet=quiet, json=json_output)
 
 

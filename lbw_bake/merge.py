@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, trunca
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
 from .plan import carriers_of, settle
+from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import read_given
 from .tensordata import PIECE, TensorData
@@ -97,12 +98,21 @@ def read_parts(texts: Sequence[str], family: str | None = None, presets: Path | 
 
 @dataclass(frozen=True, slots=True)
 class _Addend:
-    """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank)."""
+    """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank).
+
+    `dense` makes the whole update of a module whose factors do not tell it: DoRA and OFT on their base model.
+    """
 
     module: Module
     weight: float
     read: Read
     scale: float
+    dense: Callable[[Read], Array] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The algorithm it adds up as."""
+        return "full" if self.dense else self.module.algorithm.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +132,13 @@ def merge(
     dtype: str | None = None,
     device: str = "auto",
     replace: bool = False,
+    means: Means | None = None,
 ) -> Merged:
     """Write the sum of several LoRAs of one family and key spelling; metadata are those of the first.
 
     `rank` truncates every product to that rank; `dtype` (`F16`) is what is stored, by default what the first file
-    stores. Raises NotBakeableError for modules that do not add (DoRA, OFT, GLoRA with another kind), OutputError.
+    stores; `means` name the base model, on which DoRA and OFT add up as full differences. Raises NotBakeableError for
+    modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError.
     """
     check_output(output, [part.lora.file.path for part in parts], replace=replace)
     _check_spellings(parts)
@@ -137,11 +149,11 @@ def merge(
     with ExitStack() as files:
         reads = [files.enter_context(TensorData(part.lora.file)).read for part in parts]
         spool = files.enter_context(_temporary(output))
-        layers = _layers(parts, reads)
+        layers = _layers(parts, reads, means or Means())
         for layer in layers:
             for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
-        nbytes = _write(parts, output, tensors, spool, rank=rank, replace=replace)
+        nbytes = _write(parts, output, tensors, spool, rank=rank, means=means, replace=replace)
     return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
 
 
@@ -157,19 +169,23 @@ def _temporary(output: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _layers(parts: Sequence[Part], reads: Sequence[Read]) -> list[_Layer]:
+def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[_Layer]:
     found: dict[str, list[_Addend]] = defaultdict(list)
     places: dict[str, Place] = {}
     for part, read in zip(parts, reads, strict=True):
+        remedies = Remedies(part.lora, part.weights, means, read)
         for module, place in part.lora.placed(part.weights.family):
-            if not module.linear or module.algorithm.matrices:
+            dense = None if module.linear and not module.algorithm.matrices else remedies.difference(module, place)
+            if dense is None and (not module.linear or module.algorithm.matrices):
                 raise NotBakeableError(
                     f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, which does not add up",
-                    "merge files of LoRA, LoHa, LoKr and full modules",
+                    "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",
                 )
-            places[module.name] = place
+            # `oft_unet_` is a name that only OFT has.
+            stem = re.sub("^oft_", "lora_", module.name) if dense else module.name
+            places[stem] = place
             scale = scale_of(module, read, part.lora)
-            found[module.name].append(_Addend(module, part.weights.of(place, module.path), read, scale))
+            found[stem].append(_Addend(module, part.weights.of(place, module.path), read, scale, dense))
     return [_Layer(stem, places[stem], tuple(addends)) for stem, addends in found.items()]
 
 
@@ -178,9 +194,9 @@ def _add(
 ) -> dict[str, Array]:
     """The tensors of a layer's sum, by name."""
     addends = [addend for addend in layer.addends if addend.weight] or list(layer.addends[:1])
-    kinds = {addend.module.algorithm.name for addend in addends}
-    products = [addend for addend in addends if has_low_rank(addend.module.algorithm.name)]
-    if len(addends) == 1 and not rank and kinds != {"lora"}:
+    kinds = {addend.kind for addend in addends}
+    products = [addend for addend in addends if has_low_rank(addend.kind)]
+    if len(addends) == 1 and not rank and kinds != {"lora"} and not addends[0].dense:
         return _scaled(addends[0])
     if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
         raise NotBakeableError(f"{layer.stem}: {' and '.join(sorted(kinds))} do not add up", "leave one of them out")
@@ -229,9 +245,11 @@ def _additive(addends: Sequence[_Addend], alpha: float | None, products: Sequenc
     summed: dict[str, Array] = {}
     for addend in addends:
         arrays = arrays_of(addend.module, addend.read)
-        for role in (role for role in ADDITIVE if role in arrays):
+        for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.dense)):
             factor = addend.weight * (addend.scale * inside if role in _INSIDE else 1.0)
             summed[role] = summed.get(role, 0.0) + arrays[role] * factor
+        if addend.dense:
+            summed["diff"] = summed.get("diff", 0.0) + addend.dense(addend.read) * addend.weight
     return summed
 
 
@@ -279,11 +297,13 @@ def _write(
     spool: BinaryIO,
     *,
     rank: int | None,
+    means: Means | None,
     replace: bool,
 ) -> int:
     records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
     record = {"merged": records} if len(records) > 1 else records[0]
     record |= {"rank": rank} if rank else {}
+    record |= {"base": means.base.name} if means and means.base else {}
     metadata = baked_metadata(parts[0].lora, record, output.stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
     hashes = DataHashes(tensors, metadata)

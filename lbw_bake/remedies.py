@@ -72,18 +72,31 @@ class Remedies:
 
     def __call__(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
         """The module's treatment at a weight, to be stored in a dtype (None keeps); or what would make one possible."""
-        algorithm = module.algorithm.name
-        kind = ("dora" if algorithm in _DECOMPOSABLE else "") if module.decomposed else algorithm
+        kind = _kind(module)
         exactly = {"set": self._set, "oft": self._rotated, "dora": self._decomposed}.get(kind)
-        if exactly is None or (_ODD - {module.algorithm.requires[0]}) & module.tensors.keys():
+        if exactly is None:
             return ""
         if not self._means.base and (kind == "set" or not self._means.inexact):
             return _BASE if kind == "set" else _EITHER
         if not self._means.base and kind == "dora":
             return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
-        if kind != "set" and find_spec("torch") is None:
-            raise DeviceError("torch, which --base and --inexact need, is not installed", "install torch")
+        if kind != "set":
+            _require_torch()
         return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
+
+    def difference(self, module: Module, place: Place) -> Callable[[Read], Array] | None:
+        """What makes the module's whole update on the base model, of the layer's shape; None if nothing can.
+
+        Raises DeviceError without torch, and what `basemodel` raises for a base that does not fit.
+        """
+        kind = _kind(module)
+        if kind not in ("oft", "dora") or not self._means.base:
+            return None
+        _require_torch()
+        if kind == "oft":
+            return self._turn(module, place)[1]
+        _, _, dora = self._dora(module, place)
+        return lambda read: _array(dora(read).update())
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -99,32 +112,26 @@ class Remedies:
         return self._exactly({tensor.name: Compute(tensor.name, "F32", tensor.shape, values)})
 
     def _rotated(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
+        base, difference = self._turn(module, place)
+        return self._exactly(_in_full(module, base, dtype, lambda read: weight * difference(read)))
+
+    def _turn(self, module: Module, place: Place) -> tuple[BaseWeight, Callable[[Read], Array]]:
         base = self._base.weight(module, place.component)
         rows = sum(block.shape[-3] * block.shape[-1] for block in module.tensors["oft_blocks"])
         _check(rows == base.shape[0], module, base)
 
         def difference(read: Read) -> Array:
             w = self._tensor(base.read())
-            return _array(weight * (self._rotation(module, read).applied(w) - w))
+            return _array(self._rotation(module, read).applied(w) - w)
 
-        return self._exactly(_in_full(module, base, dtype, difference))
+        return base, difference
 
     def _decomposed(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
-        from .nonlinear import Dora, spread_over
+        from .nonlinear import spread_over
 
-        base = self._base.weight(module, place.component)
-        role = next(role for role in MAGNITUDES if role in module.tensors)
-        reading = self._reading(module, base, role)
+        base, reading, dora = self._dora(module, place)
+        role = _magnitude(module)
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
-        scale = scale_of(module, self._read, self._lora)
-
-        def dora(read: Read) -> Dora:
-            floats = {name: group[0] for name, group in module.tensors.items() if group[0].dtype in FLOATS}
-            factors = {name: self._tensor(read(tensor)) for name, tensor in floats.items()}
-            w = self._tensor(base.read())
-            w = w.mT if module.algorithm.name == "lora_embedding" else w
-            return Dora(module.name, module.algorithm.name, factors, w, scale, factors[role].flatten(), reading)
-
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
             return self._exactly(_in_full(module, base, dtype, lambda read: _array(weight * dora(read).update())), used)
@@ -143,6 +150,23 @@ class Remedies:
             values = partial(self._part, module.name, name, parts)
             edits[tensor.name] = Compute(tensor.name, dtypes.get(name, "F32"), tensor.shape, values)
         return self._exactly(edits, used)
+
+    def _dora(self, module: Module, place: Place) -> tuple[BaseWeight, Reading, Callable[[Read], Dora]]:
+        from .nonlinear import Dora
+
+        base = self._base.weight(module, place.component)
+        role = _magnitude(module)
+        reading = self._reading(module, base, role)
+        scale = scale_of(module, self._read, self._lora)
+
+        def dora(read: Read) -> Dora:
+            floats = {name: group[0] for name, group in module.tensors.items() if group[0].dtype in FLOATS}
+            factors = {name: self._tensor(read(tensor)) for name, tensor in floats.items()}
+            w = self._tensor(base.read())
+            w = w.mT if module.algorithm.name == "lora_embedding" else w
+            return Dora(module.name, module.algorithm.name, factors, w, scale, factors[role].flatten(), reading)
+
+        return base, reading, dora
 
     def _turned(self, module: Module, weight: float, dtype: str | None) -> Treatment:
         """Blocks times r turn by r times the angle; the constraint of COFT must grow with them."""
@@ -210,6 +234,23 @@ class Remedies:
 
         cuda = self._means.device != "cpu" and torch.cuda.is_available()
         return torch.from_numpy(array.astype(np.float64)).to("cuda" if cuda else "cpu")
+
+
+def _kind(module: Module) -> str:
+    """What answers for the module: `dora`, or its algorithm; empty if it is more than its algorithm says."""
+    algorithm = module.algorithm.name
+    if (_ODD - {module.algorithm.requires[0]}) & module.tensors.keys():
+        return ""
+    return ("dora" if algorithm in _DECOMPOSABLE else "") if module.decomposed else algorithm
+
+
+def _magnitude(module: Module) -> str:
+    return next(role for role in MAGNITUDES if role in module.tensors)
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise DeviceError("torch, which --base and --inexact need, is not installed", "install torch")
 
 
 def _array(tensor: torch.Tensor) -> Array:

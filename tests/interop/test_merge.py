@@ -169,3 +169,26 @@ def test_what_does_not_add_up_is_refused(option: dict[str, Any], tmp_path: Path,
     assert code == 1
     assert NAMES[0] in err
     assert not merged.exists()
+
+
+NONLINEAR = {
+    "dora lora": ((LOCON, 3, 2.0, {"weight_decompose": True}), LORA_4),
+    "dokr alone": ((LOKR, 2, 1.0, {"factor": 4, "weight_decompose": True}),),
+    "oft lora": ((lycoris.DiagOFTModule, 4, 0.0, {"constraint": 0}), LORA_3),
+}
+
+
+@pytest.mark.parametrize("parts", NONLINEAR.values(), ids=NONLINEAR)
+def test_what_does_not_add_up_by_itself_does_on_its_base_model(parts: Sequence[Part], tmp_path: Path, run: Run) -> None:
+    base = layer(0)
+    save_file({"mid_block.attentions.0.proj_in.weight": base.weight.contiguous()}, tmp_path / "base.safetensors")
+    modules = write_parts(parts, base, tmp_path)
+    specs = [f"{tmp_path}/part{i}.safetensors:{WEIGHTS[i]}" for i in range(len(parts))]
+    merged = tmp_path / "merged.safetensors"
+    options = ("--family", "sd1", "--base", tmp_path / "base.safetensors", "--dora-norm", "lycoris")
+    code, _, err = run("merge", *specs, "-o", merged, *options)
+    assert code == 0, err
+    inputs = torch.randn(2, 16)
+    updates = (update(module, base, inputs) for module in modules)
+    expected = sum(weight * part for weight, part in zip(WEIGHTS, updates, strict=False))
+    assert_close(update(load(merged, LORA_4, base), base, inputs), expected, 1e-5)
