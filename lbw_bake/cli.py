@@ -49,6 +49,13 @@ class Inexact(str, Enum):
 
 _exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
 
+BaseModelPath = Annotated[
+    Path | None,
+    _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
+]
+DoraNormName = Annotated[
+    DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
+]
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
 
 
@@ -121,13 +128,8 @@ def bake(
     family: FamilyName = None,
     dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
-    base: Annotated[
-        Path | None,
-        _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
-    ] = None,
-    dora_norm: Annotated[
-        DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
-    ] = DoraNorm.comfyui,
+    base: BaseModelPath = None,
+    dora_norm: DoraNormName = DoraNorm.comfyui,
     inexact: Annotated[
         Inexact, _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near.")
     ] = Inexact.refuse,
@@ -178,6 +180,11 @@ def bake(
         (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
         (rank is not None and in_place, "--rank", "writes another file; give -o or --out-dir"),
+        (
+            rank is not None and (prune or inexact is Inexact.allow or not metadata_update),
+            "--rank",
+            "writes every module anew; leave out --prune, --inexact and --no-metadata-update",
+        ),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
     numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other}
@@ -245,13 +252,8 @@ def merge(
     output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
     dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
-    base: Annotated[
-        Path | None,
-        _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
-    ] = None,
-    dora_norm: Annotated[
-        DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
-    ] = DoraNorm.comfyui,
+    base: BaseModelPath = None,
+    dora_norm: DoraNormName = DoraNorm.comfyui,
     force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,

@@ -175,8 +175,9 @@ def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[
     for part, read in zip(parts, reads, strict=True):
         remedies = Remedies(part.lora, part.weights, means, read)
         for module, place in part.lora.placed(part.weights.family):
-            dense = None if module.linear and not module.algorithm.matrices else remedies.difference(module, place)
-            if dense is None and (not module.linear or module.algorithm.matrices):
+            whole = not module.linear or bool(module.algorithm.matrices)
+            dense = remedies.difference(module, place) if whole else None
+            if whole and dense is None:
                 raise NotBakeableError(
                     f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, which does not add up",
                     "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",

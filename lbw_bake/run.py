@@ -91,6 +91,7 @@ def run(job: Job) -> list[Outcome]:
 def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) -> Outcome:
     """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
     from .merge import Part, merge
+    from .remedies import Means
 
     merged = merge(
         [Part(target.plan.lora, target.plan.weights, target.preset)],
@@ -99,6 +100,7 @@ def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) ->
         dtype=DTYPES[recipe.dtype],
         device=recipe.device,
         replace=target.replace,
+        means=Means(recipe.base, recipe.dora_norm, device=recipe.device),
     )
     lost = (
         f"truncated to rank {recipe.rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error

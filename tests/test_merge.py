@@ -123,3 +123,14 @@ def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run)
     left, values, right = np.linalg.svd(update(original))
     nearest = (left[:, :2] * values[:2]) @ right[:2]
     np.testing.assert_allclose(update(small), nearest * 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["--prune", "--inexact=allow", "--no-metadata-update"])
+def test_what_truncation_cannot_heed_is_refused(
+    option: str, loras: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "out.safetensors"
+    code, _, error = run("bake", loras[0], "-w", "*=0.5", "--rank", 2, option, "-o", out)
+    assert code == 2
+    assert "--rank" in error
+    assert not out.exists()
