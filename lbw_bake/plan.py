@@ -167,6 +167,8 @@ def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyW
             errors.append(error)
     if not resolved:
         raise errors[0]
+    if len(resolved) == 1:
+        return resolved[0]
     meanings = [
         {module.name: weights.of(place, module.path) for module, place in lora.placed(weights.family)}
         for weights in resolved
