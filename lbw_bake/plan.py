@@ -135,7 +135,8 @@ class Plan:
                 continue
             placed = _edited(tensor, edit)
             end = position + placed.nbytes
-            tensors[tensor.name] = replace(placed, start=position, end=end)
+            same = placed.start == position and placed.end == end  # as in every bake that keeps dtypes
+            tensors[tensor.name] = placed if same else replace(placed, start=position, end=end)
             position = end
         return tensors
 
