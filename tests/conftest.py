@@ -135,6 +135,14 @@ def python(*args: object, timeout: float = 120, **environment: str) -> subproces
     )
 
 
+def imported(*args: object, **environment: str) -> set[str]:
+    """The packages that a run of `lbw` imports."""
+    result = lbw(*args, PYTHONPROFILEIMPORTTIME="1", **environment)
+    assert result.returncode == 0
+    names = (line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:"))
+    return {name.split(".")[0] for name in names}
+
+
 def kohya_lora(names: Sequence[str], rank: int = 4, width: int = 8, dtype: str = "float16", seed: int = 0) -> Tensors:
     """A LoRA of these kohya modules (`unet_middle_block_...`), with an alpha of its own each.
 

@@ -67,4 +67,5 @@ def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path)
 
 
 def test_it_is_also_a_module(installed: Path, tmp_path: Path) -> None:
-    assert call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout == f"lbw {__version__}\n"
+    printed = call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout
+    assert printed.splitlines()[0] == f"lbw {__version__}"
