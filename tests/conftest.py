@@ -135,6 +135,17 @@ def python(*args: object, timeout: float = 120, **environment: str) -> subproces
     )
 
 
+def lbw_on_path(home: Path) -> dict[str, str]:
+    """The environment of somebody with this `lbw` and this Python on the PATH, and a home that may be changed."""
+    programs = home / "bin"
+    programs.mkdir(parents=True)
+    for name, options in (("lbw", "-m lbw_bake"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "PATH": path}
+
+
 def imported(*args: object, **environment: str) -> set[str]:
     """The packages that a run of `lbw` imports."""
     result = lbw(*args, PYTHONPROFILEIMPORTTIME="1", **environment)

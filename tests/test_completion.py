@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import imported, lbw
+from conftest import imported, lbw, lbw_on_path
 
 # What stands on the line -> some of what is offered, and what is not.
 LINES = {
@@ -95,13 +93,7 @@ def test_it_imports_little() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody with `lbw` on the PATH, and a home that may be changed."""
-    program = tmp_path / "bin" / "lbw"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lbw_bake "$@"\n')
-    program.chmod(0o755)
-    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config"), "PATH": path}
+    return lbw_on_path(tmp_path)
 
 
 def shell(name: str, home: dict[str, str], script: str, *options: str) -> list[str]:
