@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .errors import DeviceError
-from .jobs import Job
+from .errors import DeviceError, LbwError
+from .jobs import Batch, Job
 from .run import FAILED, Outcome, run
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _RETRIES = 3
 
 
 @contextmanager
-def executor_for(jobs: Sequence[Job], workers: int = 0, cluster: str | None = None) -> Iterator[Executor | None]:
+def executor_for(batch: Batch, workers: int, cluster: str | None) -> Iterator[Executor | None]:
     """What runs jobs: a Dask cluster by its address, or processes for so many at a time (0: one per core).
 
     None where starting processes would not pay. Raises DeviceError if the cluster cannot be reached.
@@ -32,8 +32,8 @@ def executor_for(jobs: Sequence[Job], workers: int = 0, cluster: str | None = No
         with _dask(cluster) as executor:
             yield executor
         return
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers < 2 or sum(job.nbytes for job in jobs) < _WORTH_PROCESSES:
+    workers = min(workers or os.cpu_count() or 1, len(batch.jobs))
+    if workers < 2 or batch.nbytes < _WORTH_PROCESSES:
         yield None
         return
     from concurrent.futures import ProcessPoolExecutor
@@ -82,8 +82,17 @@ def for_cluster(jobs: Sequence[Job]) -> list[Job]:
     ]
 
 
-def run_all(jobs: Sequence[Job], executor: Executor | None = None) -> Iterator[tuple[Job, list[Outcome]]]:
-    """Run jobs here one after the other, or on an executor; yields each with its outcomes as it ends."""
+def run_batch(batch: Batch, *, workers: int = 0, cluster: str | None = None) -> Iterator[tuple[Job, list[Outcome]]]:
+    """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
+
+    Raises DeviceError if the cluster cannot be reached.
+    """
+    jobs = for_cluster(batch.jobs) if cluster else batch.jobs
+    with executor_for(batch, workers, cluster) as executor:
+        yield from _run_all(jobs, executor)
+
+
+def _run_all(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[Job, list[Outcome]]]:
     if executor is None:
         yield from ((job, run(job)) for job in jobs)
         return
@@ -95,6 +104,6 @@ def run_all(jobs: Sequence[Job], executor: Executor | None = None) -> Iterator[t
         try:
             yield job, future.result()
         except Exception as error:  # noqa: BLE001 - a worker that died takes its job along, not the batch
-            reason = f"{job.input}: its worker process ended: {error or type(error).__name__}"
-            failed = Outcome(job.input, None, FAILED, error=reason, hint="run it again")
+            ended = LbwError(f"{job.input}: its worker process ended: {error or type(error).__name__}", "run it again")
+            failed = Outcome(job.input, None, FAILED, error=ended)
             yield job, [replace(failed, output=output) for output, _ in job.outputs]

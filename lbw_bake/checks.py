@@ -11,7 +11,7 @@ from .families import FAMILIES, Family
 from .presets import Document, Entry, Finding, Preset, builtin_path, read_document, read_presets
 from .presets.findings import in_order
 from .values import number_text
-from .weights import Weights, resolve
+from .weights import FamilyWeights, resolve
 
 STDIN = Path("-")
 SUFFIXES = (".yaml", ".yml", ".txt")
@@ -46,6 +46,14 @@ def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
         if not visible:
             raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
         yield from (path / inside for inside in visible)
+
+
+def check_file(path: Path, kind: str | None = None) -> Checked:
+    """Check a preset file. Raises FileFormatError if it cannot be read."""
+    try:
+        return check(path.read_bytes(), path, kind)
+    except OSError as error:
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
 
 
 def check(data: bytes, path: Path, kind: str | None = None) -> Checked:
@@ -83,7 +91,7 @@ def _difference(preset: Preset, builtin: Preset) -> str:
     return ""
 
 
-def _first_difference(ours: Weights, theirs: Mapping[str, float]) -> str:
+def _first_difference(ours: FamilyWeights, theirs: Mapping[str, float]) -> str:
     # A short vector is silent about the blocks it does not list.
     silent = ours.unlisted if ours.layout else frozenset()
     for block in ours.family.blocks:

@@ -177,11 +177,8 @@ def bake(
 
     [dim]lbw bake doraemon.safetensors --preset MIDD -o doraemon-midd.safetensors[/dim]
     """
-    from . import jobs, render
-    from .batch import executor_for, for_cluster, run_all
-    from .sources import read_given
+    from . import Naming, Options, Recipe, Weights, make_batch, render, run_batch
     from .values import parse_number
-    from .weights import Options
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep or rank
     ways = sum((bool(preset), weights is not None, token is not None))
@@ -191,6 +188,11 @@ def bake(
         (any(text is not None and not text.strip() for text in texts), "--weights", "an empty text says nothing"),
         (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
+        (
+            (bool(output) and len(inputs) > 1) or (bool(output or in_place) and len(preset or ()) > 1),
+            "--output",
+            "several outputs cannot be one file; give --out-dir",
+        ),
         (name is not None and not out_dir, "--name", "names files in a folder; give --out-dir too"),
         (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
@@ -207,20 +209,19 @@ def bake(
     for option, number in numbers.items():
         parse_number(repr(number), f"--{option}")
     read = partial(
-        read_given,
-        weights=weights,
+        Weights.parse,
+        weights,
         token=token,
         elements=element or (),
         element_presets=element_preset or (),
         presets=presets,
+        options=Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b),
+        layout=layout,
     )
-    options = Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b)
-    given = [read(preset=one) for one in preset] if preset else [read()]
+    asked = [read(preset=one) for one in preset] if preset else [read()]
     recipes = [
-        jobs.Recipe(
+        Recipe(
             one,
-            one.modify(options),
-            layout=layout,
             family=family,
             dtype=dtype.value,
             rank=rank,
@@ -236,25 +237,20 @@ def bake(
             in_place=in_place,
             skip_existing=skip_existing,
         )
-        for one in given
+        for one in asked
     ]
     template = name or ("{stem}-{preset}" if len(recipes) > 1 else "{stem}")
-    naming = jobs.Naming(output, out_dir, in_place, template)
-    found = list(jobs.find_inputs(inputs, recursive=recursive, include=include or (), exclude=exclude or ()))
-    files = [item for item in found if isinstance(item, jobs.Found)]
-    outputs = len(recipes) if in_place else len(files) * len(recipes)
-    shared = bool(output or in_place) and outputs > 1
-    _refuse((shared, "--output", f"{outputs} outputs cannot be one file; give --out-dir"))
-    tasks = jobs.make_jobs(files, recipes, naming)
-    if out_dir and not dry_run:
-        jobs.make_folders(tasks, inputs, out_dir, recursive=recursive)
-    with render.Report(tasks, quiet=quiet, verbose=verbose, json=json_output) as report:
-        for problem in found:
-            if isinstance(problem, LbwError):
-                report.add_error(problem)
-        with executor_for(tasks, workers, cluster) as executor:
-            for job, outcomes in run_all(for_cluster(tasks) if cluster else tasks, executor):
-                report.add(outcomes, job.nbytes)
+    batch = make_batch(
+        inputs,
+        recipes,
+        Naming(output, out_dir, in_place, template),
+        recursive=recursive,
+        include=include or (),
+        exclude=exclude or (),
+    )
+    with render.Report(batch, quiet=quiet, verbose=verbose, json=json_output) as report:
+        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster):
+            report.add(outcomes, job.nbytes)
     if report.failed:
         raise typer.Exit(1)
 
@@ -277,16 +273,25 @@ def merge(
     json_output: Json = False,
 ) -> None:
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
-    from . import render
-    from .merge import merge as merge_parts
-    from .merge import read_parts
-    from .plan import DTYPES
-    from .remedies import Means
+    from . import Options, Weights, render
+    from . import merge as merge_loras
+    from .merging import parse_spec
 
-    parts = read_parts(inputs, family, presets)
-    means = Means(base, dora_norm.value, device=device.value)
-    merged = merge_parts(
-        parts, output, rank=rank, dtype=DTYPES[dtype.value], device=device.value, replace=force, means=means
+    specs = [parse_spec(text) for text in inputs]
+    options = [Options(strength=spec.strength) for spec in specs]
+    merged = merge_loras(
+        [
+            (spec.path, Weights.parse(spec.weights, presets=presets, options=option))
+            for spec, option in zip(specs, options, strict=True)
+        ],
+        output,
+        family=family,
+        rank=rank,
+        dtype=dtype.value,
+        base=base,
+        dora_norm=dora_norm.value,
+        device=device.value,
+        replace=force,
     )
     render.merged(merged, output, quiet=quiet, json=json_output)
 

@@ -37,9 +37,8 @@ def inspect(
 
     Several files are put side by side.
     """
-    from . import console, render_inspection
-    from .inspection import Inspection
-    from .inspection import inspect as inspect_file
+    from . import Inspection, console, render_inspection
+    from . import inspect as inspect_file
 
     if plot:
         from . import plots
@@ -48,7 +47,7 @@ def inspect(
     read: list[Inspection] = []
     for file in files:
         try:
-            read.append(inspect_file(file, family, spectra=spectrum))
+            read.append(inspect_file(file, family=family, spectra=spectrum))
         except LbwError as error:
             console.error(error)
     if json_output:
@@ -76,9 +75,9 @@ def diff(
     Exits 1 when the record is contradicted.
     """
     from . import console, render
-    from .comparison import compare
+    from . import diff as measure
 
-    facts = compare(original, baked, family)
+    facts = measure(original, baked, family=family)
     (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
     if facts.matches_record is False:
         raise typer.Exit(1)

@@ -6,12 +6,15 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .completion import all_preset_names, element_rules, family_names
-from .errors import LbwError, OutputError, PresetError
+from .errors import OutputError, PresetError
+
+if TYPE_CHECKING:
+    from . import Checked
 
 app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
@@ -66,9 +69,7 @@ def validate(
     for file in files:
         if file != checks.STDIN and not file.exists():
             raise typer.BadParameter(f"{console.escape(file)} does not exist", param_hint="FILE")
-    results = [
-        checks.check(_read(file), file, kind.value if kind else None) for file in checks.find_preset_files(files)
-    ]
+    results = [_checked(file, kind.value if kind else None) for file in checks.find_preset_files(files)]
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
     for line in reports.FORMATS[format_.value if format_ else default](results):
         typer.echo(line)
@@ -84,13 +85,11 @@ def validate(
         raise typer.Exit(1)
 
 
-def _read(file: Path) -> bytes:
-    if str(file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise LbwError(f"{file}: cannot be read: {error.strerror}", "check its permissions") from error
+def _checked(file: Path, kind: str | None) -> Checked:
+    from . import checks
+    from . import validate as validate_file
+
+    return checks.check(sys.stdin.buffer.read(), file, kind) if file == checks.STDIN else validate_file(file, kind=kind)
 
 
 def _count(number: int, what: str) -> str:

@@ -83,11 +83,11 @@ def sweep(
     if analyse and (set(given) - {"x"}):
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
-    from . import sweep as sweeps
+    from . import sweeps
     from .cuda import choose_backend
     from .lora import read_lora
     from .plan import DTYPES
-    from .sources import read_given
+    from .sources import Weights
     from .tensordata import TensorData
     from .values import parse_number
     from .weights import Options
@@ -99,8 +99,8 @@ def sweep(
     axes = {name: sweeps.parse_axis(text, first) for name, text in given.items()}
     if analyse:
         axes = {"x": sweeps.analysis(lora, first, axes.get("x"))}
-    read = cache(lambda text: read_given(weights=text, presets=presets))
-    start = sweeps.Start(read(base_weights), read, Options(seed=seed), at, layout)
+    read = cache(partial(Weights.parse, presets=presets, options=Options(seed=seed), layout=layout))
+    start = sweeps.Start(read(base_weights), read, at)
     plot = sweeps.make_sweep(lora, axes, start)
     with TensorData(lora.file) as data:
         facts = sweeps.survey(plot, data.survey, DTYPES[dtype.value])

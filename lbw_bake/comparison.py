@@ -19,7 +19,7 @@ from .metadata import records_in
 from .modules import Module
 from .tensordata import TensorData
 from .updates import Read, arrays_of, inner, measurable
-from .weights import Options, Weights, parse_element
+from .weights import FamilyWeights, Options, parse_element
 
 # How far a module may be from what the record says: rounding to bfloat16 errs by 2e-3, to float8 by more.
 _TOLERANCE = {"F64": 1e-4, "F32": 1e-4, "F16": 2e-3, "BF16": 1e-2}
@@ -98,7 +98,7 @@ class Comparison:
         return {block: (_sum(shares), len(shares)) for block, shares in by_block.items() if shares}
 
 
-def compare(original: Path, baked: Path, family: str | None = None) -> Comparison:
+def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
     """Measure the weight every block of `baked` got. Raises FileFormatError, NotALoraError."""
     one = read_lora(original, family)
     two = read_lora(baked, family or one.candidates[0].name)
@@ -180,8 +180,8 @@ def _agrees(share: Share, said: float, baked: Lora, name: str) -> bool:
     return abs(weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
 
 
-def _recorded_weights(record: Mapping[str, Any], family: Family) -> Weights:
+def _recorded_weights(record: Mapping[str, Any], family: Family) -> FamilyWeights:
     blocks = {block: float(record["weights"][block]) for block in (*family.blocks, OTHER)}
     elements = tuple(map(parse_element, record["elements"]))
     strength, te, unet = (float(record[name]) for name in ("strength", "te", "unet"))
-    return Weights(family, blocks, options=Options(strength, te, unet, elements=elements))
+    return FamilyWeights(family, blocks, options=Options(strength, te, unet, elements=elements))

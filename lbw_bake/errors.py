@@ -34,6 +34,14 @@ class LbwError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors come back from other processes as what they are, whatever they were made from."""
+        return _remade, (type(self), self.args), self.__dict__
+
+
+def _remade(kind: type[LbwError], args: tuple[object, ...]) -> LbwError:
+    return kind.__new__(kind, *args)
+
 
 class FileFormatError(LbwError):
     """A file that cannot be read, or is not the safetensors file it claims to be."""

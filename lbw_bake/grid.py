@@ -17,7 +17,7 @@ import numpy as np
 
 from .atomic import atomic_write, write_all
 from .errors import FileFormatError, LbwError, OutputError
-from .sweep import ANALYSE, FULL, MANIFEST
+from .sweeps import ANALYSE, FULL, MANIFEST
 from .tables import shortened
 
 if TYPE_CHECKING:

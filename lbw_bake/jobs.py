@@ -9,8 +9,7 @@ from pathlib import Path
 from string import Formatter
 
 from .errors import FileFormatError, LbwError, OutputError
-from .sources import Given
-from .weights import Options
+from .sources import Weights
 
 SUFFIX = ".safetensors"
 
@@ -19,9 +18,7 @@ SUFFIX = ".safetensors"
 class Recipe:
     """What to do to a file: where its weights come from and how it is written."""
 
-    given: Given
-    options: Options = field(default_factory=Options)
-    layout: int | None = None
+    weights: Weights = field(default_factory=Weights)
     family: str | None = None
     dtype: str = "keep"
     rank: int | None = None
@@ -63,13 +60,20 @@ class Naming:
             if name not in _FIELDS or spec or conversion:
                 raise OutputError(f"--name {self.template!r}: unknown field {{{name}}}", f"known: {_FIELDS_TEXT}")
 
+    @property
+    def hint(self) -> str:
+        """How two outputs are told apart."""
+        if self.out_dir:
+            return 'tell them apart with --name, as --name "{stem}-{preset}"'
+        return "give --out-dir DIR for several outputs"
+
     def name(self, file: Path, inside: Path, recipe: Recipe) -> Path | None:
         """Where an input found at `inside` (relative to what was named) goes by a recipe. Raises OutputError."""
         if self.in_place:
             return file.resolve()
         if self.out_dir is None:
             return self.output
-        name = self.template.format(stem=file.stem, preset=recipe.given.preset or "weights")
+        name = self.template.format(stem=file.stem, preset=recipe.weights.preset or "weights")
         if Path(name).name != name or "\0" in name:
             raise OutputError(f"--name {self.template!r}: {name!r} is not a file name", "leave out the slashes")
         return self.out_dir / inside.parent / f"{name}{SUFFIX}"
@@ -125,6 +129,40 @@ def find_inputs(
         yield from (Found(path / inside, inside, named=False) for inside in chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What there is to do, and what was found that cannot be done."""
+
+    jobs: tuple[Job, ...]
+    problems: tuple[LbwError, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(job.nbytes for job in self.jobs)
+
+
+def make_batch(
+    inputs: Iterable[Path],
+    recipes: Sequence[Recipe],
+    naming: Naming,
+    *,
+    recursive: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Batch:
+    """Find the inputs, name every output before any work starts, and make their folders unless it is a dry run.
+
+    Raises OutputError where two outputs would be the same file, or would be found as inputs another time.
+    """
+    inputs = list(inputs)
+    found = list(find_inputs(inputs, recursive=recursive, include=include, exclude=exclude))
+    jobs = make_jobs((item for item in found if isinstance(item, Found)), recipes, naming)
+    if naming.out_dir and not all(recipe.dry_run for recipe in recipes):
+        make_folders(jobs, inputs, naming.out_dir, recursive=recursive)
+    return Batch(tuple(jobs), tuple(item for item in found if isinstance(item, LbwError)))
+
+
 def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
     """Name every output before any work starts. Raises OutputError where two would be the same file."""
     jobs: list[Job] = []
@@ -137,7 +175,7 @@ def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming)
             if output in taken:
                 raise OutputError(
                     f"{output}: would be written from {taken[output]} and from {item.file}",
-                    'tell them apart with --name, as --name "{stem}-{preset}"',
+                    naming.hint,
                 )
             taken[output] = item.file
         size = item.file.stat().st_size if item.file.is_file() else 0

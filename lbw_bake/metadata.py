@@ -15,7 +15,7 @@ from typing import Any
 from . import __version__
 from .lora import Lora
 from .tensorfile import Tensor, encode_header
-from .weights import Weights
+from .weights import FamilyWeights
 
 RECORD = "lbw_bake"
 _DATA_HASH, _LEGACY_HASH, _SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
@@ -24,7 +24,7 @@ _LEGACY_WINDOW = range(0x100000, 0x110000)
 _ALIAS, _BASE_MODEL = "ss_output_name", "ss_base_model_version"
 
 
-def record_of(weights: Weights, source: Path, preset: str | None) -> dict[str, Any]:
+def record_of(weights: FamilyWeights, source: Path, preset: str | None) -> dict[str, Any]:
     """What was baked, in block names and numbers: enough to do it again, and the same every time."""
     options = weights.options
     return {

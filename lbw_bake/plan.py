@@ -21,7 +21,7 @@ from .modules import Module
 from .scaling import FLOAT8, FLOATS, Multiply, Survey, itemsize, largest
 from .tensorfile import Tensor
 from .updates import Array, Read
-from .weights import Options, Source, Weights, matches_element, resolve
+from .weights import FamilyWeights, matches_element
 
 DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 
@@ -97,7 +97,7 @@ class Plan:
     """Everything there is to know before a bake writes its first byte."""
 
     lora: Lora
-    weights: Weights
+    weights: FamilyWeights
     decisions: tuple[Decision, ...]
     warnings: tuple[str, ...]
     pruned: bool = False
@@ -152,18 +152,13 @@ def _edited(tensor: Tensor, edit: Multiply | Fill | Compute | None) -> Tensor:
     return replace(tensor, dtype=dtype, start=0, end=tensor.size * itemsize(dtype))
 
 
-def settle(lora: Lora, source_for: Callable[[Family], Source], options: Options) -> Weights:
-    """The weights a source means for the file's family; see `agree`."""
-    return agree(lora, lambda family: resolve(source_for(family), family, options))
-
-
-def agree(lora: Lora, weights_for: Callable[[Family], Weights]) -> Weights:
+def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyWeights:
     """The weights for the file's family, where all families that fit it agree on every module.
 
     Families for which there are none do not count, unless there are none for any: then the first one's error is
     raised. Raises AmbiguousFamilyError.
     """
-    resolved: list[Weights] = []
+    resolved: list[FamilyWeights] = []
     errors: list[LbwError] = []
     for family in lora.candidates:
         try:
@@ -185,7 +180,9 @@ def _no_treatment(*_: object) -> str:
     return ""
 
 
-def make_plan(lora: Lora, weights: Weights, look: Look, dtype: str | None = None, treat: Treat = _no_treatment) -> Plan:
+def make_plan(
+    lora: Lora, weights: FamilyWeights, look: Look, dtype: str | None = None, treat: Treat = _no_treatment
+) -> Plan:
     """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
 
     `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, and where
@@ -355,7 +352,7 @@ def _some(names: Iterable[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _warnings(lora: Lora, weights: Weights, decisions: tuple[Decision, ...]) -> Iterable[str]:
+def _warnings(lora: Lora, weights: FamilyWeights, decisions: tuple[Decision, ...]) -> Iterable[str]:
     family = weights.family
     if unknown := lora.unknown(family):
         names = _some((tensor.name for tensor in unknown), 5)

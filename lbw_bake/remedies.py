@@ -29,7 +29,7 @@ from .modules import Module
 from .plan import Compute, Drop, Edit, Edits, Treatment, stored_as, towards
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
 from .updates import Array, Arrays, Read, alpha_of
-from .weights import Weights
+from .weights import FamilyWeights
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Means:
 class Remedies:
     """Treats the modules of one file, read with `read`; an instance is a `plan.Treat`."""
 
-    def __init__(self, lora: Lora, weights: Weights, means: Means, read: Read) -> None:
+    def __init__(self, lora: Lora, weights: FamilyWeights, means: Means, read: Read) -> None:
         self._lora, self._family, self._means, self._read = lora, weights.family, means, read
         self._latest: tuple[str, Arrays] = "", {}
 

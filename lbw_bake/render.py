@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import error, message, print_json
 from .errors import LbwError
-from .jobs import Job
+from .jobs import Batch
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 from .tables import Bar, print_table, shortened, size_text, table
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from .comparison import Comparison
-    from .merge import Merged
+    from .merging import Merged
 
 _VALUE = 40  # characters of a metadata value
 _COMPARED = ("block", "modules>", "weight>", "error>", "")
@@ -30,17 +30,19 @@ _COMPARED = ("block", "modules>", "weight>", "error>", "")
 class Report:
     """Outcomes as they come in, on stderr: a progress bar by bytes on a terminal, plain lines elsewhere."""
 
-    def __init__(self, jobs: Sequence[Job], *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
+    def __init__(self, batch: Batch, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         self._quiet, self._verbose, self._json = quiet, verbose, json
-        self._total = sum(job.nbytes for job in jobs)
+        self._total, self._problems = batch.nbytes, batch.problems
         self._counts: Counter[str] = Counter()
-        self._several = sum(len(job.outputs) for job in jobs) > 1
+        self._several = sum(len(job.outputs) for job in batch.jobs) > 1
         self._bar: Progress | None = None
 
     def __enter__(self) -> Report:
         if self._several and not self._quiet and sys.stderr.isatty():
             self._bar = _progress(self._total)
             self._bar.start()
+        for problem in self._problems:
+            self._add_error(problem)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -59,14 +61,14 @@ class Report:
             if self._json:
                 print_json(outcome_json(outcome))
         # Outputs of one input that fail for the same reason say so once.
-        for outcome in {one.error or str(one.output): one for one in outcomes}.values():
+        for outcome in {str(one.error or one.output): one for one in outcomes}.values():
             if outcome.error or not self._quiet:
                 _show(outcome, verbose=self._verbose)
         if self._bar:
             self._bar.advance(self._bar.task_ids[0], nbytes)
             self._bar.update(self._bar.task_ids[0], description=f"{sum(self._counts.values())} files")
 
-    def add_error(self, problem: LbwError) -> None:
+    def _add_error(self, problem: LbwError) -> None:
         """Take in an input that is no job."""
         self._counts[FAILED] += 1
         if self._json:
@@ -99,9 +101,7 @@ def _progress(total: int) -> Progress:
 
 def _show(outcome: Outcome, *, verbose: bool) -> None:
     if outcome.error:
-        message("error", outcome.error)
-        if outcome.hint:
-            message("hint", outcome.hint)
+        error(outcome.error)
     for warning in outcome.warnings:
         message("warning", f"{outcome.input}: {warning}")
     if outcome.blocks and (verbose or outcome.status == PLANNED):

@@ -13,7 +13,7 @@ from .presets import Entry, Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
 from .presets.writers import source_text
 from .values import number_text
-from .weights import Rules, Vector, Weights
+from .weights import FamilyWeights, Rules, Vector
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,7 @@ def preset_lines(preset: Preset) -> None:
     _print(table)
 
 
-def weights_table(preset: Preset, weights: Weights) -> None:
+def weights_table(preset: Preset, weights: FamilyWeights) -> None:
     """The weight of every block of a family, on stdout."""
     _print(f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})", preset.description)
     table = _table()
@@ -85,7 +85,7 @@ def preset_json(preset: Preset) -> Mapping[str, Any]:
     }
 
 
-def weights_json(preset: Preset, weights: Weights) -> Mapping[str, Any]:
+def weights_json(preset: Preset, weights: FamilyWeights) -> Mapping[str, Any]:
     """A resolved preset as `lbw presets show --json` prints it."""
     return {
         "name": preset.name,

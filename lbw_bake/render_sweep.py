@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import message, print_json
-from .sweep import MANIFEST, Survey, Sweep, manifest
+from .sweeps import MANIFEST, Survey, Sweep, manifest
 from .tables import Bar, print_table, size_text, table
 
 if TYPE_CHECKING:

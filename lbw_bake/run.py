@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from .atomic import check_output
-from .bake import Target, bake
 from .cuda import choose_backend
 from .errors import FileFormatError, LbwError, StrictError
 from .families import OTHER, Place
@@ -20,10 +19,11 @@ from .jobs import Job, Recipe
 from .lora import Lora, read_lora
 from .metadata import record_of, records_in
 from .modules import Module
-from .plan import DTYPES, Plan, Treat, Treatment, make_plan, settle
+from .plan import DTYPES, Plan, Treat, Treatment, agree, make_plan
+from .rewrite import Target, rewrite
 from .tensordata import TensorData
 from .tensorfile import read_header
-from .weights import Weights
+from .weights import FamilyWeights
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -53,8 +53,7 @@ class Outcome:
     seconds: float = 0.0
     device: str | None = None
     warnings: tuple[str, ...] = ()
-    error: str | None = None
-    hint: str = ""
+    error: LbwError | None = None
 
 
 def run(job: Job) -> list[Outcome]:
@@ -76,7 +75,7 @@ def run(job: Job) -> list[Outcome]:
                 _truncate(outcome, target, recipe, began) if target else outcome
                 for (outcome, target), (_, recipe) in zip(planned, job.outputs, strict=True)
             ]
-        sizes = dict(zip((target.output for target in targets), bake(targets, backend), strict=True))
+        sizes = dict(zip((target.output for target in targets), rewrite(targets, backend), strict=True))
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
@@ -90,10 +89,10 @@ def run(job: Job) -> list[Outcome]:
 
 def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) -> Outcome:
     """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
-    from .merge import Part, merge
+    from .merging import Part, merge_parts
     from .remedies import Means
 
-    merged = merge(
+    merged = merge_parts(
         [Part(target.plan.lora, target.plan.weights, target.preset)],
         target.output,
         rank=recipe.rank,
@@ -114,7 +113,7 @@ def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) ->
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
     seconds = time.perf_counter() - began
-    return Outcome(job.input, output, FAILED, seconds=seconds, error=error.message, hint=error.hint)
+    return Outcome(job.input, output, FAILED, seconds=seconds, error=error)
 
 
 def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> tuple[Outcome, Target | None]:
@@ -122,7 +121,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     try:
         if records_in(lora.file.metadata) and not job.named:
             return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
-        weights = settle(lora, lambda family: recipe.given.source_for(family, recipe.layout), recipe.options)
+        weights = agree(lora, recipe.weights.for_family)
         with TensorData(lora.file) as data:
             treat = _remedies(recipe, lora, weights, data)
             plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
@@ -142,10 +141,12 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
         return _failed(job, output, error, began), None
     if recipe.dry_run or output is None:
         return outcome, None
-    return outcome, Target(plan, output, recipe.given.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
+    return outcome, Target(
+        plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata
+    )
 
 
-def _remedies(recipe: Recipe, lora: Lora, weights: Weights, data: TensorData) -> Treat:
+def _remedies(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
     """What is asked about modules that no factor scales; few files have any, so it is imported when it is."""
 
     @cache
@@ -194,7 +195,7 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
         records = records_in(read_header(output).metadata)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.given.preset) | plan.means:
+    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.weights.preset) | plan.means:
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
 
@@ -213,6 +214,6 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "seconds": round(outcome.seconds, 4),
         "device": outcome.device,
         "warnings": list(outcome.warnings),
-        "error": outcome.error,
-        "hint": outcome.hint,
+        "error": outcome.error.message if outcome.error else None,
+        "hint": outcome.error.hint if outcome.error else "",
     }

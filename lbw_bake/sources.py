@@ -2,71 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import PresetError
 from .families import Family
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
-from .weights import ONES, Element, Options, Source, parse_elements, parse_source, written_out
+from .weights import (
+    ONES,
+    Element,
+    FamilyWeights,
+    Options,
+    Rules,
+    Source,
+    Vector,
+    parse_elements,
+    parse_source,
+    resolve,
+    written_out,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What was given, understood: where the weights come from, and what a token says besides."""
+class Weights:
+    """The weights that are asked for, before a family gives them meaning; by default all ones.
+
+    `source` says where they come from, `options` what modifies them; `layout` chooses among a preset's vectors by
+    their length.
+    """
 
     source: Source | Preset = ONES
-    te: float = 1.0
-    unet: float = 1.0
-    x: float | None = None
-    elements: tuple[Element, ...] = ()
+    options: Options = field(default_factory=Options)
+    layout: int | None = None
+
+    @classmethod
+    def of(cls, given: Weights | str | Sequence[float] | Mapping[str, float]) -> Weights:
+        """Weights, whatever they are given as: a text (see `parse`), a vector, or numbers by block selector.
+
+        Raises PresetError, WeightError, NotBakeableError.
+        """
+        if isinstance(given, Weights):
+            return given
+        if isinstance(given, str):
+            return cls.parse(given)
+        if isinstance(given, Mapping):
+            return cls(Rules(tuple((selector, repr(float(value))) for selector, value in given.items())))
+        return cls(Vector(tuple(repr(float(value)) for value in given)))
+
+    @classmethod
+    def parse(
+        cls,
+        text: str | None = None,
+        *,
+        preset: str | None = None,
+        token: str | None = None,
+        elements: Iterable[str] = (),
+        element_presets: Iterable[str] = (),
+        presets: Path | None = None,
+        options: Options | None = None,
+        layout: int | None = None,
+    ) -> Weights:
+        """Understand what was given, at most one of `text`, `preset` and `token`.
+
+        `text` may be any of them: a name, a vector, rules, a token. Element rules come after those of element
+        presets, and these after those of the preset itself, so they win. `presets` is a file on top of the user's
+        own. A token's strengths multiply those of `options`, whose own `x` wins. Raises PresetError, WeightError, and
+        NotBakeableError for a token that switches during sampling.
+        """
+        options = options or Options()
+        if text and looks_like_token(text):
+            text, token = None, text
+        if token:
+            said = parse_token(token)
+            text, element_presets = said.weights, (*element_presets, *said.element_presets)
+            x = said.x if options.x is None else options.x
+            options = replace(options, te=options.te * said.te, unet=options.unet * said.unet, x=x)
+        text = preset or text
+        by_name = bool(text) and (text == preset or not written_out(text or ""))
+        names = tuple(element_presets)
+        known = load_presets(presets) if by_name or names else {}
+        source: Source | Preset = ONES
+        if text:
+            source = find_preset(text, known) if by_name else parse_source(text)
+        own = source.elements if isinstance(source, Preset) else ()
+        named = (rule for name in names for rule in _elements_of(find_preset(name, known)))
+        written = (rule for text in elements for rule in parse_elements(text))
+        return cls(source, replace(options, elements=(*own, *named, *written)), layout)
 
     @property
     def preset(self) -> str | None:
         """The preset's name, if the weights come from one."""
         return self.source.name if isinstance(self.source, Preset) else None
 
-    def source_for(self, family: Family, layout: int | None = None) -> Source:
+    def source_for(self, family: Family) -> Source:
         """Where the weights of a family come from. Raises PresetError."""
-        return self.source.source_for(family, layout) if isinstance(self.source, Preset) else self.source
+        return self.source.source_for(family, self.layout) if isinstance(self.source, Preset) else self.source
 
-    def modify(self, options: Options) -> Options:
-        """Options with what was given added: a token's strengths multiply, an `x` of their own wins."""
-        x = self.x if options.x is None else options.x
-        return replace(options, te=options.te * self.te, unet=options.unet * self.unet, x=x, elements=self.elements)
-
-
-def read_given(
-    *,
-    weights: str | None = None,
-    preset: str | None = None,
-    token: str | None = None,
-    elements: Sequence[str] = (),
-    element_presets: Sequence[str] = (),
-    presets: Path | None = None,
-) -> Given:
-    """Understand what was given, at most one of `weights`, `preset` and `token`; nothing means all ones.
-
-    `weights` may be any of them: a name, a vector, rules, a token. Element rules come after those of element presets,
-    and these after those of the preset itself, so they win. `presets` is a file on top of the user's own. Raises
-    PresetError, WeightError, and NotBakeableError for a token that switches during sampling.
-    """
-    if weights and looks_like_token(weights):
-        weights, token = None, weights
-    said = parse_token(token) if token else None
-    text = said.weights if said else preset or weights
-    by_name = bool(text) and (text == preset or not written_out(text or ""))
-    names = [*element_presets, *([said.elements] if said and said.elements else [])]
-    known = load_presets(presets) if by_name or names else {}
-    source: Source | Preset = ONES
-    if text:
-        source = find_preset(text, known) if by_name else parse_source(text)
-    own = source.elements if isinstance(source, Preset) else ()
-    rules = [*own, *(rule for name in names for rule in _elements_of(find_preset(name, known)))]
-    chosen = (*rules, *(rule for text in elements for rule in parse_elements(text)))
-    return Given(source, said.te, said.unet, said.x, chosen) if said else Given(source, elements=chosen)
+    def for_family(self, family: Family) -> FamilyWeights:
+        """What they mean for a family. Raises PresetError, WeightError."""
+        return resolve(self.source_for(family), family, self.options)
 
 
 def _elements_of(preset: Preset) -> tuple[Element, ...]:

@@ -20,13 +20,13 @@ _KEYS = ("te", "unet", "lbw", "w", "lbwe", "x", *_SAMPLING)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token says. `weights` is a preset's name or a vector, None for plain strength; so is `elements`."""
+    """What a token says. `weights` is a preset's name or a vector, None for plain strength."""
 
     name: str
     te: float
     unet: float
     weights: str | None = None
-    elements: str | None = None
+    element_presets: tuple[str, ...] = ()
     x: float | None = None
 
 
@@ -85,7 +85,7 @@ def _token(name: str, fields: list[str]) -> Token:
         _number(keyed, "te", strengths[0]),
         _number(keyed, "unet", strengths[-1]),
         keyed.get("lbw"),
-        keyed.get("lbwe"),
+        (keyed["lbwe"],) if "lbwe" in keyed else (),
         _number(keyed, "x", 0.0) if "x" in keyed else None,
     )
 

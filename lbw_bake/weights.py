@@ -1,7 +1,7 @@
-"""Weights: a vector, block rules or elements become one number for every block, and for every module.
+"""A vector, block rules or elements become one number for every block of a family, and for every module.
 
 Assigned by block name, never by position among the blocks a file happens to have. What is written is parsed
-here, once; `Weights` holds plain floats.
+here, once; `FamilyWeights` are plain floats.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import WeightCountError, WeightError, nearest
+from .errors import WeightCountError, WeightError
 from .families import OTHER, Family, Place
+from .positions import Positions, parse_positions, weigh_positions
+from .selectors import select
 from .values import Evaluator, number_text, parse_number
 
-_DEPTHS = re.compile(r"(\d+)%-(\d+)%")
 _RULE = re.compile(r"\s*((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
-_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d+)(?:-(\d+))?)?")
-# Inspire's names for numbered blocks, as regular expressions over ours.
-_KINDS = {"in": r"IN\d+", "mid": "MID", "out": r"OUT\d+", "double": r"D\d+", "single": r"S\d+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +29,6 @@ class Vector:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Block selectors with a value each, as written. Later rules win, but `*` means all blocks no other names."""
-
-    rules: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """The Inspire Pack's `%` rules, as written: `base`, `in`, `in3`, `single1-10`, `default`; later rules win.
-
-    Its numbers count the blocks a LoRA has, from 1.
-    """
 
     rules: tuple[tuple[str, str], ...]
 
@@ -82,7 +70,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class FamilyWeights:
     """The resolved weights of a family: a finite float for every block, `OTHER` included.
 
     `layout` is the length of the vector they came from, None for rules; `unlisted` the blocks it did not list.
@@ -107,7 +95,7 @@ class Weights:
 def parse_source(text: str) -> Source:
     """A vector (`1,0,0.5,...`), block rules (`BASE=1 IN04-IN08=0.5 *=0`) or `%` rules. Raises WeightError."""
     if text.lstrip().startswith("%"):
-        return Positions(tuple(_split_positions(text)))
+        return parse_positions(text)
     if "=" in text:
         return Rules(tuple((match[1], match[2]) for match in split_rules(text)))
     return Vector(tuple(value.strip() for value in text.split(",")))
@@ -150,7 +138,7 @@ def parse_elements(text: str) -> tuple[Element, ...]:
     return tuple(map(parse_element, rules or [text]))
 
 
-def resolve(source: Source, family: Family, options: Options | None = None) -> Weights:
+def resolve(source: Source, family: Family, options: Options | None = None) -> FamilyWeights:
     """The weights a source means for a family.
 
     Raises WeightCountError for a vector that fits no layout of the family, WeightError for anything that is
@@ -165,7 +153,7 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> W
     elif isinstance(source, Rules):
         listed = _by_rules(source.rules, family, evaluate)
     else:
-        listed = _by_positions(source.rules, family, evaluate)
+        listed = weigh_positions(source.rules, family, evaluate)
     unlisted = frozenset(family.blocks) - listed.keys()
     weights = {block: listed.get(block, options.rest) for block in family.blocks}
     if options.invert:
@@ -173,23 +161,7 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> W
     weights[OTHER] = listed.get(OTHER, options.other)
     for element in options.elements:
         select(element.blocks, family)
-    return Weights(family, weights, layout, unlisted, options)
-
-
-def select(text: str, family: Family) -> frozenset[str]:
-    """The blocks a selector names: `IN04`, `IN04-IN08` (either order), `OUT` (all of that letter), `BASE`, `*`.
-
-    `25%-75%` is the middle half of the stack. Several stand side by side; a leading `NOT ` means all others; empty
-    means all. Raises WeightError.
-    """
-    items = text.split()
-    inverted = bool(items) and items[0].upper() == "NOT"
-    named = frozenset(block for item in items[inverted:] for block in _select_item(item, family))
-    if inverted and len(items) == 1:
-        raise WeightError(f"{text.strip()!r} names no block", "write NOT IN04, or NOT IN04-IN08")
-    if not items:
-        return frozenset(family.blocks)
-    return frozenset(family.blocks) - named if inverted else named
+    return FamilyWeights(family, weights, layout, unlisted, options)
 
 
 def matches_element(element: Element, family: Family, place: Place, path: str) -> bool:
@@ -220,101 +192,3 @@ def _by_rules(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evalua
         else:
             listed |= dict.fromkeys(select(selector, family), number)
     return default | listed
-
-
-def _by_positions(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evaluator) -> dict[str, float]:
-    numbers = [(selector, evaluate(value, f"the weight of {selector}")) for selector, value in rules]
-    if negative := next((selector for selector, number in numbers if number < 0), None):
-        raise WeightError(
-            f"the weight of {negative} is negative, which the Inspire Pack ignores in % rules",
-            f"name the blocks: IN04={number_text(dict(numbers)[negative])}",
-        )
-    default = dict(numbers).get("default", 1.0)
-    base = dict(numbers).get("base", default)
-    numbered = frozenset(block for kind in _KINDS for layout in family.layouts for block in _of_kind(kind, layout))
-    listed = {block: default if block in numbered else base for block in family.blocks}
-    for selector, number in numbers:
-        if selector not in ("default", "base"):
-            listed |= dict.fromkeys(_at_positions(selector, family), number)
-    return listed
-
-
-def _at_positions(selector: str, family: Family) -> frozenset[str]:
-    """The blocks that `in3` or `in1-4` means, if that is the same for a LoRA of any of the family's layouts."""
-    match = _POSITION.fullmatch(selector)
-    if match is None:
-        raise WeightError(f"% rules know no {selector!r}", "known: default base in mid out double single, in3, in1-4")
-    kind, first, last = match[2], match[3], match[4]
-    found = [_of_kind(kind, layout) for layout in family.layouts]
-    if not any(found):
-        raise WeightError(f"{family.name} has no {kind} blocks", "name its blocks: IN04=0.5 D07=1")
-    if first is None:
-        return frozenset().union(*found)
-    span = slice(max(int(first) - 1, 0), int(last or first))
-    common = frozenset.intersection(*map(frozenset, found))
-    meanings = [frozenset(blocks[span]) for blocks in found]
-    if not all(meanings) or len({meaning & common for meaning in meanings}) > 1:
-        choices = "; ".join(
-            f"{' '.join(sorted(meaning)) or 'no block'} in one of {len(layout)} blocks"
-            for meaning, layout in zip(meanings, family.layouts, strict=True)
-        )
-        raise WeightError(
-            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {_example(meanings, found)}=0.5"
-        )
-    return frozenset().union(*meanings)
-
-
-def _example(meanings: Iterable[frozenset[str]], found: Iterable[Sequence[str]]) -> str:
-    return " ".join(sorted(next(filter(None, meanings), frozenset(next(iter(found))[:1]))))
-
-
-def _of_kind(kind: str, layout: Sequence[str]) -> list[str]:
-    return [block for block in layout if re.fullmatch(_KINDS[kind], block)]
-
-
-def _split_positions(text: str) -> Iterator[tuple[str, str]]:
-    for item in text.strip().removeprefix("%").split(","):
-        selector, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or not _POSITION.fullmatch(selector):
-            raise WeightError(
-                f"% rules know no {item.strip()!r}", "known: default= base= in= mid= out= double= single= in3= in1-4="
-            )
-        yield selector, value
-
-
-def _select_item(item: str, family: Family) -> tuple[str, ...]:
-    name = item.upper()
-    if name == "*":
-        return family.blocks
-    if name == OTHER:
-        return (OTHER,)
-    if name == "BASE":
-        return family.text_encoder_blocks
-    if depths := _DEPTHS.fullmatch(name):
-        first, last = sorted(int(depth) for depth in depths.groups())
-        stack = family.stack
-        middles = ((100 * (i + 0.5) / len(stack), block) for i, block in enumerate(stack))
-        return tuple(block for middle, block in middles if first < middle <= last)
-    ends = [block_range(end, family) for end in name.split("-", 1)]
-    start, stop = min(end.start for end in ends), max(end.stop for end in ends)
-    selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
-    if not selected:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
-    return selected
-
-
-def block_range(name: str, family: Family) -> range:
-    """Where a block, or all blocks of a letter, lie in the family's longest block list. Raises WeightError."""
-    vocabulary = _vocabulary(family)
-    name = "MID" if name == "M00" else name
-    if name in vocabulary:
-        position = vocabulary.index(name)
-        return range(position, position + 1)
-    positions = [i for i, block in enumerate(vocabulary) if block.rstrip("0123456789") == name]
-    if not positions:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
-    return range(positions[0], positions[-1] + 1)
-
-
-def _vocabulary(family: Family) -> tuple[str, ...]:
-    return max((family.blocks, *family.relatives), key=len)

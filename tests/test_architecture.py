@@ -54,3 +54,9 @@ def test_no_arrow_points_up() -> None:
 def test_a_library_stays_where_it_is_needed(library: str) -> None:
     users = {importer for importer, dots, name in imports() if dots == 0 and name.split(".")[0] == library}
     assert users <= HOMES[library]
+
+
+def test_commands_do_their_work_through_the_public_api() -> None:
+    """Of the core, the command line reaches past it only where files are not baked: options, presets, lists."""
+    core = {"run", "rewrite", "batch", "inspection", "comparison", "plan", "atomic", "scaling", "tensordata", "lora"}
+    assert {name for unit, dots, name in imports() if unit in ("cli", "cli_inspect") and dots > 0} & core == set()

@@ -36,10 +36,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from lbw_bake.bake import Target, bake
 from lbw_bake.errors import FileFormatError
 from lbw_bake.lora import read_lora
 from lbw_bake.plan import make_plan
+from lbw_bake.rewrite import Target, rewrite
 from lbw_bake.scaling import Multiply, Transform
 from lbw_bake.tensordata import TensorData
 from lbw_bake.weights import parse_source, resolve
@@ -508,7 +508,7 @@ class TestSourceThatChanges:
                 meddle()
                 return step.transform()
 
-            bake([Target(plan, tmp_path / "b.safetensors")], backend)
+            rewrite([Target(plan, tmp_path / "b.safetensors")], backend)
 
         yield call
         assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

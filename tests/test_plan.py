@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,13 @@ import pytest
 from conftest import MODULE, SD1_BLOCKS, Run, kohya_lora, unet_lora, write
 
 from lbw_bake.errors import AmbiguousFamilyError, LbwError, WeightCountError
+from lbw_bake.families import Family
 from lbw_bake.lora import Lora, read_lora
-from lbw_bake.plan import Drop, Fill, Look, Plan, make_plan, settle
+from lbw_bake.plan import Drop, Fill, Look, Plan, agree, make_plan
 from lbw_bake.scaling import Multiply, Survey
+from lbw_bake.sources import Weights
 from lbw_bake.tensorfile import Tensor
-from lbw_bake.weights import Options, parse_source, resolve
+from lbw_bake.weights import FamilyWeights, parse_source, resolve
 
 
 def lora_of(folder: Path, tensors: Mapping[str, np.ndarray], family: str | None = None) -> Lora:
@@ -76,6 +78,11 @@ def test_the_layout_has_neither_gaps_nor_overlaps(tmp_path: Path, dtype: str | N
     assert len(plan.layout()) == len(lora.file.tensors) - 1
 
 
+def by_family(sources: dict[str, str], default: str) -> Callable[[Family], FamilyWeights]:
+    """Weights that say different things to different families."""
+    return lambda family: Weights.of(sources.get(family.name, default)).for_family(family)
+
+
 class TestFamilies:
     """One module that several families have: `IN05` of SD1, SD2 and SDXL."""
 
@@ -87,24 +94,24 @@ class TestFamilies:
 
     @pytest.mark.parametrize("text", ["IN05=0.5 *=1", "*=0.3", ",".join("1" * 17), ",".join("1" * 12)])
     def test_they_may_differ_where_the_weights_mean_the_same(self, lora: Lora, text: str) -> None:
-        assert settle(lora, lambda _: parse_source(text), Options()).family.name == "sd1"
+        assert agree(lora, Weights.of(text).for_family).family.name == "sd1"
 
     def test_they_may_not_differ_about_what_the_weights_mean(self, lora: Lora) -> None:
         sources = {"sd1": "IN05=1", "sd2": "IN05=1"}
         with pytest.raises(AmbiguousFamilyError) as problem:
-            settle(lora, lambda family: parse_source(sources.get(family.name, "IN05=0")), Options())
+            agree(lora, by_family(sources, "IN05=0"))
         assert {"sd1", "sd2", "sdxl"} <= set(problem.value.candidates)
         assert "fits sd1, sd2, " in problem.value.message
         assert problem.value.hint == "name the family: --family sd1"
 
     def test_families_for_which_the_weights_mean_nothing_do_not_count(self, lora: Lora) -> None:
         sources = {"sdxl": "IN05=0.5"}
-        weights = settle(lora, lambda family: parse_source(sources.get(family.name, "1,2,3")), Options())
+        weights = agree(lora, by_family(sources, "1,2,3"))
         assert weights.family.name == "sdxl"
 
     def test_weights_that_mean_nothing_to_any_are_an_error(self, lora: Lora) -> None:
         with pytest.raises(WeightCountError):
-            settle(lora, lambda _: parse_source("1,2,3"), Options())
+            agree(lora, Weights.of("1,2,3").for_family)
 
     def test_a_family_that_is_named_ends_the_question(self, tmp_path: Path, lora: Lora, run: Run) -> None:
         command = ("bake", lora.file.path, "-p", "MIDD", "-o", tmp_path / "b.safetensors")

@@ -11,7 +11,7 @@ from conftest import SD1_ALL_BLOCKS, Run, unet_lora, write
 
 from lbw_bake.errors import PresetError, WeightError
 from lbw_bake.families import family_named
-from lbw_bake.sources import read_given
+from lbw_bake.sources import Weights
 from lbw_bake.weights import Options, parse_source, resolve
 
 MIDD = "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"
@@ -72,25 +72,31 @@ class TestEverywhereTheSame:
     def test_element_presets_of_the_extension(self, tmp_path: Path) -> None:
         path = tmp_path / "elempresets.txt"
         path.write_text("MINE:IN05:attn:0.5,OUT:proj:0\n::0.25\n")
-        given = read_given(element_presets=["MINE"], elements=["MID::1, BASE:mlp:0"], presets=path)
-        assert list(map(str, given.elements)) == ["IN05:attn:0.5", "OUT:proj:0", "::0.25", "MID::1", "BASE:mlp:0"]
+        weights = Weights.parse(element_presets=["MINE"], elements=["MID::1, BASE:mlp:0"], presets=path)
+        assert list(map(str, weights.options.elements)) == [
+            "IN05:attn:0.5",
+            "OUT:proj:0",
+            "::0.25",
+            "MID::1",
+            "BASE:mlp:0",
+        ]
 
     def test_a_token_says_more_than_weights(self) -> None:
-        given = read_given(token="<lora:x:0.5:0.7:lbw=MIDD:lbwe=ATTNDEEPOFF:x=0.2>")
-        options = given.modify(Options(te=2, x=None))
+        token = "<lora:x:0.5:0.7:lbw=MIDD:lbwe=ATTNDEEPOFF:x=0.2>"
+        options = Weights.parse(token=token, options=Options(te=2, x=None)).options
         assert (options.te, options.unet, options.x) == (1.0, 0.7, 0.2)
         assert list(map(str, options.elements)) == ["IN05-OUT05:attn:0"]
-        assert given.modify(Options(x=0.9)).x == 0.9
+        assert Weights.parse(token, options=Options(x=0.9)).options.x == 0.9
 
     def test_the_elements_of_a_preset_come_with_its_weights(self, tmp_path: Path) -> None:
         path = tmp_path / "x.yaml"
         path.write_text("A:\n  sd1: {MID: 1}\n  elements: IN05:attn:0.5\n")
-        given = read_given(preset="A", elements=["OUT:attn:0"], presets=path)
-        assert list(map(str, given.elements)) == ["IN05:attn:0.5", "OUT:attn:0"]
+        weights = Weights.parse(preset="A", elements=["OUT:attn:0"], presets=path)
+        assert list(map(str, weights.options.elements)) == ["IN05:attn:0.5", "OUT:attn:0"]
 
     def test_weights_are_no_element_preset(self) -> None:
         with pytest.raises(PresetError, match="holds weights, not element rules") as problem:
-            read_given(element_presets=["MIDD"])
+            Weights.parse(element_presets=["MIDD"])
         assert "--preset MIDD" in problem.value.hint
 
 

@@ -24,7 +24,7 @@ from conftest import (
 from safetensors.numpy import load_file
 
 from lbw_bake.errors import LbwError
-from lbw_bake.sweep import parse_size
+from lbw_bake.sweeps import parse_size
 
 MIDD = dict(zip(SD1_BLOCKS, [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], strict=True))
 
@@ -167,7 +167,7 @@ class TestFiles:
         assert len({cell["file"] for cell in cells.values()}) == 1 + len(SD1_BLOCKS)
 
     def test_more_files_than_are_open_at_a_time(self, source: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lbw_bake.sweep._OPEN", 2)
+        monkeypatch.setattr("lbw_bake.sweeps._OPEN", 2)
         manifest = swept(run, source, "--analyse")
         for cell in manifest["cells"]:
             expected = {block: float(block != cell["x"]) for block in SD1_BLOCKS}

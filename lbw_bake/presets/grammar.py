@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from ..errors import WeightError, nearest
 from ..families import FAMILIES, Family
+from ..positions import Positions
+from ..selectors import block_range, select
 from ..values import NUMBER, variable_of
-from ..weights import Element, Positions, Rules, Source, Vector, block_range, parse_source, select, split_rules
+from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
 from .findings import Finding
 from .text import WIDE_COMMA, Piece
 

@@ -10,8 +10,10 @@ from itertools import groupby
 
 from ..errors import LbwError, PresetError
 from ..families import FAMILIES, OTHER, Family
+from ..positions import Positions
+from ..selectors import select
 from ..values import RANDOM_RANGES, number_text, variable_of
-from ..weights import Element, Positions, Rules, Source, Vector, resolve, select
+from ..weights import Element, Rules, Source, Vector, resolve
 from .grammar import EXTENSION, INSPIRE, Dialect
 from .inspire import LAYOUTS, Selectors
 from .model import Entry, Preset

@@ -25,7 +25,7 @@ Backend = Callable[[Multiply], Transform]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One output of a bake: its plan, its place, and how it is written.
+    """One output of a rewrite: its plan, its place, and how it is written.
 
     `replace` allows the output to exist; `update_metadata` keeps hashes and names in the metadata true.
     """
@@ -37,7 +37,7 @@ class Target:
     update_metadata: bool = True
 
 
-def bake(targets: Sequence[Target], backend: Backend = Multiply.transform) -> list[int]:
+def rewrite(targets: Sequence[Target], backend: Backend = Multiply.transform) -> list[int]:
     """Write the outputs of plans that share an input, which is read once; returns the bytes of each.
 
     An output appears complete or not at all. `backend` makes the function that multiplies bytes, on the CPU or a

@@ -11,22 +11,23 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .atomic import atomic_write, write_all
-from .bake import Backend, Target, bake
 from .errors import LbwError, OutputError, WeightError, nearest
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora
 from .plan import Look, agree, make_plan
-from .sources import Given
+from .rewrite import Backend, Target, rewrite
+from .selectors import select
+from .sources import Weights
 from .tables import size_text
 from .values import number_text, parse_number, variable_of
-from .weights import Options, Source, Vector, Weights, parse_elements, resolve, select
+from .weights import FamilyWeights, Source, Vector, parse_elements
 
 VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "elements", "analyse"
 KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
@@ -53,16 +54,14 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What cells start from: the base weights and their options, or a preset, which `read` understands by its name.
+    """What cells start from: the base weights, or a preset, which `read` understands by its name.
 
     `at` is what chosen blocks are set to where no axis has values.
     """
 
-    base: Given
-    read: Callable[[str], Given]
-    options: Options = field(default_factory=Options)
+    base: Weights
+    read: Callable[[str], Weights]
     at: float = 0.0
-    layout: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Cell:
     x: str | None
     y: str | None
     z: str | None
-    weights: Weights
+    weights: FamilyWeights
     file: str
 
     @property
@@ -90,9 +89,9 @@ class Sweep:
     cells: tuple[Cell, ...]
 
     @property
-    def files(self) -> dict[str, Weights]:
+    def files(self) -> dict[str, FamilyWeights]:
         """Every file there is to write, with the weights of the first cell that has it."""
-        files: dict[str, Weights] = {}
+        files: dict[str, FamilyWeights] = {}
         for cell in self.cells:
             files.setdefault(cell.file, cell.weights)
         return files
@@ -155,26 +154,24 @@ def _combinations(axes: Mapping[str, Axis]) -> Iterator[dict[str, str]]:
         yield {name: chosen[name] for name in "xyz" if name in chosen}
 
 
-def _weights_of(choices: Sequence[tuple[str, str]], start: Start, family: Family) -> Weights:
+def _weights_of(choices: Sequence[tuple[str, str]], start: Start, family: Family) -> FamilyWeights:
     """The weights of the cell with these (kind, label) choices."""
     by_kind = dict(choices)
     value = parse_number(by_kind[VALUES], "a value") if VALUES in by_kind else None
-    givens = [start.read(label) for kind, label in choices if kind == PRESETS] or [start.base]
-    sources = [given.source_for(family, start.layout) for given in givens]
-    weights = [
-        resolve(source, family, given.modify(start.options if value is None else replace(start.options, x=value)))
-        for source, given in zip(sources, givens, strict=True)
-    ]
+    asked = [start.read(label) for kind, label in choices if kind == PRESETS] or [start.base]
+    if value is not None:
+        asked = [replace(one, options=replace(one.options, x=value)) for one in asked]
+    weights = [one.for_family(family) for one in asked]
     blocks = _combined([one.blocks for one in weights])
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
         blocks |= dict.fromkeys(select(selector, family), start.at if value is None else value)
-    elif value is not None and not any(map(_has_variable, sources)):
+    elif value is not None and not any(_has_variable(one.source_for(family)) for one in asked):
         blocks |= dict.fromkeys(family.blocks, value)
     elements = tuple(element for one in weights for element in one.options.elements)
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()
     unlisted = frozenset(weights[0].unlisted).intersection(*(one.unlisted for one in weights))
     options = replace(weights[0].options, elements=(*elements, *added))
-    return Weights(family, blocks, weights[0].layout, unlisted, options)
+    return FamilyWeights(family, blocks, weights[0].layout, unlisted, options)
 
 
 def _combined(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -259,7 +256,7 @@ def write(
             Target(make_plan(sweep.lora, weights, look, dtype), folder / name, None, replace)
             for name, weights in files[first : first + _OPEN]
         ]
-        yield from bake(targets, backend)
+        yield from rewrite(targets, backend)
     texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
     texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
     for name, text in texts.items():

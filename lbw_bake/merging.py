@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +29,14 @@ from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
-from .plan import carriers_of, settle
+from .plan import agree, carriers_of
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
-from .sources import read_given
+from .sources import Weights
 from .tensordata import PIECE, TensorData
 from .tensorfile import Tensor, encode_header
 from .updates import Read, arrays_of
-from .weights import Options, Weights
+from .weights import FamilyWeights
 
 _SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
 
@@ -58,7 +58,7 @@ class Part:
     """One file of a merge, with its weights; its presets' name, if they come from one."""
 
     lora: Lora
-    weights: Weights
+    weights: FamilyWeights
     preset: str | None = None
 
 
@@ -82,17 +82,15 @@ def parse_spec(text: str) -> Spec:
     return Spec(Path(match["path"]), float(match["strength"] or 1.0), match["weights"])
 
 
-def read_parts(texts: Sequence[str], family: str | None = None, presets: Path | None = None) -> list[Part]:
-    """Read the headers and resolve the weights of what is to be merged.
+def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:
+    """Read the headers and settle the weights of what is to be merged.
 
     Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if the files are of different families.
     """
     parts: list[Part] = []
-    for spec in map(parse_spec, texts):
-        given = read_given(weights=spec.weights, presets=presets)
-        lora = read_lora(spec.path, family or (parts[0].weights.family.name if parts else None))
-        weights = settle(lora, given.source_for, given.modify(Options(strength=spec.strength)))
-        parts.append(Part(lora, weights, given.preset))
+    for path, weights in loras:
+        lora = read_lora(path, family or (parts[0].weights.family.name if parts else None))
+        parts.append(Part(lora, agree(lora, weights.for_family), weights.preset))
     return parts
 
 
@@ -124,7 +122,7 @@ class _Layer:
     addends: tuple[_Addend, ...]
 
 
-def merge(
+def merge_parts(
     parts: Sequence[Part],
     output: Path,
     *,

@@ -1,0 +1,143 @@
+"""What Python programs call, and the command line too: each command of `lbw` as a function.
+
+Nothing here prints or exits. What a user can get wrong is raised as an `LbwError` with a message and a hint. Paths may
+be strings; families, presets and devices are named as on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .jobs import Job, Recipe
+from .sources import Weights
+
+if TYPE_CHECKING:
+    from .checks import Checked
+    from .comparison import Comparison
+    from .inspection import Inspection
+    from .merging import Merged
+    from .run import Outcome
+
+AnyPath = str | os.PathLike[str]
+AnyWeights = Weights | str | Sequence[float] | Mapping[str, float]
+
+
+def bake(
+    input: AnyPath,  # noqa: A002 - the word of the command line
+    output: AnyPath | None,
+    weights: AnyWeights,
+    *,
+    family: str | None = None,
+    dtype: str = "keep",
+    rank: int | None = None,
+    base: AnyPath | None = None,
+    dora_norm: str = "comfyui",
+    inexact: bool = False,
+    prune: bool = False,
+    device: str = "auto",
+    strict: bool = False,
+    update_metadata: bool = True,
+    replace: bool = False,
+    in_place: bool = False,
+    dry_run: bool = False,
+) -> Outcome:
+    """Write a LoRA with block weights multiplied in, so that any program loads it with a plain weight.
+
+    `weights` are a preset's name, a vector, block rules or a prompt token as text; numbers in the order of a layout;
+    numbers by block selector; or `Weights`, which have more to choose. With `dry_run` nothing is written, and
+    `output` may be None. Every other option is that of `lbw bake` of the same name: `dtype` is `keep`, `f16`, `bf16` or
+    `f32`, the dtype floating tensors are stored as; `device` is `auto`, `cpu` or `cuda`.
+
+    Returns what was done: the weight of every block, how many modules were copied, scaled, zeroed and removed, bytes,
+    seconds, warnings. Raises FileFormatError for what is no safetensors file, NotALoraError, UnknownFamilyError,
+    AmbiguousFamilyError, WeightError, PresetError, NotBakeableError where no file of this kind can hold the result,
+    OutputError (also if the output exists, without `replace`), DeviceError, and StrictError for warnings with `strict`.
+    """
+    from .run import run
+
+    recipe = Recipe(
+        Weights.of(weights),
+        family=family,
+        dtype=dtype,
+        rank=rank,
+        base=_path(base),
+        dora_norm=dora_norm,
+        inexact=inexact,
+        prune=prune,
+        device=device,
+        strict=strict,
+        dry_run=dry_run,
+        update_metadata=update_metadata,
+        replace=replace,
+        in_place=in_place,
+    )
+    (outcome,) = run(Job(Path(input), ((_path(output), recipe),)))
+    if outcome.error:
+        raise outcome.error
+    return outcome
+
+
+def inspect(path: AnyPath, *, family: str | None = None, spectra: bool = False) -> Inspection:
+    """Read what is in a LoRA and measure its modules, one at a time; the file is never loaded whole.
+
+    `Inspection.blocks` has for every block its modules, bytes, and the Frobenius norm of their updates (float64,
+    None per module where it depends on the base model); `spectra` asks for singular values too. Raises FileFormatError,
+    NotALoraError, UnknownFamilyError.
+    """
+    from .inspection import inspect
+
+    return inspect(Path(path), family, spectra=spectra)
+
+
+def diff(original: AnyPath, baked: AnyPath, *, family: str | None = None) -> Comparison:
+    """Measure the weight every block of `baked` got, by any tool, and hold the file to its record if it has one.
+
+    Raises FileFormatError, NotALoraError, UnknownFamilyError.
+    """
+    from .comparison import diff
+
+    return diff(Path(original), Path(baked), family)
+
+
+def merge(
+    loras: Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
+    output: AnyPath,
+    *,
+    family: str | None = None,
+    rank: int | None = None,
+    dtype: str = "keep",
+    base: AnyPath | None = None,
+    dora_norm: str = "comfyui",
+    device: str = "auto",
+    replace: bool = False,
+) -> Merged:
+    """Write one LoRA whose update is the exact sum of several, each with its own weights (default: all ones).
+
+    `rank` truncates every product to that rank; the options are those of `lbw merge`. Raises what `bake` raises.
+    """
+    from .merging import merge_parts, read_parts
+    from .plan import DTYPES
+    from .remedies import Means
+
+    given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
+    parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
+    means = Means(_path(base), dora_norm, device=device)
+    return merge_parts(parts, Path(output), rank=rank, dtype=DTYPES[dtype], device=device, replace=replace, means=means)
+
+
+def validate(path: AnyPath, *, kind: str | None = None) -> Checked:
+    """Check a preset file: its findings have a code, a line and a column.
+
+    `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.
+    Raises FileFormatError if it cannot be read.
+    """
+    from .checks import check_file
+
+    return check_file(Path(path), kind)
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)

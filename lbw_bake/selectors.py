@@ -1,0 +1,64 @@
+"""Block selectors: `IN04`, `IN04-IN08`, `OUT`, `BASE`, `25%-75%`, `NOT ...` become blocks of a family, by name."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import WeightError, nearest
+from .families import OTHER, Family
+
+_DEPTHS = re.compile(r"(\d+)%-(\d+)%")
+
+
+def select(text: str, family: Family) -> frozenset[str]:
+    """The blocks a selector names: `IN04`, `IN04-IN08` (either order), `OUT` (all of that letter), `BASE`, `*`.
+
+    `25%-75%` is the middle half of the stack. Several stand side by side; a leading `NOT ` means all others; empty
+    means all. Raises WeightError.
+    """
+    items = text.split()
+    inverted = bool(items) and items[0].upper() == "NOT"
+    named = frozenset(block for item in items[inverted:] for block in _select_item(item, family))
+    if inverted and len(items) == 1:
+        raise WeightError(f"{text.strip()!r} names no block", "write NOT IN04, or NOT IN04-IN08")
+    if not items:
+        return frozenset(family.blocks)
+    return frozenset(family.blocks) - named if inverted else named
+
+
+def block_range(name: str, family: Family) -> range:
+    """Where a block, or all blocks of a letter, lie in the family's longest block list. Raises WeightError."""
+    vocabulary = _vocabulary(family)
+    name = "MID" if name == "M00" else name
+    if name in vocabulary:
+        position = vocabulary.index(name)
+        return range(position, position + 1)
+    positions = [i for i, block in enumerate(vocabulary) if block.rstrip("0123456789") == name]
+    if not positions:
+        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+    return range(positions[0], positions[-1] + 1)
+
+
+def _select_item(item: str, family: Family) -> tuple[str, ...]:
+    name = item.upper()
+    if name == "*":
+        return family.blocks
+    if name == OTHER:
+        return (OTHER,)
+    if name == "BASE":
+        return family.text_encoder_blocks
+    if depths := _DEPTHS.fullmatch(name):
+        first, last = sorted(int(depth) for depth in depths.groups())
+        stack = family.stack
+        middles = ((100 * (i + 0.5) / len(stack), block) for i, block in enumerate(stack))
+        return tuple(block for middle, block in middles if first < middle <= last)
+    ends = [block_range(end, family) for end in name.split("-", 1)]
+    start, stop = min(end.start for end in ends), max(end.stop for end in ends)
+    selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
+    if not selected:
+        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+    return selected
+
+
+def _vocabulary(family: Family) -> tuple[str, ...]:
+    return max((family.blocks, *family.relatives), key=len)

@@ -1,0 +1,126 @@
+"""Programs get what the command line gets: the same files, and errors as exceptions instead of lines and exit codes."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run, unet_lora, write
+from safetensors.numpy import load_file
+
+import lbw_bake
+from lbw_bake import LbwError, Options, Weights, bake, diff, inspect, merge, validate
+from lbw_bake.errors import FileFormatError, OutputError, StrictError, WeightCountError
+
+MIDD = "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A small SD1 LoRA."""
+    return write(tmp_path / "a.safetensors", unet_lora(), {"ss_output_name": "a", "sshs_model_hash": "0" * 64})
+
+
+def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
+    tree = ast.parse(Path(str(lbw_bake.__file__)).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    checked = {
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert checked == lbw_bake._HOMES
+    assert {*checked, "__version__"} == set(lbw_bake.__all__)
+    assert {getattr(lbw_bake, name).__name__ for name in checked} == set(checked)
+    assert set(lbw_bake.__all__) <= set(dir(lbw_bake))
+
+
+def test_names_that_do_not_exist_are_refused_as_python_does() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = lbw_bake.nothing
+
+
+def test_the_package_imports_nothing_before_it_is_used() -> None:
+    code = "import sys, lbw_bake; assert not {'numpy', 'torch', 'safetensors', 'yaml', 'typer'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("weights", "options"),
+    [
+        ("MIDD", ("--preset", "MIDD")),
+        (MIDD, ("--weights", MIDD)),
+        ([float(weight) for weight in MIDD.split(",")], ("--weights", MIDD)),
+        ({"IN04-IN08": 0.5, "*": 1}, ("--weights", "IN04-IN08=0.5 *=1")),
+        ("<lora:x:0.7:lbw=MIDD>", ("--token", "<lora:x:0.7:lbw=MIDD>")),
+        (Weights.parse(preset="MIDD", options=Options(strength=0.7)), ("--preset", "MIDD", "--strength", "0.7")),
+    ],
+    ids=["name", "vector", "numbers", "mapping", "token", "weights"],
+)
+def test_bake_writes_what_the_command_writes(
+    weights: Any, options: tuple[str, ...], lora: Path, tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "api").mkdir()
+    outcome = bake(str(lora), tmp_path / "api" / "b.safetensors", weights)
+    assert capfd.readouterr() == ("", "")
+    assert run("bake", lora, *options, "-o", tmp_path / "b.safetensors")[0] == 0
+    assert (tmp_path / "api" / "b.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert outcome.family == "sd1"
+    assert outcome.nbytes == (tmp_path / "b.safetensors").stat().st_size
+
+
+def test_a_dry_run_needs_no_output(lora: Path, tmp_path: Path) -> None:
+    outcome = bake(lora, None, "MIDD", dry_run=True)
+    assert outcome.modules["zeroed"] > 0
+    assert list(tmp_path.iterdir()) == [lora]
+
+
+def test_errors_are_raised_as_what_they_are(lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "b.safetensors"
+    with pytest.raises(WeightCountError, match="3 weights do not fit"):
+        bake(lora, output, [1, 2, 3])
+    with pytest.raises(FileFormatError, match="no such file"):
+        bake(tmp_path / "none.safetensors", output, "MIDD")
+    with pytest.raises(OutputError, match="is the input itself"):
+        bake(lora, lora, "MIDD")
+    with pytest.raises(StrictError):
+        bake(lora, output, ",".join("1" * 12), strict=True)
+    assert not output.exists()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_errors_come_back_from_other_processes_as_what_they_are() -> None:
+    error = pickle.loads(pickle.dumps(WeightCountError(3, "sd1", [17, 26])))
+    assert type(error) is WeightCountError
+    assert (error.message, error.hint) == ("3 weights do not fit sd1, which takes 17 or 26", "the nearest length is 17")
+    assert str(error) == error.message
+
+
+def test_what_was_baked_can_be_measured(lora: Path, tmp_path: Path) -> None:
+    bake(lora, tmp_path / "b.safetensors", {"MID": 0.5, "*": 1})
+    facts = diff(lora, tmp_path / "b.safetensors")
+    assert facts.matches_record
+    assert facts.blocks["MID"][0].weight == pytest.approx(0.5)
+    norms = [inspect(path).blocks["MID"].norm for path in (lora, tmp_path / "b.safetensors")]
+    assert norms[1] == pytest.approx(0.5 * norms[0])
+
+
+def test_merge_takes_weights_per_file(lora: Path, tmp_path: Path, run: Run) -> None:
+    merged = merge([lora, (lora, "MIDD")], tmp_path / "m.safetensors")
+    assert merged.modules > 0
+    assert run("merge", lora, f"{lora}:1:MIDD", "-o", tmp_path / "n.safetensors")[0] == 0
+    one, other = (load_file(tmp_path / name) for name in ("m.safetensors", "n.safetensors"))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_preset_files_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "presets.yaml"
+    path.write_text("MINE: 1,2\n")
+    (finding,) = validate(path).findings
+    assert (finding.line, finding.is_error) == (1, True)
+    with pytest.raises(LbwError, match="cannot be read"):
+        validate(tmp_path)
