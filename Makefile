@@ -1,13 +1,14 @@
-# make demo    bake a LoRA and see what it got      make test    all tests
-# make check   formatting, lint, types, tests       make bench   measure
-# make pictures   draw those of docs/
+# make demo      bake a LoRA and see what it got    make test       all tests
+# make check     formatting, lint, types, tests     make coverage   what the tests leave out
+# make newcomer  follow the README in a clone       make bench      measure
+# make dist      build and check what is released   make pictures   draw those of docs/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo/doraemon
 
-.PHONY: demo test check bench pictures lint clean
+.PHONY: demo test check coverage newcomer bench dist pictures lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
@@ -33,14 +34,33 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32
+	$(BIN)/mypy --platform darwin
 
 check: lint test
 
+coverage: $(VENV)/dev.stamp
+	rm -rf .coverage
+	mkdir .coverage
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+newcomer:
+	tests/newcomer.sh
+
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
+
+# The same bytes from the same commit, whenever and wherever it is built.
+dist: $(VENV)/dev.stamp
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
 
 pictures: $(VENV)/dev.stamp
 	$(BIN)/python examples/make_pictures.py docs/pictures
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -57,7 +57,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
         with FileIO(temporary, "xb") as file:
             yield file
             if replace and path.exists():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o7777)
+                temporary.chmod(path.stat().st_mode & 0o7777)
                 os.fsync(file.fileno())
         if replace:
             temporary.replace(path)

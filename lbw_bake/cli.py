@@ -15,12 +15,12 @@ from typing import Annotated
 
 import typer
 
-from . import __version__
 from .cli_inspect import diff, inspect
 from .cli_options import Device, Dtype, FamilyName, Json, running, weighing, writing
 from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .cli_sweep import sweep
+from .completion import block_rules, element_preset_names, element_rules, preset_names
 from .errors import LbwError
 
 app = typer.Typer(
@@ -61,7 +61,9 @@ Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA fil
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"lbw {__version__}")
+        from .environment import description
+
+        typer.echo("\n".join(description()))
         raise typer.Exit
 
 
@@ -75,7 +77,10 @@ def _refuse(*mistakes: tuple[bool, str, str]) -> None:
 @app.callback()
 def lbw(
     _version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the versions of lbw and what it uses, and exit."
+        ),
     ] = False,
 ) -> None:
     """Bake LoRA block weights into the LoRA itself."""
@@ -91,13 +96,19 @@ def bake(
     ] = None,
     preset: Annotated[
         list[str] | None,
-        weighing("--preset", "-p", help="Weights by name: MIDD, OUTALL, ... Several write several files."),
+        weighing(
+            "--preset",
+            "-p",
+            autocompletion=preset_names,
+            help="Weights by name: MIDD, OUTALL, ... Several write several files.",
+        ),
     ] = None,
     weights: Annotated[
         str | None,
         weighing(
             "--weights",
             "-w",
+            autocompletion=block_rules,
             help='A vector (1,0,0.5,...) or block rules ("BASE=1 IN04-IN08=0.5 *=0").',
         ),
     ] = None,
@@ -113,11 +124,15 @@ def bake(
     invert: Annotated[bool, weighing("--invert", help="Turn every block weight w into 1 - w.")] = False,
     element: Annotated[
         list[str] | None,
-        weighing("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".'),
+        weighing(
+            "--element", autocompletion=element_rules, help='Other weight for some layers: "IN05-OUT05:attn:0.5".'
+        ),
     ] = None,
     element_preset: Annotated[
         list[str] | None,
-        weighing("--element-preset", help="Element rules by name: ATTNDEEPON, ..."),
+        weighing(
+            "--element-preset", autocompletion=element_preset_names, help="Element rules by name: ATTNDEEPON, ..."
+        ),
     ] = None,
     x: Annotated[float | None, weighing("--x", help="The value of X in a vector.")] = None,
     seed: Annotated[int | None, weighing("--seed", help="Draws R and U in a vector.")] = None,
@@ -301,7 +316,7 @@ def main(args: Sequence[str] | None = None) -> None:
         # Ended by the system, a bake still takes its half-written file along.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app(args)
+        app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
     except LbwError as error:
         from . import console
 

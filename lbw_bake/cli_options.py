@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .completion import family_names
+
 
 class Dtype(str, Enum):
     """What floating tensors are stored as."""
@@ -30,5 +32,7 @@ weighing = partial(typer.Option, rich_help_panel="Weights")
 writing = partial(typer.Option, rich_help_panel="Output")
 running = partial(typer.Option, rich_help_panel="How to run")
 
-FamilyName = Annotated[str | None, running("--family", help="Model family, where the file does not tell.")]
+FamilyName = Annotated[
+    str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
+]
 Json = Annotated[bool, running("--json", help="Print one JSON object per file on stdout.")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .completion import all_preset_names, element_rules, family_names
 from .errors import OutputError, PresetError
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ app = typer.Typer(name="presets", help="List, show, add, remove and convert pres
 
 PresetsFile = Annotated[Path | None, typer.Option("--presets", help="A presets file on top of your own.")]
 ChangedFile = Annotated[Path | None, typer.Option("--presets", help="The presets.yaml to change, if not your own.")]
-FamilyName = Annotated[str | None, typer.Option("--family", help="For this model family.")]
+PresetName = Annotated[str, typer.Argument(autocompletion=all_preset_names, help="The preset's name.")]
+FamilyName = Annotated[str | None, typer.Option("--family", autocompletion=family_names, help="For this model family.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -111,7 +113,7 @@ def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_ou
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    name: PresetName,
     family: FamilyName = None,
     layout: Annotated[int | None, typer.Option("--layout", help="Its entry of this vector length.")] = None,
     x: Annotated[float | None, typer.Option("--x", help="The value of X.")] = None,
@@ -142,13 +144,16 @@ def show(
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def add(
-    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    name: PresetName,
     weights: Annotated[
         str | None, typer.Argument(help="A vector, block rules, or % rules.", show_default=False)
     ] = None,
     family: FamilyName = None,
     element: Annotated[
-        list[str] | None, typer.Option("--element", help='Other weight for some layers: "IN05-OUT05:attn:0.5".')
+        list[str] | None,
+        typer.Option(
+            "--element", autocompletion=element_rules, help='Other weight for some layers: "IN05-OUT05:attn:0.5".'
+        ),
     ] = None,
     description: Annotated[str, typer.Option("--description", "-d", help="What it is for.")] = "",
     force: Force = False,
@@ -178,7 +183,7 @@ def add(
 
 @app.command()
 def remove(
-    name: Annotated[str, typer.Argument(help="The preset's name.")],
+    name: PresetName,
     presets: ChangedFile = None,
 ) -> None:
     """Remove a preset from your own file."""

@@ -10,6 +10,7 @@ import typer
 
 from .cli_inspect import Theme
 from .cli_options import Device, Dtype, FamilyName, writing
+from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
 _start = partial(typer.Option, rich_help_panel="What cells start from")
@@ -34,7 +35,13 @@ def sweep(
     ] = False,
     at: Annotated[float, _axes("--at", help="What chosen blocks are set to where no axis has values.")] = 0.0,
     base_weights: Annotated[
-        str | None, _start("--base-weights", "-w", help="A preset, vector, rules or token. Default: all ones.")
+        str | None,
+        _start(
+            "--base-weights",
+            "-w",
+            autocompletion=preset_names,
+            help="A preset, vector, rules or token. Default: all ones.",
+        ),
     ] = None,
     seed: Annotated[int | None, _start("--seed", help="Draws R and U in a vector.")] = None,
     layout: Annotated[int | None, _start("--layout", help="The presets' entries of this vector length.")] = None,

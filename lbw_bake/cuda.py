@@ -5,13 +5,12 @@ The one module that imports torch for baking, and only when a GPU is to be used.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .environment import driver_present
 from .errors import DeviceError
 from .scaling import Bytes, Multiply, Transform
 
@@ -27,7 +26,7 @@ Backend = Callable[[Multiply], Transform]
 
 def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
     """The device to multiply `nbytes` on (`auto`, `cpu`, `cuda`), and its backend. Raises DeviceError."""
-    if device == "cpu" or (device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and _driver_present())):
+    if device == "cpu" or (device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and driver_present())):
         return "cpu", Multiply.transform
     try:
         import torch
@@ -71,13 +70,6 @@ def _where_there_is_room(
             return step.transform()(data)
 
     return transform
-
-
-def _driver_present() -> bool:
-    """A cheap look before torch is imported."""
-    if os.name == "nt":
-        return Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll").exists()
-    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/dxg").exists()
 
 
 def _by_table(step: Multiply, device: torch.device) -> Transform:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -156,7 +156,7 @@ def merge_parts(
 
 
 @contextmanager
-def _temporary(output: Path) -> Iterator[BinaryIO]:
+def _temporary(output: Path) -> Iterator[IO[bytes]]:
     """A file without a name, beside the output, for data whose header is not known yet. Raises OutputError."""
     try:
         with TemporaryFile(dir=output.parent) as spool:
@@ -279,7 +279,7 @@ def _stored_dtype(lora: Lora) -> str:
     return "BF16" if dtype in FLOAT8 else dtype
 
 
-def _spool(spool: BinaryIO, name: str, array: Array, dtype: str, start: int) -> Tensor:
+def _spool(spool: IO[bytes], name: str, array: Array, dtype: str, start: int) -> Tensor:
     """Append an array, rounded once, to the data that is to become the file's."""
     rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
     if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array).all():
@@ -293,7 +293,7 @@ def _write(
     parts: Sequence[Part],
     output: Path,
     tensors: Sequence[Tensor],
-    spool: BinaryIO,
+    spool: IO[bytes],
     *,
     rank: int | None,
     means: Means | None,

@@ -45,7 +45,8 @@ def rewrite(targets: Sequence[Target], backend: Backend = Multiply.transform) ->
     input cannot be read to its end or changes meanwhile.
     """
     source = targets[0].plan.lora.file
-    with TensorData(source) as data, ExitStack() as outputs:
+    # The input is closed before outputs take their names: Windows does not replace a file that is open.
+    with ExitStack() as outputs, TensorData(source) as data:
         writers = [_Writer(target, data, backend, outputs) for target in targets]
         for tensor in source.in_data_order():
             waiting = [take for writer in writers if (take := writer.begin(tensor))]

@@ -135,6 +135,25 @@ def python(*args: object, timeout: float = 120, **environment: str) -> subproces
     )
 
 
+def lbw_on_path(home: Path) -> dict[str, str]:
+    """The environment of somebody with this `lbw` and this Python on the PATH, and a home that may be changed."""
+    programs = home / "bin"
+    programs.mkdir(parents=True)
+    for name, options in (("lbw", "-m lbw_bake"), ("python", "")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n', encoding="utf-8")
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "PATH": path}
+
+
+def imported(*args: object, **environment: str) -> set[str]:
+    """The packages that a run of `lbw` imports."""
+    result = lbw(*args, PYTHONPROFILEIMPORTTIME="1", **environment)
+    assert result.returncode == 0
+    names = (line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:"))
+    return {name.split(".")[0] for name in names}
+
+
 def kohya_lora(names: Sequence[str], rank: int = 4, width: int = 8, dtype: str = "float16", seed: int = 0) -> Tensors:
     """A LoRA of these kohya modules (`unet_middle_block_...`), with an alpha of its own each.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODULE, BakeTensors, Run, lbw, measured, python, unet_lora, write, write_header
+from conftest import MODULE, BakeTensors, Run, imported, lbw, measured, python, unet_lora, write, write_header
 
 from lbw_bake import __version__
 
@@ -67,7 +67,9 @@ class TestExitCodes:
         assert "Usage: " in out
 
     def test_version_is_0(self, run: Run) -> None:
-        assert run("--version") == (0, f"lbw {__version__}\n", "")
+        code, out, error = run("--version")
+        assert (code, error) == (0, "")
+        assert out.splitlines()[0] == f"lbw {__version__}"
 
     def test_what_the_tool_refuses_is_1_with_an_error_and_a_hint(self, lora: Path, run: Run) -> None:
         code, out, error = run("bake", lora, "-w", "MIDD=1", "-o", lora.with_name("b.safetensors"))
@@ -270,14 +272,6 @@ class TestProcess:
         peak = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
         assert peak < 64 * 1024
 
-    @staticmethod
-    def imported(*args: object) -> set[str]:
-        """The packages that a run of `lbw` imports."""
-        result = lbw(*args, PYTHONPROFILEIMPORTTIME="1")
-        assert result.returncode == 0
-        names = (line.split("|")[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time:"))
-        return {name.split(".")[0] for name in names}
-
     @pytest.mark.parametrize(
         "command",
         [
@@ -290,11 +284,11 @@ class TestProcess:
     )
     def test_torch_is_left_alone(self, command: tuple[str, ...], lora: Path) -> None:
         paths = {"LORA": lora, "OUT": lora.with_name("out.safetensors")}
-        assert "torch" not in self.imported(*(paths.get(arg, arg) for arg in command))
+        assert "torch" not in imported(*(paths.get(arg, arg) for arg in command))
 
     @pytest.mark.parametrize("command", [("--help",), ("bake", "--help"), ("--version",)], ids=" ".join)
     def test_help_needs_neither_numpy_nor_torch(self, command: tuple[str, ...]) -> None:
-        assert not self.imported(*command) & {"numpy", "torch", "safetensors", "yaml", "ml_dtypes"}
+        assert not imported(*command) & {"numpy", "torch", "safetensors", "yaml", "ml_dtypes"}
 
     def test_all_but_gpus_works_without_torch(self, lora: Path) -> None:
         code = "import sys; sys.modules['torch'] = None; from lbw_bake.cli import main; main(sys.argv[1:])"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -27,14 +28,18 @@ def call(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
     return result
 
 
+def build(kind: str, source: Path, folder: Path) -> Path:
+    """Build a wheel or sdist with what the development environment has."""
+    pytest.importorskip("build")
+    call(sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", folder, source, folder=folder)
+    (path,) = folder.glob("lbw_bake-*.whl" if kind == "wheel" else "lbw_bake-*.tar.gz")
+    return path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's wheel, built with what the development environment has."""
-    pytest.importorskip("build")
-    folder = tmp_path_factory.mktemp("dist")
-    call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, folder=folder)
-    (path,) = folder.glob("*.whl")
-    return path
+    """The project's wheel."""
+    return build("wheel", ROOT, tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,26 @@ def test_everything_needed_is_inside(wheel: Path) -> None:
     assert {name.split("/")[0] for name in files} == {"lbw_bake", f"lbw_bake-{__version__}.dist-info"}
 
 
+def test_the_sdist_makes_the_same_wheel_byte_for_byte(wheel: Path, tmp_path: Path) -> None:
+    """Whoever builds it, from whatever copy of the sources, and at whatever time."""
+    sdist = build("sdist", ROOT, tmp_path)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    for path in unpacked.rglob("*"):
+        os.utime(path, (0, 0))
+    assert {"tests", "docs", "examples", "Makefile", "constraints.txt"} <= {path.name for path in unpacked.iterdir()}
+    assert build("wheel", unpacked, tmp_path).read_bytes() == wheel.read_bytes()
+
+
+def test_what_users_are_told_is_valid(wheel: Path) -> None:
+    """The description renders where packages are listed, and the wheel holds nothing odd."""
+    pytest.importorskip("twine")
+    pytest.importorskip("check_wheel_contents")
+    call(sys.executable, "-m", "twine", "check", "--strict", wheel, folder=wheel.parent)
+    call(sys.executable, "-m", "check_wheel_contents", wheel, folder=wheel.parent)
+
+
 def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path) -> None:
     original = unet_lora()
     source = write(tmp_path / "a.safetensors", original)
@@ -67,4 +92,5 @@ def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path)
 
 
 def test_it_is_also_a_module(installed: Path, tmp_path: Path) -> None:
-    assert call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout == f"lbw {__version__}\n"
+    printed = call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout
+    assert printed.splitlines()[0] == f"lbw {__version__}"
