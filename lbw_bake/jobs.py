@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Formatter
+from unicodedata import normalize
 
 from .errors import FileFormatError, LbwError, OutputError
 from .sources import Given
@@ -31,6 +33,7 @@ class Recipe:
     prune: bool = False
     device: str = "auto"
     strict: bool = False
+    verify: bool = False
     update_metadata: bool = True
     dry_run: bool = False
     replace: bool = False
@@ -69,10 +72,37 @@ class Naming:
             return file.resolve()
         if self.out_dir is None:
             return self.output
-        name = self.template.format(stem=file.stem, preset=recipe.given.preset or "weights")
-        if Path(name).name != name or "\0" in name:
-            raise OutputError(f"--name {self.template!r}: {name!r} is not a file name", "leave out the slashes")
+        preset = recipe.given.preset or "weights"
+        name = self.template.format(stem=file.stem, preset=preset)
+        problem = name_problem(name, file.stem, self.template.format(stem="", preset=preset))
+        if problem:
+            raise OutputError(f"--name {self.template!r}: {name!r} {problem}", "choose other names with --name")
         return self.out_dir / inside.parent / f"{name}{SUFFIX}"
+
+
+# What Windows has no files of, whatever follows the first dot.
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_DEVICES |= {f"{device}{number}" for device in ("com", "lpt") for number in "0123456789\u00b9\u00b2\u00b3"}
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+
+
+def name_problem(name: str, stem: str, added: str) -> str:
+    """What is wrong with a name made of an input's stem and what was added; empty if it is a name on every system.
+
+    The stem itself is taken as it is: this system has a file of that name already.
+    """
+    if Path(name).name != name:
+        return "is not a file name"
+    if unsafe := _UNSAFE.search(added):
+        return f"holds {unsafe[0]!r}, which not every system allows in names"
+    if name != stem and name.partition(".")[0].rstrip(" ").lower() in _DEVICES:
+        return "is a device to Windows"
+    return ""
+
+
+def folded(path: Path) -> str:
+    """What paths have in common that some system takes for one: case aside, and Unicode's ways to write a letter."""
+    return normalize("NFC", normalize("NFC", str(path)).casefold())
 
 
 _FIELDS = ("stem", "preset")
@@ -126,20 +156,28 @@ def find_inputs(
 
 
 def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
-    """Name every output before any work starts. Raises OutputError where two would be the same file."""
+    """Name every output before any work starts.
+
+    Raises OutputError where two would be the same file, on whatever system they may end up, or one another's input.
+    """
     jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Path] = {}
+    found = list(found)
+    named = {item.file.resolve(): item.file for item in found if item.named}
     for item in found:
         outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
         for output, _ in outputs:
             if output is None:
                 continue
-            if output in taken:
+            key = str(output) if naming.in_place else folded(output)
+            if key in taken:
                 raise OutputError(
-                    f"{output}: would be written from {taken[output]} and from {item.file}",
-                    'tell them apart with --name, as --name "{stem}-{preset}"',
+                    f"{output}: would be written from {taken[key]} and from {item.file}",
+                    'tell them apart, also where case does not count, with --name, as --name "{stem}-{preset}"',
                 )
-            taken[output] = item.file
+            taken[key] = item.file
+            if named.get(output.resolve(), item.file) != item.file:
+                raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
         size = item.file.stat().st_size if item.file.is_file() else 0
         jobs.append(Job(item.file, outputs, item.named, size))
     return jobs
