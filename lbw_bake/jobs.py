@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Naming:
     def name(self, file: Path, inside: Path, recipe: Recipe) -> Path | None:
         """Where an input found at `inside` (relative to what was named) goes by a recipe. Raises OutputError."""
         if self.in_place:
-            return file.resolve()
+            return Path(os.path.realpath(file))  # resolve() does not bear links that lead to themselves
         if self.out_dir is None:
             return self.output
         preset = recipe.given.preset or "weights"
@@ -163,7 +164,7 @@ def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming)
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
     found = list(found)
-    named = {item.file.resolve(): item.file for item in found if item.named}
+    named = {os.path.realpath(item.file): item.file for item in found if item.named}
     for item in found:
         outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
         for output, _ in outputs:
@@ -176,7 +177,7 @@ def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming)
                     'tell them apart, also where case does not count, with --name, as --name "{stem}-{preset}"',
                 )
             taken[key] = item.file
-            if named.get(output.resolve(), item.file) != item.file:
+            if named.get(os.path.realpath(output), item.file) != item.file:
                 raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
         size = item.file.stat().st_size if item.file.is_file() else 0
         jobs.append(Job(item.file, outputs, item.named, size))
