@@ -32,7 +32,11 @@ class TensorData:
             raise self._unreadable(error) from error
 
     def __enter__(self) -> TensorData:
-        self.check_unchanged()
+        try:
+            self.check_unchanged()
+        except FileFormatError:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

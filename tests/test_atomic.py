@@ -223,6 +223,33 @@ def test_a_full_disk_leaves_nothing_behind(
     assert content_of(path.parent) == before
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("options", [("-w", "*=0.5"), ("-w", "*=1"), ("-w", "*=0.5", "--in-place")], ids=" ".join)
+def test_a_disk_that_is_really_full(options: tuple[str, ...], small_disk: Path, run: Run) -> None:
+    source = write(small_disk / "a.safetensors", unet_lora())
+    (small_disk / "out.safetensors").write_bytes(b"old")
+    (small_disk / "filler").write_bytes(bytes(48 * 1024 - source.stat().st_size))
+    before = content_of(small_disk)
+    place = () if "--in-place" in options else ("-o", small_disk / "out.safetensors", "--force")
+    code, _, error = run("bake", source, *options, *place)
+    assert code == 1
+    assert "No space left on device" in error
+    assert "hint: make room on the disk" in error
+    assert content_of(small_disk) == before
+
+
 def test_a_full_device_is_said_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No space left") as problem, atomic_write(tmp_path / "out", replace=False):
         Path("/dev/full").write_bytes(b"x")
