@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -54,3 +55,13 @@ def test_no_arrow_points_up() -> None:
 def test_a_library_stays_where_it_is_needed(library: str) -> None:
     users = {importer for importer, dots, name in imports() if dots == 0 and name.split(".")[0] == library}
     assert users <= HOMES[library]
+
+
+def test_atomic_alone_makes_files() -> None:
+    """What another module opened for writing would be there half after a crash."""
+    writing = re.compile(
+        r"""\.write_(text|bytes)\(|\.touch\(|open\([^)\n]*["'][rb+]*[wax+]|FileIO\([^)\n]*["'][rb]*[wax+]"""
+    )
+    assert writing.search('path.open("wb")')
+    writers = {unit(path) for path in PACKAGE.rglob("*.py") if writing.search(path.read_text(encoding="utf-8"))}
+    assert writers == {"atomic"}
