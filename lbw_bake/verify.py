@@ -6,8 +6,9 @@ nearer to the exact one, which needs no rounding of our own; hashes are taken an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from .errors import FileFormatError, VerificationError
 from .metadata import DataHashes
 from .plan import Compute, Drop, Edit, Fill, Plan
-from .scaling import FLOATS, Multiply, numpy_dtype
+from .scaling import FLOATS, Multiply, itemsize, numpy_dtype
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 
@@ -25,6 +26,9 @@ Flags = npt.NDArray[np.bool_]
 
 # Numbers looked at together: a piece of the widest dtype.
 _NUMBERS = PIECE // 8
+
+# Distinct factors whose products are remembered, at up to 320 kB each.
+_FACTORS = 16
 
 # Computed twice, a number may differ by this part of the tensor's largest: sums need not run in the same order.
 _COMPUTED_TWICE = 1e-12
@@ -125,39 +129,68 @@ def _check_metadata(expected: Expected, file: TensorFile, copy: TensorData) -> N
 def _check_data(expected: Expected, file: TensorFile, data: TensorData, copy: TensorData) -> None:
     edits = expected.plan.edits
     written = {tensor.name: tensor for tensor in file.tensors}
+    products = lru_cache(maxsize=_FACTORS)(_Products)
     for tensor in expected.plan.lora.file.in_data_order():
         edit = edits.get(tensor.name)
         if isinstance(edit, Drop):
             continue
         result = written[edit.name if isinstance(edit, Compute) else tensor.name]
         position = 0
-        for right in _judged(tensor, edit, result, data, copy):
+        for right in _judged(tensor, edit, result, data, copy, products):
             if not right.all():
                 where = f"number {position + int(right.argmin())}" if edit else f"byte {position + int(right.argmin())}"
                 raise VerificationError(expected.output, f"{result.name} is not what it should be at {where}")
             position += len(right)
 
 
-def _judged(tensor: Tensor, edit: Edit | None, result: Tensor, data: TensorData, copy: TensorData) -> Iterator[Flags]:
+def _judged(
+    tensor: Tensor,
+    edit: Edit | None,
+    result: Tensor,
+    data: TensorData,
+    copy: TensorData,
+    products: Callable[[Multiply], _Products],
+) -> Iterator[Flags]:
     """Whether the bytes of a copied tensor, the numbers of any other, are right: in pieces."""
     if isinstance(edit, Multiply):
-        sources = _numbers(data, tensor)
-        yield from (
-            _is_product(one, edit.factor, other) for one, other in zip(sources, _numbers(copy, result), strict=True)
-        )
+        pairs = zip(_numbers(data, tensor), _numbers(copy, result), strict=True)
+        yield from (products(edit).judge(one, other) for one, other in pairs)
     elif isinstance(edit, Compute):
         yield from _is_computed(np.asarray(edit.values(data.read), np.float64).reshape(-1), _numbers(copy, result))
     elif isinstance(edit, Fill):
         yield from (_is_filled(piece, edit) for piece in copy.pieces(result))
     else:
-        pairs = zip(data.pieces(tensor), copy.pieces(result), strict=True)
-        yield from (one == other for one, other in pairs)
+        copied = zip(data.pieces(tensor), copy.pieces(result), strict=True)
+        yield from (one == other for one, other in copied)
 
 
 def _numbers(data: TensorData, tensor: Tensor) -> Iterator[npt.NDArray[Any]]:
     """A tensor's numbers, so many together whatever their dtype."""
     dtype = numpy_dtype(tensor.dtype)
     return (piece.view(dtype) for piece in data.pieces(tensor, _NUMBERS * dtype.itemsize))
+
+
+class _Products:
+    """Judges numbers against a factor; a narrow number and its product are judged once and then known by their bits."""
+
+    def __init__(self, step: Multiply) -> None:
+        self._factor = step.factor
+        patterns = 1 << 16 if step.tabled else 0
+        self._right = np.zeros(patterns, f"u{itemsize(step.target)}")
+        self._judged = np.zeros(patterns, bool)
+
+    def judge(self, source: npt.NDArray[Any], stored: npt.NDArray[Any]) -> Flags:
+        """Whether each stored number is the product of the source's."""
+        if not len(self._judged):
+            return _is_product(source, self._factor, stored)
+        index, bits = source.view(f"u{source.itemsize}"), stored.view(self._right.dtype)
+        known: Flags = self._judged[index] & (self._right[index] == bits)
+        new = np.flatnonzero(~known)
+        if len(new):
+            known[new] = right = _is_product(source[new], self._factor, stored[new])
+            self._right[index[new][right]] = bits[new][right]
+            self._judged[index[new][right]] = True
+        return known
 
 
 @_silent

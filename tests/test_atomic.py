@@ -361,6 +361,9 @@ class TestLeftovers:
         assert content_of(tmp_path) == {"out": b"new"}
 
 
+# Of two writers that race each other; more of them with ROUNDS=300 python -m pytest.
+ROUNDS = int(os.environ.get("ROUNDS", "20"))
+
 WRITERS = {
     "new": ("-o", "OUT", "already exists"),
     "in place": ("--in-place", "another process is about to replace it|was replaced while it was read|changed while"),
@@ -370,12 +373,12 @@ WRITERS = {
 
 @pytest.mark.parametrize("case", WRITERS.values(), ids=WRITERS)
 def test_of_two_writers_one_wins_whole_and_the_other_says_so(case: tuple[str, ...], tmp_path: Path) -> None:
-    """Twenty rounds of two processes that start their bakes at the same moment, each with a weight of its own."""
+    """Two processes start their bakes at the same moment, each with a weight of its own, again and again."""
     *options, said = case
     weights = (0.5, 0.25)
     with ExitStack() as running:
         bakers = [running.enter_context(Baker()) for _ in weights]
-        for number in range(20):
+        for number in range(ROUNDS):
             source = write(tmp_path / f"{number}.safetensors", unet_lora())
             output = tmp_path / f"{number}.out.safetensors" if "OUT" in options else source
             places = [str(output) if option == "OUT" else option for option in options]
