@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,21 +98,34 @@ def _progress(total: int) -> Progress:
 
 
 def _show(outcome: Outcome, *, verbose: bool) -> None:
-    if outcome.error:
-        message("error", outcome.error)
-        if outcome.hint:
-            message("hint", outcome.hint)
-    for warning in outcome.warnings:
-        message("warning", f"{outcome.input}: {warning}")
+    for label, text in _remarks(outcome):
+        message(label, text)
     if outcome.blocks and (verbose or outcome.status == PLANNED):
         _weights_table(outcome)
-    if outcome.status == BAKED:
-        size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-        message(BAKED, f"{outcome.output} ({_counted(outcome)}; {size} in {outcome.seconds:.2f} s, {rate}/s)")
-    elif outcome.status == SKIPPED:
-        message(SKIPPED, str(outcome.output or outcome.input))
-    elif outcome.status == PLANNED:
-        message(PLANNED, f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written")
+    if outcome.status != FAILED:
+        message(outcome.status, _result(outcome))
+
+
+def outcome_lines(outcome: Outcome) -> list[tuple[str, str]]:
+    """What is said of an outcome: labels, and the text of each."""
+    return [*_remarks(outcome), *([(outcome.status, _result(outcome))] if outcome.status != FAILED else [])]
+
+
+def _remarks(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    if outcome.error:
+        yield "error", outcome.error
+        if outcome.hint:
+            yield "hint", outcome.hint
+    yield from (("warning", f"{outcome.input}: {warning}") for warning in outcome.warnings)
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.status == SKIPPED:
+        return str(outcome.output or outcome.input)
+    if outcome.status == PLANNED:
+        return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
+    size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
+    return f"{outcome.output} ({_counted(outcome)}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
 
 
 def _counted(outcome: Outcome) -> str:
