@@ -68,9 +68,7 @@ def line_of(weight: float, length: int) -> Content:
     line[knob] = "◀" if at < 0 else "▶" if at >= length else "●"
     colour = "$text-error" if weight < 0 else "$text-warning" if weight > 1 else "$text-primary"
     thin, thick = "".join(line), f"{colour} bold"
-    return Content.assemble(
-        (thin[:first], "$text-muted"), (thin[first : last + 1], thick), (thin[last + 1 :], "$text-muted")
-    )
+    return Content.assemble((thin[:first], "dim"), (thin[first : last + 1], thick), (thin[last + 1 :], "dim"))
 
 
 class Slider(Widget):

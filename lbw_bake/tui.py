@@ -156,7 +156,7 @@ class Mixer(App[Mix]):
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #title { height: 1; padding: 0 1 0 2; text-style: bold; }
-    #heading { height: 1; margin-right: 1; color: $text-muted; }
+    #heading { height: 1; padding: 0 1 0 0; color: $text-muted; }
     #said { height: auto; max-height: 40%; overflow-y: auto; border-top: solid $primary; padding: 0 1; }
     #said Horizontal { height: auto; }
     #said Static { width: 1fr; }
