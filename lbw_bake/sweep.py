@@ -22,7 +22,7 @@ from .errors import LbwError, OutputError, WeightError, nearest
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora
-from .plan import Look, agree, make_plan
+from .plan import Plan, agree
 from .sources import Given
 from .tables import size_text
 from .values import number_text, parse_number, variable_of
@@ -32,6 +32,8 @@ VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "ele
 KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
 FULL = "full"  # the cell of an analysis that leaves every block as it is
 MANIFEST = "manifest.json"
+
+Planner = Callable[[Weights], Plan]  # decides what a file of these weights is
 
 # Files written at a time, from one pass over the input: well below the 256 open files some systems allow.
 _OPEN = 64
@@ -209,15 +211,15 @@ class Survey:
     warnings: tuple[str, ...]
 
 
-def survey(sweep: Sweep, look: Look, dtype: str | None = None) -> Survey:
-    """Plan every file without writing any. Raises NotBakeableError."""
+def survey(sweep: Sweep, plan: Planner) -> Survey:
+    """Plan every file without writing any. Raises what the planner does."""
     nbytes = 0
     warnings: dict[str, None] = {}
     header = sweep.lora.file.data_start
     for weights in sweep.files.values():
-        plan = make_plan(sweep.lora, weights, look, dtype)
-        nbytes += header + max((tensor.end for tensor in plan.layout()), default=0)
-        warnings |= dict.fromkeys(plan.warnings)
+        planned = plan(weights)
+        nbytes += header + max((tensor.end for tensor in planned.layout()), default=0)
+        warnings |= dict.fromkeys(planned.warnings)
     return Survey(nbytes, tuple(warnings))
 
 
@@ -246,9 +248,7 @@ def check_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
         )
 
 
-def write(
-    sweep: Sweep, folder: Path, look: Look, *, dtype: str | None = None, backend: Backend, replace: bool = False
-) -> Iterator[int]:
+def write(sweep: Sweep, folder: Path, plan: Planner, *, backend: Backend, replace: bool = False) -> Iterator[int]:
     """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
     The input is read once for every 64 files. Raises OutputError, FileFormatError.
@@ -256,8 +256,7 @@ def write(
     files = list(sweep.files.items())
     for first in range(0, len(files), _OPEN):
         targets = [
-            Target(make_plan(sweep.lora, weights, look, dtype), folder / name, None, replace)
-            for name, weights in files[first : first + _OPEN]
+            Target(plan(weights), folder / name, None, replace) for name, weights in files[first : first + _OPEN]
         ]
         yield from bake(targets, backend)
     texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
