@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .alphas import scales_of
 from .elements import ELEMENTS, OTHERS, element_of
 from .families import OTHER, Family
 from .lora import Lora, read_lora
@@ -148,6 +149,7 @@ def inspection_of(lora: Lora, modules: Iterable[ModuleFacts]) -> Inspection:
 
 def measured(lora: Lora, *, spectra: bool = False) -> Iterator[ModuleFacts]:
     """Measure a file's modules one after the other. Raises FileFormatError."""
+    scale_of = scales_of(lora)
     with TensorData(lora.file) as data:
         for module, place in lora.placed(lora.candidates[0]):
             yield ModuleFacts(
@@ -155,6 +157,6 @@ def measured(lora: Lora, *, spectra: bool = False) -> Iterator[ModuleFacts]:
                 place.component,
                 place.block,
                 alpha_of(module, data.read),
-                norm(module, data.read),
-                spectrum(module, data.read) if spectra else None,
+                norm(module, data.read, scale_of),
+                spectrum(module, data.read, scale_of) if spectra else None,
             )
