@@ -18,7 +18,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[interop,dev]'
+	  --editable '.[interop,tui,dev]'
 	touch $@
 
 demo: $(VENV)/runtime.stamp

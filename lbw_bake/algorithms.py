@@ -57,6 +57,9 @@ ROLES: dict[str, tuple[str, ...]] = {
 # Tensors that are a whole summand of the update: linear by themselves, whatever stands beside them.
 ADDITIVE = ("diff", "diff_b", "w_norm", "b_norm", "bias", "bias_values", "up_bias", "weight")
 
+# Of these, what loaders multiply by alpha / rank together with the product.
+INSIDE = ("up_bias", "bias")
+
 # Magnitudes of a weight decomposition (DoRA), which no single tensor scales.
 MAGNITUDES = ("dora_scale", "magnitude")
 

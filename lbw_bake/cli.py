@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,7 +15,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from .cli_inspect import diff, inspect
-from .cli_options import Device, Dtype, FamilyName, Json, running, weighing, writing
+from .cli_mix import mix
+from .cli_options import (
+    BaseModelPath,
+    Device,
+    DoraNorm,
+    DoraNormName,
+    Dtype,
+    FamilyName,
+    Inexact,
+    InexactName,
+    Json,
+    running,
+    weighing,
+    writing,
+)
 from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .cli_sweep import sweep
@@ -33,29 +46,6 @@ app = typer.Typer(
 )
 
 
-class DoraNorm(str, Enum):
-    """Whose reading of DoRA magnitudes along the output axis is meant."""
-
-    comfyui = "comfyui"
-    lycoris = "lycoris"
-
-
-class Inexact(str, Enum):
-    """What becomes of modules that cannot be baked exactly."""
-
-    refuse = "refuse"
-    allow = "allow"
-
-
-_exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
-
-BaseModelPath = Annotated[
-    Path | None,
-    _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
-]
-DoraNormName = Annotated[
-    DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
-]
 Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
 
 
@@ -145,9 +135,7 @@ def bake(
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
     base: BaseModelPath = None,
     dora_norm: DoraNormName = DoraNorm.comfyui,
-    inexact: Annotated[
-        Inexact, _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near.")
-    ] = Inexact.refuse,
+    inexact: InexactName = Inexact.refuse,
     prune: Annotated[bool, writing("--prune", help="Leave out modules of weight 0 where that is safe.")] = False,
     device: Annotated[Device, running("--device", help="Where to multiply.")] = Device.auto,
     recursive: Annotated[bool, running("--recursive", "-r", help="Look into subfolders too.")] = False,
@@ -303,6 +291,7 @@ def merge(
 app.command()(inspect)
 app.command()(diff)
 app.command()(sweep)
+app.command()(mix)
 app.command()(validate)
 app.add_typer(presets_app)
 

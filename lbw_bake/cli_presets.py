@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .completion import all_preset_names, element_rules, family_names
-from .errors import OutputError, PresetError
+from .errors import PresetError
 
 if TYPE_CHECKING:
     from . import Checked
@@ -164,20 +164,19 @@ def add(
     [dim]lbw presets add FACE 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0 -d "sharper faces"[/dim]
     """
     from .families import family_named
+    from .own_presets import add_preset, own_path
     from .presets import Entry, Preset
-    from .presets.editing import with_preset
     from .weights import parse_elements, parse_source, written_out
 
     if weights is None and not element:
         raise typer.BadParameter("give a vector, block rules or --element", param_hint="WEIGHTS")
     if weights is not None and not written_out(weights):
         raise typer.BadParameter("give a vector like 1,0,0.5,... or rules like IN04=0.5", param_hint="WEIGHTS")
-    path = _own(presets)
+    path = own_path(presets)
     entries = (Entry(family_named(family).name if family else None, parse_source(weights), 1),) if weights else ()
     elements = tuple(rule for text in element or () for rule in parse_elements(text))
     added = Preset(name.strip(), entries, path, 1, description.strip(), elements)
-    text = _text_of(path)
-    _write(path, with_preset(text, path, added, replacing=force), replace=True)
+    add_preset(added, replacing=force)
     _tell(path, name.strip())
 
 
@@ -189,18 +188,19 @@ def remove(
     """Remove a preset from your own file."""
     from . import console
     from .errors import nearest
+    from .own_presets import own_path, text_of, write_text
     from .presets import builtin_path
     from .presets.editing import without_preset
     from .presets.formats import parse_presets, read_presets
 
-    path = _own(presets)
-    text = _text_of(path)
+    path = own_path(presets)
+    text = text_of(path)
     own = [preset.name for preset in parse_presets(text, path)]
     if name not in own:
         builtin = name in {preset.name for preset in read_presets(builtin_path())}
         why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
         raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
-    _write(path, without_preset(text, path, name), replace=True)
+    write_text(path, without_preset(text, path, name), replace=True)
     console.message("removed", f"{name} from {path}")
 
 
@@ -216,6 +216,7 @@ def convert(
     """Turn a preset file into another format. What the new format has no place for is said on stderr."""
     from . import console
     from .families import family_named
+    from .own_presets import write_text
     from .presets.formats import comment_lines, kind_by_name, read_presets
     from .presets.writers import WRITERS
 
@@ -229,7 +230,7 @@ def convert(
     if str(target) == "-":
         typer.echo(written.text, nl=False)
     else:
-        _write(target, written.text, replace=force)
+        write_text(target, written.text, replace=force)
         console.message("written", f"{target} ({kind}, {_count(len(presets), 'preset')} read)")
     for lost in written.lost:
         console.message("lost", lost)
@@ -247,44 +248,10 @@ def print_schema() -> None:
     typer.echo(json.dumps(schema(), indent=2))
 
 
-def _own(named: Path | None) -> Path:
-    """The file to change, found through links. Raises PresetError unless it is a presets.yaml."""
-    from .presets import user_path
-
-    path = (named or user_path()).resolve()
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        raise PresetError(f"{path}: only a presets.yaml can be changed", "turn it into one with lbw presets convert")
-    return path
-
-
-def _text_of(path: Path) -> str:
-    """The file's text with its line ends, empty if there is no file."""
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except FileNotFoundError:
-        return ""
-    except UnicodeDecodeError as error:
-        raise PresetError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
-    except OSError as error:
-        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
-
-
-def _write(path: Path, text: str, *, replace: bool) -> None:
-    from .atomic import atomic_write, write_all
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}", "choose another folder") from error
-    with atomic_write(path, replace=replace) as file:
-        write_all(file, text.encode("utf-8"))
-
-
 def _tell(path: Path, name: str) -> None:
     """Say what was written, and what a check has to say of it."""
-    from . import checks, console
+    from . import console
+    from .own_presets import saved_lines
 
-    console.message("written", f"{name} to {path}")
-    for finding in checks.check(path.read_bytes(), path).findings:
-        if finding.name == name:
-            console.message(finding.rule.severity, f"{finding.message} ({finding.code})")
+    for label, text in saved_lines(name, path):
+        console.message(label, text)

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from .cli_inspect import Theme
-from .cli_options import Device, Dtype, FamilyName, writing
+from .cli_options import (
+    BaseModelPath,
+    Device,
+    DoraNorm,
+    DoraNormName,
+    Dtype,
+    FamilyName,
+    Inexact,
+    InexactName,
+    writing,
+)
 from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
@@ -48,6 +58,9 @@ def sweep(
     presets: Annotated[Path | None, _start("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
     dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    base: BaseModelPath = None,
+    dora_norm: DoraNormName = DoraNorm.comfyui,
+    inexact: InexactName = Inexact.refuse,
     device: Annotated[Device, writing("--device", help="Where to multiply.")] = Device.auto,
     max_size: Annotated[str, writing("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
     yes: Annotated[bool, writing("--yes", help="Write it all, however much it is.")] = False,
@@ -85,12 +98,14 @@ def sweep(
 
     from . import sweeps
     from .cuda import choose_backend
+    from .jobs import Recipe
     from .lora import read_lora
-    from .plan import DTYPES
+    from .plan import DTYPES, Plan, make_plan
+    from .run import treat_by
     from .sources import Weights
     from .tensordata import TensorData
     from .values import parse_number
-    from .weights import Options
+    from .weights import FamilyWeights, Options
 
     parse_number(repr(at), "--at")
     limit = sweeps.parse_size(max_size)
@@ -102,14 +117,25 @@ def sweep(
     read = cache(partial(Weights.parse, presets=presets, options=Options(seed=seed), layout=layout))
     start = sweeps.Start(read(base_weights), read, at)
     plot = sweeps.make_sweep(lora, axes, start)
+    recipe = Recipe(
+        start.base,
+        base=base,
+        dora_norm=dora_norm.value,
+        inexact=inexact is Inexact.allow,
+        device=device.value,
+    )
     with TensorData(lora.file) as data:
-        facts = sweeps.survey(plot, data.survey, DTYPES[dtype.value])
+
+        def plan(weights: FamilyWeights) -> Plan:
+            return make_plan(lora, weights, data.survey, DTYPES[dtype.value], treat_by(recipe, lora, weights, data))
+
+        facts = sweeps.survey(plot, plan)
         render_sweep.surveyed(plot, facts, quiet=quiet)
         if not dry_run and output:
             sweeps.check_size(facts.nbytes, output, None if yes else limit)
             sweeps.check_folder(plot, output, replace=force)
             _, backend = choose_backend(device.value, facts.nbytes)
-            sizes = sweeps.write(plot, output, data.survey, dtype=DTYPES[dtype.value], backend=backend, replace=force)
+            sizes = sweeps.write(plot, output, plan, backend=backend, replace=force)
             render_sweep.written(plot, output, sizes, facts.nbytes, quiet=quiet)
     if json_output:
         render_sweep.manifest_json(plot)

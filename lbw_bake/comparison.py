@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .alphas import scales_of
 from .errors import LbwError
 from .families import OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
 from .tensordata import TensorData
-from .updates import Read, arrays_of, inner, measurable
+from .updates import Read, Scale, arrays_of, inner, measurable
 from .weights import FamilyWeights, Options, parse_element
 
 # How far a module may be from what the record says: rounding to bfloat16 errs by 2e-3, to float8 by more.
@@ -107,9 +108,11 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
     new = {module.name: module for module, _ in two.placed(known)}
     shares: dict[str, tuple[Module, Place, Share]] = {}
     unmeasured: list[str] = []
+    # A file baked elsewhere has left PEFT's configuration behind; its loader will be given it.
+    scales = scales_of(one), scales_of(two, original.parent)
     with TensorData(one.file) as a, TensorData(two.file) as b:
         for name, (module, place) in old.items():
-            share = _share(module, new.get(name), a.read, b.read)
+            share = _share(module, new.get(name), (a.read, b.read), scales)
             if share:
                 shares[name] = (module, place, share)
             else:
@@ -126,7 +129,7 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
     )
 
 
-def _share(module: Module, other: Module | None, read: Read, read_other: Read) -> Share | None:
+def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scales: tuple[Scale, Scale]) -> Share | None:
     """The inner products of two modules' updates, None where the files do not tell them."""
     if not measurable(module):
         return None
@@ -135,12 +138,11 @@ def _share(module: Module, other: Module | None, read: Read, read_other: Read) -
     ):
         return None
     try:
-        a = arrays_of(module, read)
-        if other is None:
-            share = Share(inner(module, a, module, a))
-        else:
-            b = arrays_of(other, read_other)
-            share = Share(inner(module, a, module, a), inner(module, a, other, b), inner(other, b, other, b))
+        a, scale = arrays_of(module, reads[0]), scales[0](module, reads[0])
+        share = Share(inner(module, a, a, scale**2))
+        if other is not None:
+            b, by = arrays_of(other, reads[1]), scales[1](other, reads[1])
+            share = Share(share.original, inner(module, a, b, scale * by), inner(module, b, b, by**2))
     except ValueError:  # dtypes no number has, shapes of another layer
         return None
     return share if all(map(math.isfinite, (share.original, share.both, share.baked))) else None

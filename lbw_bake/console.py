@@ -52,9 +52,13 @@ def print_line(text: str) -> None:
 
 def error(problem: LbwError) -> None:
     """An error and its hint, on stderr."""
-    message("error", problem.message)
-    if problem.hint:
-        message("hint", problem.hint)
+    for label, text in error_lines(problem):
+        message(label, text)
+
+
+def error_lines(problem: LbwError) -> list[tuple[str, str]]:
+    """What is said of an error: labels, and the text of each."""
+    return [(label, text) for label, text in (("error", problem.message), ("hint", problem.hint)) if text]
 
 
 def message(label: str, text: str) -> None:

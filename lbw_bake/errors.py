@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 __all__ = [
+    "AlphaError",
     "AmbiguousFamilyError",
     "DeviceError",
     "FileFormatError",
@@ -54,6 +55,10 @@ class FileFormatError(LbwError):
 
 class NotALoraError(FileFormatError):
     """A valid safetensors file in which no module falls in any block."""
+
+
+class AlphaError(FileFormatError, ValueError):
+    """An alpha that is no number, in a tensor or in a configuration."""
 
 
 class UnknownFamilyError(LbwError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .alphas import scales_of
 from .elements import ELEMENTS, OTHERS, element_of
 from .families import OTHER, Family
 from .lora import Lora, read_lora
@@ -137,17 +138,25 @@ def inspect(path: Path, family: str | None = None, *, spectra: bool = False) -> 
     Raises FileFormatError, NotALoraError.
     """
     lora = read_lora(path, family)
+    return inspection_of(lora, measured(lora, spectra=spectra))
+
+
+def inspection_of(lora: Lora, modules: Iterable[ModuleFacts]) -> Inspection:
+    """What is said of a file whose modules were measured."""
     first = lora.candidates[0]
+    return Inspection(lora, first, tuple(modules), tuple(lora.unknown(first)))
+
+
+def measured(lora: Lora, *, spectra: bool = False) -> Iterator[ModuleFacts]:
+    """Measure a file's modules one after the other. Raises FileFormatError."""
+    scale_of = scales_of(lora)
     with TensorData(lora.file) as data:
-        modules = tuple(
-            ModuleFacts(
+        for module, place in lora.placed(lora.candidates[0]):
+            yield ModuleFacts(
                 module,
                 place.component,
                 place.block,
                 alpha_of(module, data.read),
-                norm(module, data.read),
-                spectrum(module, data.read) if spectra else None,
+                norm(module, data.read, scale_of),
+                spectrum(module, data.read, scale_of) if spectra else None,
             )
-            for module, place in lora.placed(first)
-        )
-    return Inspection(lora, first, modules, tuple(lora.unknown(first)))

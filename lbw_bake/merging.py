@@ -20,8 +20,8 @@ from typing import IO
 
 import numpy as np
 
-from .algorithms import ADDITIVE
-from .alphas import ADAPTER_METADATA, scale_of
+from .algorithms import ADDITIVE, INSIDE
+from .alphas import ADAPTER_METADATA, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .errors import NotBakeableError, OutputError, WeightError
 from .families import Place
@@ -39,9 +39,6 @@ from .updates import Read, arrays_of
 from .weights import FamilyWeights
 
 _SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
-
-# Additive tensors that loaders multiply by alpha / rank together with the product.
-_INSIDE = ("up_bias", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +171,7 @@ def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[
     places: dict[str, Place] = {}
     for part, read in zip(parts, reads, strict=True):
         remedies = Remedies(part.lora, part.weights, means, read)
+        scale_of = scales_of(part.lora)
         for module, place in part.lora.placed(part.weights.family):
             whole = not module.linear or bool(module.algorithm.matrices)
             dense = remedies.difference(module, place) if whole else None
@@ -185,7 +183,7 @@ def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[
             # `oft_unet_` is a name that only OFT has.
             stem = re.sub("^oft_", "lora_", module.name) if dense else module.name
             places[stem] = place
-            scale = scale_of(module, read, part.lora)
+            scale = scale_of(module, read)
             found[stem].append(_Addend(module, part.weights.of(place, module.path), read, scale, dense))
     return [_Layer(stem, places[stem], tuple(addends)) for stem, addends in found.items()]
 
@@ -247,7 +245,7 @@ def _additive(addends: Sequence[_Addend], alpha: float | None, products: Sequenc
     for addend in addends:
         arrays = arrays_of(addend.module, addend.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.dense)):
-            factor = addend.weight * (addend.scale * inside if role in _INSIDE else 1.0)
+            factor = addend.weight * (addend.scale * inside if role in INSIDE else 1.0)
             summed[role] = summed.get(role, 0.0) + arrays[role] * factor
         if addend.dense:
             summed["diff"] = summed.get("diff", 0.0) + addend.dense(addend.read) * addend.weight

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from .algorithms import ADDITIVE, MAGNITUDES
-from .alphas import scale_of
+from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
 from .errors import DeviceError, NotBakeableError
 from .families import Place
@@ -68,6 +68,7 @@ class Remedies:
 
     def __init__(self, lora: Lora, weights: FamilyWeights, means: Means, read: Read) -> None:
         self._lora, self._family, self._means, self._read = lora, weights.family, means, read
+        self._scale_of = scales_of(lora)
         self._latest: tuple[str, Arrays] = "", {}
 
     def __call__(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
@@ -157,7 +158,7 @@ class Remedies:
         base = self._base.weight(module, place.component)
         role = _magnitude(module)
         reading = self._reading(module, base, role)
-        scale = scale_of(module, self._read, self._lora)
+        scale = self._scale_of(module, self._read)
 
         def dora(read: Read) -> Dora:
             floats = {name: group[0] for name, group in module.tensors.items() if group[0].dtype in FLOATS}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import error, message, print_json
+from .console import error, error_lines, message, print_json
 from .errors import LbwError
 from .jobs import Batch
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
@@ -100,20 +100,33 @@ def _progress(total: int) -> Progress:
 
 
 def _show(outcome: Outcome, *, verbose: bool) -> None:
-    if outcome.error:
-        error(outcome.error)
-    for warning in outcome.warnings:
-        message("warning", f"{outcome.input}: {warning}")
+    for label, text in _remarks(outcome):
+        message(label, text)
     if outcome.blocks and (verbose or outcome.status == PLANNED):
         _weights_table(outcome)
-    if outcome.status == BAKED:
-        size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-        counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
-        message(BAKED, f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)")
-    elif outcome.status == SKIPPED:
-        message(SKIPPED, str(outcome.output or outcome.input))
-    elif outcome.status == PLANNED:
-        message(PLANNED, f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written")
+    if outcome.status != FAILED:
+        message(outcome.status, _result(outcome))
+
+
+def outcome_lines(outcome: Outcome) -> list[tuple[str, str]]:
+    """What is said of an outcome: labels, and the text of each."""
+    return [*_remarks(outcome), *([(outcome.status, _result(outcome))] if outcome.status != FAILED else [])]
+
+
+def _remarks(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    if outcome.error:
+        yield from error_lines(outcome.error)
+    yield from (("warning", f"{outcome.input}: {warning}") for warning in outcome.warnings)
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.status == SKIPPED:
+        return str(outcome.output or outcome.input)
+    if outcome.status == PLANNED:
+        return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
+    counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
+    size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
+    return f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
 
 
 def _counted(outcome: Outcome) -> str:

@@ -134,8 +134,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
         weights = agree(lora, recipe.weights.for_family)
         with TensorData(lora.file) as data:
-            treat = _remedies(recipe, lora, weights, data)
-            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
+            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat_by(recipe, lora, weights, data))
             if recipe.prune:
                 from .prune import prune
 
@@ -157,8 +156,11 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     )
 
 
-def _remedies(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
-    """What is asked about modules that no factor scales; few files have any, so it is imported when it is."""
+def treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
+    """What is asked about modules that no factor scales, by the means of a recipe.
+
+    Few files have any, so what answers is imported when it is asked.
+    """
 
     @cache
     def remedies() -> Treat:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .lowrank import low_rank
 from .modules import Module
-from .updates import Read, arrays_of, hadamard_factor, stored_scale
+from .updates import Read, Scale, arrays_of, hadamard_factor
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -35,7 +35,7 @@ class Spectrum:
     effective_rank: float | None
 
 
-def spectrum(module: Module, read: Read) -> Spectrum | None:
+def spectrum(module: Module, read: Read, scale_of: Scale) -> Spectrum | None:
     """The spectrum of a module's update at weight 1, biases left out.
 
     None where the update is no matrix, depends on the base model, or cannot be told from such tensors. DoRA counts
@@ -46,7 +46,7 @@ def spectrum(module: Module, read: Read) -> Spectrum | None:
         return None
     try:
         arrays = arrays_of(module, read)
-        values = values_of(arrays, module.path) * abs(stored_scale(module, arrays))
+        values = values_of(arrays, module.path) * abs(scale_of(module, read))
     except (ValueError, np.linalg.LinAlgError):  # dtypes or shapes no trainer writes, NaN, infinity
         return None
     if not values.size or not np.isfinite(values).all():

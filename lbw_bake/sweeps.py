@@ -22,7 +22,7 @@ from .errors import LbwError, OutputError, WeightError, nearest
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora
-from .plan import Look, agree, make_plan
+from .plan import Plan, agree
 from .rewrite import Backend, Target, rewrite
 from .selectors import select
 from .sources import Weights
@@ -34,6 +34,8 @@ VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "ele
 KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
 FULL = "full"  # the cell of an analysis that leaves every block as it is
 MANIFEST = "manifest.json"
+
+Planner = Callable[[FamilyWeights], Plan]  # decides what a file of these weights is
 
 # Files written at a time, from one pass over the input: well below the 256 open files some systems allow.
 _OPEN = 64
@@ -207,15 +209,15 @@ class Survey:
     warnings: tuple[str, ...]
 
 
-def survey(sweep: Sweep, look: Look, dtype: str | None = None) -> Survey:
-    """Plan every file without writing any. Raises NotBakeableError."""
+def survey(sweep: Sweep, plan: Planner) -> Survey:
+    """Plan every file without writing any. Raises what the planner does."""
     nbytes = 0
     warnings: dict[str, None] = {}
     header = sweep.lora.file.data_start
     for weights in sweep.files.values():
-        plan = make_plan(sweep.lora, weights, look, dtype)
-        nbytes += header + max((tensor.end for tensor in plan.layout()), default=0)
-        warnings |= dict.fromkeys(plan.warnings)
+        planned = plan(weights)
+        nbytes += header + max((tensor.end for tensor in planned.layout()), default=0)
+        warnings |= dict.fromkeys(planned.warnings)
     return Survey(nbytes, tuple(warnings))
 
 
@@ -242,9 +244,7 @@ def check_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
         check_output(folder / name, [sweep.lora.file.path], replace=replace)
 
 
-def write(
-    sweep: Sweep, folder: Path, look: Look, *, dtype: str | None = None, backend: Backend, replace: bool = False
-) -> Iterator[int]:
+def write(sweep: Sweep, folder: Path, plan: Planner, *, backend: Backend, replace: bool = False) -> Iterator[int]:
     """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
     The input is read once for every 64 files. Raises OutputError, FileFormatError.
@@ -252,8 +252,7 @@ def write(
     files = list(sweep.files.items())
     for first in range(0, len(files), _OPEN):
         targets = [
-            Target(make_plan(sweep.lora, weights, look, dtype), folder / name, None, replace)
-            for name, weights in files[first : first + _OPEN]
+            Target(plan(weights), folder / name, None, replace) for name, weights in files[first : first + _OPEN]
         ]
         yield from rewrite(targets, backend).sizes
     texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}

@@ -2,7 +2,7 @@
 
 A product's inner products need only small matrices, rank x rank; the update itself is never built, except LoHa's,
 a band of rows at a time. All in float64, so that a norm is as exact as the file. Formulas: LyCORIS' `functional`
-package; `alpha / rank` as web UIs read it (1 where alpha is absent).
+package; what multiplies a product, alpha / rank, is told by `alphas`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .algorithms import ADDITIVE
+from .algorithms import ADDITIVE, INSIDE
 from .modules import Module
 from .tensorfile import Tensor
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 Read = Callable[[Tensor], Array]
+Scale = Callable[[Module, Read], float]  # what multiplies a module's product
 
 _BAND = 1 << 20  # elements of a LoHa update built at a time
 
 
-def norm(module: Module, read: Read) -> float | None:
+def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
     """The Frobenius norm of the module's update at weight 1.
 
     None where it depends on the base model, is not finite, or cannot be told from such tensors.
@@ -37,7 +38,7 @@ def norm(module: Module, read: Read) -> float | None:
         return None
     try:
         arrays = arrays_of(module, read)
-        squared = inner(module, arrays, module, arrays)
+        squared = inner(module, arrays, arrays, scale_of(module, read) ** 2)
     except ValueError:  # dtypes or shapes no trainer writes
         return None
     return math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else None
@@ -65,20 +66,16 @@ def arrays_of(module: Module, read: Read) -> dict[str, Array]:
 
 
 @np.errstate(all="ignore")  # NaN and infinity in a file make a product that says so
-def inner(one: Module, a: Arrays, two: Module, b: Arrays) -> float:
-    """The inner product of the updates of two modules of one algorithm and layer, given their arrays."""
-    total = sum(float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b)
-    if product := _INNER.get(one.algorithm.name):
-        total += product(a, b) * stored_scale(one, a) * stored_scale(two, b)
+def inner(module: Module, a: Arrays, b: Arrays, scale: float) -> float:
+    """The inner product of the updates of two modules of one algorithm and layer.
+
+    Given their arrays, and the product of what multiplies their products.
+    """
+    sums = {role: float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b}
+    total = sum(value * (scale if role in INSIDE else 1.0) for role, value in sums.items())
+    if product := _INNER.get(module.algorithm.name):
+        total += product(a, b) * scale
     return total
-
-
-def stored_scale(module: Module, arrays: Arrays) -> float:
-    """`alpha / rank` as the module's tensors say it, given their arrays; 1 where web UIs take it for 1."""
-    full = module.algorithm.name == "lokr" and "lokr_w1" in arrays and "lokr_w2" in arrays
-    if full or "alpha" not in arrays or not module.rank:
-        return 1.0
-    return float(arrays["alpha"].reshape(-1)[0]) / module.rank
 
 
 # A matrix, or a stack of them for the pixels of a kernel, as left (out, p) x core (p, q, pixels) x right (q, in).
@@ -153,7 +150,7 @@ _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
 _SUMS = ("full", "norm", "bias")
 _ROLES = frozenset(
     {
-        *("up", "down", "mid", "alpha", "embedding_a", "embedding_b", "b1", "b2", "bm", *ADDITIVE),
+        *("up", "down", "mid", "embedding_a", "embedding_b", "b1", "b2", "bm", *ADDITIVE),
         *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
         *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
     }

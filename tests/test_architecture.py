@@ -19,6 +19,7 @@ HOMES = {
     "yaml": {"presets"},
     "matplotlib": {"plots"},
     "PIL": {"grid"},
+    "textual": {"cli_mix", "sliders", "tui"},
     "distributed": {"batch"},
     "safetensors": {"tensorfile"},
     "platformdirs": {"presets"},

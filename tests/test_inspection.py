@@ -171,3 +171,41 @@ class TestRefused:
         code, _, error = run("inspect", path)
         assert code == 1
         assert "none of its 1 modules (the first is lora_unet_never_heard_of_it_0_proj)" in error
+
+
+class TestAlphaInMetadata:
+    """PEFT keeps alpha in its configuration: what is wrong there is not guessed, and stops nothing."""
+
+    NAME = "unet.mid_block.attentions.0.proj_in"
+
+    def norm(self, tmp_path: Path, run: Run, config: str) -> float | None:
+        rng = np.random.default_rng(0)
+        shapes = {"lora_A": (4, 1280), "lora_B": (1280, 4)}
+        tensors = {
+            f"{self.NAME}.{role}.weight": rng.standard_normal(shape, np.float32) for role, shape in shapes.items()
+        }
+        path = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": config})
+        (module,) = inspected(run, path, "--family", "sd1")["modules"]
+        return None if module["norm"] is None else float(module["norm"])
+
+    def test_it_multiplies_the_norm(self, tmp_path: Path, run: Run) -> None:
+        plain = self.norm(tmp_path, run, "{}")
+        assert plain
+        assert self.norm(tmp_path, run, '{"unet.lora_alpha": 2}') == pytest.approx(plain / 2)
+        assert self.norm(tmp_path, run, '{"unet.lora_alpha": 2, "unet.use_rslora": true}') == pytest.approx(plain)
+        pattern = {"unet.lora_alpha": 2, "unet.alpha_pattern": {"proj_in": 12}}
+        assert self.norm(tmp_path, run, json.dumps(pattern)) == pytest.approx(3 * plain)
+        assert self.norm(tmp_path, run, "no JSON") == plain
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"lora_alpha": None},
+            {"lora_alpha": "x"},
+            {"lora_alpha": 2, "alpha_pattern": {"(": 1}},
+            {"lora_alpha": 2, "alpha_pattern": [1]},
+        ],
+    )
+    def test_what_is_no_alpha_has_no_norm(self, config: dict[str, Any], tmp_path: Path, run: Run) -> None:
+        named = {f"unet.{key}": value for key, value in config.items()}
+        assert self.norm(tmp_path, run, json.dumps(named)) is None

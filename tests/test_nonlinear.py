@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import (
     MODULE,
+    BakeFile,
     BakeTensors,
     Run,
     Tensors,
@@ -634,3 +635,35 @@ def test_without_torch_it_says_so(
     code, _, error = run("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *with_base(checkpoints))
     assert code == 1
     assert "torch, which --base and --inexact need, is not installed" in error
+
+
+SWEPT: dict[str, tuple[Tensors, tuple[str, ...], bool]] = {
+    "dora": (Dora(lora, "linear", "out").tensors("float16"), (), True),
+    "dora by lycoris": (Dora(lora, "linear", "out").tensors("float16"), ("--dora-norm", "lycoris"), True),
+    "dora in another dtype": (Dora(loha, "linear", "in").tensors("float16"), ("--dtype", "bf16"), True),
+    "oft": (stored(ROTATIONS["oft"], "float32"), (), True),
+    "oft, inexact": (stored(ROTATIONS["oft"], "float32"), ("--inexact", "allow"), False),
+}
+
+
+@pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
+def test_a_cell_of_a_sweep_is_what_bake_writes(
+    tensors: Tensors,
+    options: tuple[str, ...],
+    based: bool,
+    checkpoints: Mapping[str, Path],
+    bake_file: BakeFile,
+    tmp_path: Path,
+    run: Run,
+) -> None:
+    source = write(tmp_path / "a.safetensors", tensors)
+    means = (*options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+    axes = ("--x", "values=0,0.3,0.7,1", "--y", "blocks=MID")
+    code, _, said = run("sweep", source, "-o", tmp_path / "plot", *axes, *means)
+    assert code == 0, said
+    assert ("turn by the weighted angle" in said) == (not based)
+    cells = json.loads((tmp_path / "plot" / "manifest.json").read_text())["cells"]
+    written = {cell["x"]: (tmp_path / "plot" / cell["file"]).read_bytes() for cell in cells}
+    assert len({*written.values()}) == 4
+    for value, content in written.items():
+        assert content == bake_file(source, "-w", f"MID={value} *=1", *means).read_bytes()

@@ -20,6 +20,13 @@ MEASURED = [case for case in FORMULAS if case.name not in {*UNMEASURED, "glora"}
 CASES = pytest.mark.parametrize("case", MEASURED, ids=attrgetter("name"))
 
 
+def scale_of(module: Module, read: Read) -> float:
+    """alpha / rank, 1 for a module without, or a LoKr of two whole factors."""
+    alpha = alpha_of(module, read)
+    whole = {"lokr_w1", "lokr_w2"} <= module.tensors.keys()
+    return 1.0 if alpha is None or not module.rank or whole else alpha / module.rank
+
+
 def module_of(tensors: Mapping[str, np.ndarray]) -> tuple[Module, Read]:
     entries = [Tensor(name, "F32", array.shape, i, i + 1) for i, (name, array) in enumerate(tensors.items())]
     return group_modules(entries).modules[0], lambda tensor: tensors[tensor.name]
@@ -28,7 +35,7 @@ def module_of(tensors: Mapping[str, np.ndarray]) -> tuple[Module, Read]:
 @CASES
 def test_the_norm_is_that_of_the_dense_update(case: Formula) -> None:
     tensors = case.tensors(MODULE)
-    assert norm(*module_of(tensors)) == pytest.approx(float(np.linalg.norm(case.update(tensors, MODULE))))
+    assert norm(*module_of(tensors), scale_of) == pytest.approx(float(np.linalg.norm(case.update(tensors, MODULE))))
 
 
 @CASES
@@ -40,7 +47,8 @@ def test_the_inner_product_is_that_of_the_dense_updates(case: Formula) -> None:
         for name, array in one.items()
     }
     (module, read), (other, read_other) = module_of(one), module_of(two)
-    got = inner(module, arrays_of(module, read), other, arrays_of(other, read_other))
+    scale = scale_of(module, read) * scale_of(other, read_other)
+    got = inner(module, arrays_of(module, read), arrays_of(other, read_other), scale)
     assert got == pytest.approx(float(np.vdot(case.update(one, MODULE), case.update(two, MODULE))))
 
 
@@ -48,14 +56,14 @@ def test_glora_counts_without_the_base_weight() -> None:
     tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
     alone = tensors | {f"{MODULE}.a1.weight": 0 * tensors[f"{MODULE}.a1.weight"]}
     case = next(case for case in FORMULAS if case.name == "glora")
-    assert norm(*module_of(tensors)) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
+    assert norm(*module_of(tensors), scale_of) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
 
 
 @pytest.mark.parametrize("case", [case for case in FORMULAS if case.name in UNMEASURED], ids=attrgetter("name"))
 def test_what_depends_on_the_base_model_has_no_norm(case: Formula) -> None:
     module, read = module_of(case.tensors(MODULE))
     assert not measurable(module)
-    assert norm(module, read) is None
+    assert norm(module, read, scale_of) is None
 
 
 def test_a_large_loha_is_measured_in_bands() -> None:
@@ -63,7 +71,7 @@ def test_a_large_loha_is_measured_in_bands() -> None:
     shapes = {"hada_w1_a": (1500, 2), "hada_w1_b": (2, 1200), "hada_w2_a": (1500, 2), "hada_w2_b": (2, 1200)}
     roles = {role: rng.standard_normal(shape) for role, shape in shapes.items()}
     dense = (roles["hada_w1_a"] @ roles["hada_w1_b"]) * (roles["hada_w2_a"] @ roles["hada_w2_b"])
-    measured = norm(*module_of({f"{MODULE}.{role}": array for role, array in roles.items()}))
+    measured = norm(*module_of({f"{MODULE}.{role}": array for role, array in roles.items()}), scale_of)
     assert measured == pytest.approx(float(np.linalg.norm(dense)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BakeFile
+from conftest import BakeFile, Run
 from safetensors.torch import save_file
 from torch import nn
 
@@ -257,3 +258,17 @@ def test_baked_file_equals_per_block_scales(
         expected = output("original", model.scales(model.weights(multiplier))) - base
         assert expected.norm() > 0.01 * base.norm()
         assert_close(output("baked", multiplier) - base, expected, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("write", [write_pipeline, write_adapter], ids=lambda write: write.__name__[6:])
+def test_norms_are_those_of_peft(write: Callable[[Model, Any, Path], Path], run: Run, tmp_path: Path) -> None:
+    """Of the files that diffusers writes, whose alphas are in the metadata."""
+    model = MODELS[0]
+    net = model.make().eval()
+    code, out, error = run("inspect", write(model, net, tmp_path), "--family", "sd1", "--json")
+    assert code == 0, error
+    modules = json.loads(out)["modules"]
+    assert len(modules) == model.size
+    for module in modules:
+        layer = net.get_submodule(module["name"].removeprefix(f"{model.network}."))
+        assert module["norm"] == pytest.approx(float(layer.get_delta_weight("trained").norm()), rel=1e-4)

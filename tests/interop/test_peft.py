@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,25 @@ def test_what_cannot_be_baked_is_refused(case: Case, model: nn.Module, run: Run,
     code, _, _ = run("bake", save(trained(case, model, torch.float32), tmp_path), "-o", target, vector(WEIGHTS))
     assert code == 1
     assert not target.exists()
+
+
+# VeRA and AdaLoRA have no norm of their own; whole LoKr factors are multiplied by alpha / rank in PEFT alone.
+MEASURED = [case for case in LINEAR_CASES if case.name not in {"vera", "adalora", "lokr"}]
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=str)
+def test_norms_are_those_of_peft(case: Case, model: nn.Module, run: Run, tmp_path: Path) -> None:
+    """Of the folder that PEFT saves, whose alphas are in the configuration beside the tensors."""
+    adapted = case.adapt(model)
+    perturb(adapted)
+    adapted.float().save_pretrained(tmp_path)
+    code, out, error = run("inspect", tmp_path / "adapter_model.safetensors", "--family", "sd1", "--json")
+    assert code == 0, error
+    found = {module["name"].removeprefix("base_model.model."): module["norm"] for module in json.loads(out)["modules"]}
+    assert found.keys() == case.layers.keys()
+    for path in case.layers:
+        layer = adapted.get_submodule(f"base_model.model.{path}")
+        squared = layer.get_delta_weight("default").double().norm() ** 2
+        if case.options.get("lora_bias"):
+            squared += (layer.lora_B["default"].bias.double() * layer.scaling["default"]).norm() ** 2
+        assert found[path] == pytest.approx(float(squared.sqrt()), rel=1e-4), path
