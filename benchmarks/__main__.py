@@ -1,9 +1,9 @@
 """`make bench`: whole processes, against `cp` and against load, scale and save with torch, side by side in one run.
 
-Machines are noisy, so every round measures all three one after the other and ratios are taken within a round; the
-table gives their medians. Writes the table into docs/performance.md, and docs/performance.svg.
+Machines are noisy, so every round measures all of them one after the other and ratios are taken within a round; the
+tables give their medians. Writes the tables into docs/performance.md, and docs/performance.svg.
 
-    python -m benchmarks [--sizes 20,150,900] [--rounds 5]
+    python -m benchmarks [--sizes 20,150,900,2500] [--rounds 5] [--files 200]
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +29,7 @@ from .files import Case, sdxl_lora
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKERS = ("<!-- measured by make bench -->", "<!-- end -->")
+MANY = Case(40, "float16", hashed=False)
 TORCH = """
 import sys
 from safetensors.torch import load_file, save_file
@@ -90,22 +93,51 @@ def measure(case: Case, folder: Path, rounds: int) -> list[str]:
     ]
 
 
+def measure_many(count: int, folder: Path, rounds: int) -> list[list[str]]:
+    """The rows of a batch: all files copied, and baked by one process and by one per core."""
+    loras = folder / "loras"
+    loras.mkdir()
+    for i in range(count):
+        shutil.copy(folder / SOURCE, loras / f"{i}.safetensors")
+    out = folder / "out"
+    lbw = [sys.executable, "-m", "lbw_bake", "bake", str(loras), "-q", "--device", "cpu", "--out-dir", str(out)]
+    jobs = {"1": [*lbw, "--weights", "*=0.3", "--jobs", "1"], str(os.cpu_count()): [*lbw, "--weights", "*=0.3"]}
+    runs: dict[str, list[Run]] = {name: [] for name in ("cp", *jobs)}
+    for _ in range(rounds):
+        for name, command in {"cp": ["cp", "-r", str(loras), str(out)], **jobs}.items():
+            shutil.rmtree(out, ignore_errors=True)
+            runs[name].append(run(command))
+    megabytes = count * MANY.megabytes
+    return [
+        [
+            *(f"{count} x {MANY.megabytes} MB", name),
+            f"{median(one.seconds for one in runs[name]):.1f} s",
+            f"{megabytes / median(one.seconds for one in runs[name]):.0f} MB/s",
+            f"{median(a.seconds / b.seconds for a, b in zip(runs[name], runs['cp'], strict=True)):.1f}",
+        ]
+        for name in runs
+    ]
+
+
+HEAD_MANY = ["files", "jobs", "time", "throughput", "time / cp"]
 HEAD = ["size", "dtype", "hashes", "all scaled", "torch / lbw", "lbw / cp", "MIDD / cp", "lbw memory", "torch memory"]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows as Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
+    lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_docs(rows: Sequence[Sequence[str]]) -> None:
-    """Put the table between the markers of docs/performance.md, and draw its ratios."""
+def write_docs(rows: Sequence[Sequence[str]], many: Sequence[Sequence[str]]) -> None:
+    """Put the tables between the markers of docs/performance.md, and draw the ratios of the first."""
     page = DOCS / "performance.md"
     text = page.read_text(encoding="utf-8")
     before, after = text.split(MARKERS[0])[0], text.split(MARKERS[1])[1]
     machine = f"{os.cpu_count()} cores ({platform.machine()}), {platform.system()}, Python {platform.python_version()}"
-    measured = f"{MARKERS[0]}\n\nMeasured on {machine}.\n\n{table(rows)}\n\n{MARKERS[1]}"
+    measured = (
+        f"{MARKERS[0]}\n\nMeasured on {machine}.\n\n{table(HEAD, rows)}\n\n{table(HEAD_MANY, many)}\n\n{MARKERS[1]}"
+    )
     page.write_text(before + measured + after, encoding="utf-8")
     try:
         draw(rows)
@@ -137,23 +169,33 @@ def draw(rows: Sequence[Sequence[str]]) -> None:
 def main() -> None:
     """Measure every case and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("--sizes", default="20,150,900", help="megabytes, separated by commas")
+    parser.add_argument("--sizes", default="20,150,900,2500", help="megabytes, separated by commas")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, default=200)
     options = parser.parse_args()
     sizes = [int(size) for size in options.sizes.split(",")]
     cases = [Case(size, "float16", hashed) for size in sizes for hashed in (True, False)]
     cases.append(Case(sizes[len(sizes) // 2], "float32", hashed=False))
     rows = []
     for case in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            # Written by another process: a child's peak memory includes what its parent held when it was started.
-            writer = get_context("spawn").Process(target=sdxl_lora, args=(Path(folder) / SOURCE, case))
-            writer.start()
-            writer.join()
-            rows.append(measure(case, Path(folder), options.rounds))
+        with folder_with(case) as folder:
+            rows.append(measure(case, folder, options.rounds))
         print(" ".join(rows[-1]), flush=True)
-    print(table(rows))
-    write_docs(rows)
+    with folder_with(MANY) as folder:
+        many = measure_many(options.files, folder, max(1, options.rounds // 2))
+    print(table(HEAD, rows), table(HEAD_MANY, many), sep="\n\n")
+    write_docs(rows, many)
+
+
+@contextmanager
+def folder_with(case: Case) -> Iterator[Path]:
+    """A temporary folder that holds the case's file."""
+    with tempfile.TemporaryDirectory() as name:
+        # Written by another process: a child's peak memory includes what its parent held when it was started.
+        writer = get_context("spawn").Process(target=sdxl_lora, args=(Path(name) / SOURCE, case))
+        writer.start()
+        writer.join()
+        yield Path(name)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,34 @@ def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
 
 
 def torch_backend(device: torch.device) -> Backend:
-    """A backend that multiplies on a torch device; what has no exact counterpart there stays on the CPU."""
+    """A backend that multiplies on a torch device; what has no exact counterpart or no room there stays on the CPU."""
 
     def backend(step: Multiply) -> Transform:
-        if step.tabled:
-            return _by_table(step, device)
-        return _by_product(step, device) if step.source == step.target else step.transform()
+        if not step.tabled and step.source != step.target:
+            return step.transform()
+        return _where_there_is_room(_by_table if step.tabled else _by_product, step, device)
 
     return backend
+
+
+def _where_there_is_room(
+    make: Callable[[Multiply, torch.device], Transform], step: Multiply, device: torch.device
+) -> Transform:
+    """The transform on a device whose memory others use too; what does not fit there is done on the CPU."""
+    import torch
+
+    try:
+        there = make(step, device)
+    except torch.OutOfMemoryError:
+        return step.transform()
+
+    def transform(data: Bytes) -> Bytes:
+        try:
+            return there(data)
+        except torch.OutOfMemoryError:
+            return step.transform()(data)
+
+    return transform
 
 
 def _by_table(step: Multiply, device: torch.device) -> Transform:

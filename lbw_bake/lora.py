@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import NotALoraError, UnknownFamilyError
-from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named
+from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by
 from .modules import Grouping, Module, group_modules
 from .tensorfile import Tensor, TensorFile, read_header
 
@@ -20,17 +19,18 @@ class Lora:
     file: TensorFile
     grouping: Grouping
     candidates: tuple[Family, ...]
+    _placed: dict[str, tuple[tuple[Module, Place], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def family(self) -> Family | None:
         """The family, if it is certain."""
         return self.candidates[0] if len(self.candidates) == 1 else None
 
-    def placed(self, family: Family) -> Iterator[tuple[Module, Place]]:
+    def placed(self, family: Family) -> tuple[tuple[Module, Place], ...]:
         """The modules the family knows, in file order, with their places."""
-        for module in self.grouping.modules:
-            if place := family.place(module):
-                yield module, place
+        if family.name not in self._placed:  # asked for by everybody, and the same every time
+            self._placed[family.name] = tuple(placed_by(family, self.grouping.modules))
+        return self._placed[family.name]
 
     def unknown(self, family: Family) -> list[Tensor]:
         """Tensors nobody understands: no module of theirs has an algorithm and a place in the family."""

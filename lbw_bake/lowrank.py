@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,8 @@ def concatenate(parts: Sequence[LowRank]) -> LowRank:
 def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank, float]:
     """The nearest update of a lower rank (Eckart-Young), and its relative Frobenius distance.
 
-    QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one. Raises
-    DeviceError without torch.
+    QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one with room.
+    Raises DeviceError without torch.
     """
     if update.rank <= rank:
         return update, 0.0
@@ -80,7 +81,15 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
         import torch
     except ImportError:
         raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch") from None
-    where = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if device != "cpu" and torch.cuda.is_available():
+        with suppress(torch.OutOfMemoryError):
+            return _truncated(update, rank, "cuda")
+    return _truncated(update, rank, "cpu")
+
+
+def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
+    import torch
+
     up = torch.from_numpy(update.up).to(where)
     down = torch.from_numpy(update.down.reshape(update.rank, -1)).to(where)
     left, core_left = torch.linalg.qr(up)

@@ -34,7 +34,7 @@ from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
-from .tensorfile import Tensor, encode_header
+from .tensorfile import Header, Tensor
 from .updates import Read, arrays_of
 from .weights import FamilyWeights
 
@@ -305,15 +305,16 @@ def _write(
     record |= {"base": means.base.name} if means and means.base else {}
     metadata = baked_metadata(parts[0].lora, record, output.stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
-    hashes = DataHashes(tensors, metadata)
+    header = Header(tensors)
+    hashes = DataHashes(header, metadata)
     spool.seek(0)
     with atomic_write(output, replace=replace) as target:
-        nbytes = write_all(target, encode_header(tensors, hashes.metadata()))
+        nbytes = write_all(target, header.encode(hashes.metadata()))
         while piece := spool.read(PIECE):
             hashes.update(memoryview(piece))
             nbytes += write_all(target, piece)
         target.seek(0)
-        write_all(target, encode_header(tensors, hashes.metadata()))
+        write_all(target, header.encode(hashes.metadata()))
     return nbytes
 
 

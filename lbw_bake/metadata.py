@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .lora import Lora
-from .tensorfile import Tensor, encode_header
+from .tensorfile import Header
 from .weights import FamilyWeights
 
 RECORD = "lbw_bake"
@@ -89,14 +89,14 @@ class DataHashes:
     length of that header. `modelspec.hash_sha256` is taken over the tensors in file order.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> None:
+    def __init__(self, header: Header, metadata: Mapping[str, str]) -> None:
         self._metadata = metadata
         self._data = hashlib.sha256()
         self._legacy = hashlib.sha256()
         trained = {name: value for name, value in metadata.items() if name.startswith("ss_")}
-        header = encode_header(tensors, trained)
-        self._legacy.update(header[_LEGACY_WINDOW.start : _LEGACY_WINDOW.stop])
-        self._position = len(header)
+        before = header.encode(trained)
+        self._legacy.update(before[_LEGACY_WINDOW.start : _LEGACY_WINDOW.stop])
+        self._position = len(before)
 
     def update(self, data: memoryview) -> None:
         """Take in the next bytes of the data section."""

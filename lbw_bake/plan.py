@@ -135,7 +135,8 @@ class Plan:
                 continue
             placed = _edited(tensor, edit)
             end = position + placed.nbytes
-            tensors[tensor.name] = replace(placed, start=position, end=end)
+            same = placed.start == position and placed.end == end  # as in every bake that keeps dtypes
+            tensors[tensor.name] = placed if same else replace(placed, start=position, end=end)
             position = end
         return tensors
 
@@ -167,6 +168,8 @@ def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyW
             errors.append(error)
     if not resolved:
         raise errors[0]
+    if len(resolved) == 1:
+        return resolved[0]
     meanings = [
         {module.name: weights.of(place, module.path) for module, place in lora.placed(weights.family)}
         for weights in resolved

@@ -17,7 +17,7 @@ from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Compute, Drop, Fill, Plan
 from .scaling import FLOATS, Bytes, Multiply, Transform, numpy_dtype, round_to
 from .tensordata import PIECE, TensorData
-from .tensorfile import Tensor, encode_header
+from .tensorfile import Header, Tensor
 from .updates import Read
 
 Backend = Callable[[Multiply], Transform]
@@ -100,17 +100,17 @@ class _Writer:
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
-        self._listed = [self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout]
+        self._header = Header(self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout)
         record = record_of(target.plan.weights, source.path, target.preset) | target.plan.means
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
-        self._hashes = DataHashes(self._listed, self._metadata) if hashed else None
+        self._hashes = DataHashes(self._header, self._metadata) if hashed else None
         self._hashing = _Hashing(self._hashes) if self._hashes else None
         if self._hashing:
             outputs.callback(self._hashing.finish)
         self._offset = source.data_start
         self._run = (0, 0)
-        write_all(self._file, self._header())
+        write_all(self._file, self._encoded_header())
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
         """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
@@ -139,11 +139,11 @@ class _Writer:
         if self._hashing:
             self._hashing.finish()
             self._file.seek(0)
-            write_all(self._file, self._header())
+            write_all(self._file, self._encoded_header())
         return size
 
-    def _header(self) -> bytes:
-        return encode_header(self._listed, self._hashes.metadata() if self._hashes else self._metadata)
+    def _encoded_header(self) -> bytes:
+        return self._header.encode(self._hashes.metadata() if self._hashes else self._metadata)
 
     def _put(self, piece: Bytes) -> None:
         if self._hashing:

@@ -79,19 +79,32 @@ def read_header(path: Path) -> TensorFile:
     return TensorFile(path, tensors, metadata, _LENGTH_BYTES + length, status.st_size, status.st_mtime_ns)
 
 
-def encode_header(tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes that precede the data section, metadata first, padded with spaces to a multiple of 8."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    for tensor in tensors:
-        header[tensor.name] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [tensor.start, tensor.end],
-        }
+class Header:
+    """The header of a file to be written: entries for its tensors, encoded once, and metadata that may change."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._entries = _json(
+            {
+                tensor.name: {
+                    "dtype": tensor.dtype,
+                    "shape": tensor.shape,
+                    "data_offsets": (tensor.start, tensor.end),
+                }
+                for tensor in tensors
+            }
+        )
+
+    def encode(self, metadata: Mapping[str, str]) -> bytes:
+        """The bytes that precede the data section, metadata first, padded with spaces to a multiple of 8."""
+        first = f'"__metadata__":{_json(dict(metadata))}{"," * (self._entries != "{}")}' if metadata else ""
+        text = f"{{{first}{self._entries[1:]}".encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _json(value: Any) -> str:
     # Escaping only what JSON must keeps the length what the library's own writer would give it.
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _regular_file(path: Path) -> os.stat_result:

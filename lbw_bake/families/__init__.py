@@ -10,7 +10,7 @@ from .auraflow import AURAFLOW
 from .base import OTHER, Family, Layout, Place
 from .cascade import CASCADE
 from .cosmos import ANIMA, COSMOS
-from .detection import candidates_among
+from .detection import candidates_among, placed_by
 from .flux import CHROMA, FLUX
 from .flux2 import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B
 from .hidream import HIDREAM
@@ -25,7 +25,7 @@ from .sd3 import SD3, SD3_LARGE
 from .unet import SD1, SD2, SDXL, SDXL_REFINER
 from .wan import WAN_1_3B, WAN_5B, WAN_14B
 
-__all__ = ["FAMILIES", "OTHER", "Family", "Layout", "Place", "detect_families", "family_named"]
+__all__ = ["FAMILIES", "OTHER", "Family", "Layout", "Place", "detect_families", "family_named", "placed_by"]
 
 FAMILIES: dict[str, Family] = {
     family.name: family

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from ..modules import Module
 from .base import Family, Place
 
+# Modules a family is tried on before it is tried on all: most families know none of them.
+_SAMPLE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -59,17 +62,21 @@ def _those(candidates: list[Evidence], speaks_for: Callable[[Evidence], bool]) -
 
 def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> list[Evidence]:
     widths = {module.name: module.width for module in modules}
-    placed = [(family, _placed(family, modules)) for family in families]
-    found: list[Evidence] = []
-    for family, places in sorted(placed, key=lambda item: -len(item[1])):
-        if found and len(places) < max(evidence.layers for evidence in found):
-            break  # it cannot have more layers than places
-        found.append(_evidence(family, places, widths))
-    most = max(((evidence.layers, evidence.placed) for evidence in found), default=(0, 0))
-    return [evidence for evidence in found if evidence.placed and (evidence.layers, evidence.placed) == most]
+    sample = modules[:: len(modules) // _SAMPLE or 1]
+    strange = {family: sum(family.place(module) is None for module in sample) for family in families}
+    found: dict[Family, Evidence] = {}
+    for family in sorted(strange, key=lambda family: strange[family]):
+        if found and len(modules) - strange[family] < max(evidence.layers for evidence in found.values()):
+            break  # it cannot have as many layers
+        found[family] = _evidence(family, placed_by(family, modules), widths)
+    most = max(((evidence.layers, evidence.placed) for evidence in found.values() if evidence.placed), default=None)
+    return [
+        found[family] for family in strange if family in found and (found[family].layers, found[family].placed) == most
+    ]
 
 
-def _placed(family: Family, modules: Iterable[Module]) -> list[tuple[Module, Place]]:
+def placed_by(family: Family, modules: Iterable[Module]) -> list[tuple[Module, Place]]:
+    """The modules a family knows, with their places."""
     return [(module, place) for module in modules if (place := family.place(module))]
 
 
