@@ -39,6 +39,7 @@ def bake(
     prune: bool = False,
     device: str = "auto",
     strict: bool = False,
+    verify: bool = False,
     update_metadata: bool = True,
     replace: bool = False,
     in_place: bool = False,
@@ -54,7 +55,8 @@ def bake(
     Returns what was done: the weight of every block, how many modules were copied, scaled, zeroed and removed, bytes,
     seconds, warnings. Raises FileFormatError for what is no safetensors file, NotALoraError, UnknownFamilyError,
     AmbiguousFamilyError, WeightError, PresetError, NotBakeableError where no file of this kind can hold the result,
-    OutputError (also if the output exists, without `replace`), DeviceError, and StrictError for warnings with `strict`.
+    OutputError (also if the output exists, without `replace`), DeviceError, VerificationError with `verify`, and
+    StrictError for warnings with `strict`.
     """
     from .run import run
 
@@ -69,6 +71,7 @@ def bake(
         prune=prune,
         device=device,
         strict=strict,
+        verify=verify,
         dry_run=dry_run,
         update_metadata=update_metadata,
         replace=replace,

@@ -1,20 +1,36 @@
-"""A file appears complete under its name, or not at all."""
+"""A file appears complete under its name, or not at all.
+
+It is written beside its name, under one that only `lbw` makes, and locked as long as it is written: whoever finds such
+a file and can take its lock has found what a killed run left behind, and removes it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from io import FileIO
 from pathlib import Path
 
 from .errors import OutputError
 
+if sys.platform != "win32":
+    import fcntl
+
 # Hidden, and not ending in .safetensors: web UIs that scan the folder must not offer a half-written file.
 TEMPORARY_SUFFIX = ".lbw-partial"
+_TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
 _NAME_LIMIT = 200  # of the 255 bytes a file name may have, the rest being ours
+
+# Where nothing can be locked, what was not written to for a day is taken for left behind.
+_STALE_SECONDS = 24 * 60 * 60
 
 _HINTS = {
     errno.ENOSPC: "make room on the disk and run it again",
@@ -30,47 +46,50 @@ _HINTS = {
 
 def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool = False) -> None:
     """Refuse early what could only fail after the work, or would harm an input. Raises OutputError."""
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):  # noqa: PTH112 - which says no to a name no folder can have
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
-    if not output.exists():
-        return
-    if output.is_dir():
-        raise OutputError(f"{output}: is a folder", "name a file, or give the folder as --out-dir")
-    if any(output.samefile(path) for path in inputs if path.exists()) and not in_place:
+    with _refusals(output):
+        old = _status(output)
+        same = old and any(path.exists() and os.path.samestat(old, path.stat()) for path in inputs)
+        taken = os.path.lexists(output)
+    if same and not in_place:
         raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
-    if not (replace or in_place):
-        raise OutputError(f"{output}: already exists", "choose another name, or replace it with --force")
+    if taken and not (replace or in_place):
+        raise _taken(output)
+    if old:
+        _check_protection(output, old)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     """Yield a new file that becomes `path` when the block ends well, and vanishes when it does not.
 
-    With `replace` an existing file is replaced, after the new one is flushed to disk, and its mode is kept;
-    without, an existing path is left alone. Raises OutputError for what the system refuses.
+    With `replace` an existing file is replaced: the new one has its mode and, where the system permits, its owner, and
+    is on disk before it takes the name; without, an existing path is left alone. Raises OutputError for what the
+    system refuses, and for a path that is no regular file or write-protected.
     """
-    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    try:
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: is not a regular file", "choose another output")
-        with FileIO(temporary, "xb") as file:
+    _clear(path.parent)
+    with _refusals(path):
+        old = _status(path)
+        if replace and old:
+            _check_protection(path, old)
+        with _temporary(path) as (file, temporary):
+            if replace and old:
+                _take_after(temporary, old)
             yield file
-            if replace and path.exists():
-                temporary.chmod(path.stat().st_mode & 0o7777)
-                os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            _move_to_new(temporary, path)
-    except FileExistsError:
-        raise OutputError(f"{path}: already exists", "choose another name, or replace it with --force") from None
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            _publish(file, temporary, path, replace=replace)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Keep other processes that claim it from replacing a file, where the system has locks. Raises OutputError."""
+    if sys.platform == "win32":  # an open file could not be replaced, not even by us
+        yield
+        return
+    with _refusals(path), FileIO(path) as file:
+        if _lock(file) is False:
+            raise OutputError(f"{path}: another process is about to replace it", "wait until that is done")
+        yield
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> int:
@@ -81,6 +100,139 @@ def write_all(file: FileIO, data: bytes | memoryview) -> int:
     return len(data)
 
 
+def flush(file: FileIO) -> None:
+    """Have what was written on disk, and read from there the next time, where the system can be asked for that."""
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the system refuses into an OutputError about the path."""
+    try:
+        yield
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "")
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint) from error
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(f"{path}: already exists", "choose another name, or replace it with --force")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """The status of the file that is there, None if nothing is. Raises OutputError for what is no file, OSError."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise OutputError(f"{path}: is a folder", "name a file, or give the folder as --out-dir")
+    if not stat.S_ISREG(status.st_mode):
+        raise OutputError(f"{path}: is not a regular file", "choose another output")
+    return status
+
+
+def _check_protection(path: Path, old: os.stat_result) -> None:
+    """Renaming asks nobody whether the file that loses its name may be written to; who protected it meant it."""
+    if not old.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"{path}: is write-protected", "choose another output, or make it writable first")
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[tuple[FileIO, Path]]:
+    """A new file beside the path, locked while it is open, and its name, which is gone afterwards."""
+    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
+    while True:
+        temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        try:
+            with FileIO(temporary, "xb") as file:
+                if _locked_as(file, temporary):
+                    yield file, temporary
+                    return
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _locked_as(file: FileIO, name: Path) -> bool:
+    """Lock a new file; false if another process took it for left behind before it was locked."""
+    if _lock(file) is False:
+        return False
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), name.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: FileIO) -> bool | None:
+    """Take a file's lock, kept until it is closed: whether it was free; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return None
+    return True
+
+
+@cache
+def _clear(folder: Path) -> None:
+    """Remove what killed runs left in a folder; once in a process, because looking through a large one takes time."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                _remove_if_left(Path(entry.path))
+
+
+def _remove_if_left(temporary: Path) -> None:
+    with contextlib.suppress(OSError), FileIO(temporary, "r+b") as file:
+        free = _lock(file)
+        if free is None:
+            free = time.time() - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
+            if sys.platform == "win32":
+                file.close()  # it removes no open file
+        if free:
+            temporary.unlink()
+
+
+def _take_after(temporary: Path, old: os.stat_result) -> None:
+    """Give a new file the owner and mode of the one it replaces; another's files only root can give away."""
+    status = temporary.stat()
+    if sys.platform != "win32" and (status.st_uid, status.st_gid) != (old.st_uid, old.st_gid):
+        with contextlib.suppress(OSError):
+            os.chown(temporary, old.st_uid, old.st_gid)
+    temporary.chmod(stat.S_IMODE(old.st_mode))
+
+
+def _publish(file: FileIO, temporary: Path, path: Path, *, replace: bool) -> None:
+    """Give a complete file its name. Raises FileExistsError, OSError."""
+    replaced = replace and path.exists()
+    if replaced:
+        os.fsync(file.fileno())
+    _settle(file)
+    if replace:
+        temporary.replace(path)
+    else:
+        _move_to_new(temporary, path)
+    if replaced:
+        _sync_folder(path.parent)
+
+
+def _settle(file: FileIO) -> None:
+    """Learn before the file gets its name what a file system over a network says only when one closes it."""
+    if sys.platform == "win32":
+        file.close()  # it renames no open file
+    else:
+        os.close(os.dup(file.fileno()))  # which leaves it locked
+
+
 def _move_to_new(temporary: Path, path: Path) -> None:
     """Give a file its final name unless something has it already. Raises FileExistsError."""
     try:
@@ -88,6 +240,21 @@ def _move_to_new(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(path) from None
-        temporary.replace(path)
+        temporary.rename(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the folder's new entry on disk, where folders can be opened and flushed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -161,6 +161,9 @@ def bake(
     force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
     in_place: Annotated[bool, writing("--in-place", help="Replace the input.")] = False,
     strict: Annotated[bool, running("--strict", help="Turn every warning into an error.")] = False,
+    verify: Annotated[
+        bool, writing("--verify", help="Read the output again and check every number before it appears.")
+    ] = False,
     metadata_update: Annotated[
         bool,
         writing(
@@ -198,9 +201,9 @@ def bake(
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
         (rank is not None and in_place, "--rank", "writes another file; give -o or --out-dir"),
         (
-            rank is not None and (prune or inexact is Inexact.allow or not metadata_update),
+            rank is not None and (prune or verify or inexact is Inexact.allow or not metadata_update),
             "--rank",
-            "writes every module anew; leave out --prune, --inexact and --no-metadata-update",
+            "writes every module anew; leave out --prune, --verify, --inexact and --no-metadata-update",
         ),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
@@ -231,6 +234,7 @@ def bake(
             prune=prune,
             device=device.value,
             strict=strict,
+            verify=verify,
             update_metadata=metadata_update,
             dry_run=dry_run,
             replace=force,
@@ -318,7 +322,15 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
     except LbwError as error:
-        from . import console
+        _fail(error)
+    except OSError as error:  # of a path that cannot even be looked at
+        if error.filename is None:
+            raise
+        _fail(LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions"))
 
-        console.error(error)
-        sys.exit(1)
+
+def _fail(error: LbwError) -> NoReturn:
+    from . import console
+
+    console.error(error)
+    sys.exit(1)

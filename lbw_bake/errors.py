@@ -20,6 +20,7 @@ __all__ = [
     "PresetError",
     "StrictError",
     "UnknownFamilyError",
+    "VerificationError",
     "WeightCountError",
     "WeightError",
     "nearest",
@@ -95,6 +96,15 @@ class NotBakeableError(LbwError):
 
 class OutputError(LbwError):
     """The output cannot be written where or as it was asked for."""
+
+
+class VerificationError(OutputError):
+    """What was written is not what should have been written; it gets no name."""
+
+    def __init__(self, output: Path, problem: str) -> None:
+        super().__init__(
+            f"{output}: failed verification and was not kept: {problem}", "check disk and memory, then run it again"
+        )
 
 
 class DeviceError(LbwError):

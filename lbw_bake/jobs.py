@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Formatter
+from unicodedata import normalize
 
 from .errors import FileFormatError, LbwError, OutputError
 from .sources import Weights
@@ -28,6 +31,7 @@ class Recipe:
     prune: bool = False
     device: str = "auto"
     strict: bool = False
+    verify: bool = False
     update_metadata: bool = True
     dry_run: bool = False
     replace: bool = False
@@ -64,19 +68,46 @@ class Naming:
     def hint(self) -> str:
         """How two outputs are told apart."""
         if self.out_dir:
-            return 'tell them apart with --name, as --name "{stem}-{preset}"'
+            return 'tell them apart, also where case does not count, with --name, as --name "{stem}-{preset}"'
         return "give --out-dir DIR for several outputs"
 
     def name(self, file: Path, inside: Path, recipe: Recipe) -> Path | None:
         """Where an input found at `inside` (relative to what was named) goes by a recipe. Raises OutputError."""
         if self.in_place:
-            return file.resolve()
+            return Path(os.path.realpath(file))  # resolve() does not bear links that lead to themselves
         if self.out_dir is None:
             return self.output
-        name = self.template.format(stem=file.stem, preset=recipe.weights.preset or "weights")
-        if Path(name).name != name or "\0" in name:
-            raise OutputError(f"--name {self.template!r}: {name!r} is not a file name", "leave out the slashes")
+        preset = recipe.weights.preset or "weights"
+        name = self.template.format(stem=file.stem, preset=preset)
+        problem = name_problem(name, file.stem, self.template.format(stem="", preset=preset))
+        if problem:
+            raise OutputError(f"--name {self.template!r}: {name!r} {problem}", "choose other names with --name")
         return self.out_dir / inside.parent / f"{name}{SUFFIX}"
+
+
+# What Windows has no files of, whatever follows the first dot.
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"}
+_DEVICES |= {f"{device}{number}" for device in ("com", "lpt") for number in "0123456789\u00b9\u00b2\u00b3"}
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+
+
+def name_problem(name: str, stem: str, added: str) -> str:
+    """What is wrong with a name made of an input's stem and what was added; empty if it is a name on every system.
+
+    The stem itself is taken as it is: this system has a file of that name already.
+    """
+    if Path(name).name != name:
+        return "is not a file name"
+    if unsafe := _UNSAFE.search(added):
+        return f"holds {unsafe[0]!r}, which not every system allows in names"
+    if name != stem and name.partition(".")[0].rstrip(" ").lower() in _DEVICES:
+        return "is a device to Windows"
+    return ""
+
+
+def folded(path: Path) -> str:
+    """What paths have in common that some system takes for one: case aside, and Unicode's ways to write a letter."""
+    return normalize("NFC", normalize("NFC", str(path)).casefold())
 
 
 _FIELDS = ("stem", "preset")
@@ -164,20 +195,28 @@ def make_batch(
 
 
 def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
-    """Name every output before any work starts. Raises OutputError where two would be the same file."""
+    """Name every output before any work starts.
+
+    Raises OutputError where two would be the same file, on whatever system they may end up, or one another's input.
+    """
     jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Path] = {}
+    found = list(found)
+    named = {os.path.realpath(item.file): item.file for item in found if item.named}
     for item in found:
         outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
         for output, _ in outputs:
             if output is None:
                 continue
-            if output in taken:
+            key = str(output) if naming.in_place else folded(output)
+            if key in taken:
                 raise OutputError(
-                    f"{output}: would be written from {taken[output]} and from {item.file}",
+                    f"{output}: would be written from {taken[key]} and from {item.file}",
                     naming.hint,
                 )
-            taken[output] = item.file
+            taken[key] = item.file
+            if named.get(os.path.realpath(output), item.file) != item.file:
+                raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
         size = item.file.stat().st_size if item.file.is_file() else 0
         jobs.append(Job(item.file, outputs, item.named, size))
     return jobs

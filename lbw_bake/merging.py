@@ -145,12 +145,14 @@ def merge_parts(
     lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
     tensors: list[Tensor] = []
     with ExitStack() as files:
-        reads = [files.enter_context(TensorData(part.lora.file)).read for part in parts]
+        inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
         spool = files.enter_context(_temporary(output))
-        layers = _layers(parts, reads, means or Means())
+        layers = _layers(parts, [data.read for data in inputs], means or Means())
         for layer in layers:
             for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
+        for data in inputs:
+            data.check_unchanged()
         nbytes = _write(parts, output, tensors, spool, rank=rank, means=means, replace=replace)
     return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
 

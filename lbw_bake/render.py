@@ -108,7 +108,8 @@ def _show(outcome: Outcome, *, verbose: bool) -> None:
         _weights_table(outcome)
     if outcome.status == BAKED:
         size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-        message(BAKED, f"{outcome.output} ({_counted(outcome)}; {size} in {outcome.seconds:.2f} s, {rate}/s)")
+        counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
+        message(BAKED, f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)")
     elif outcome.status == SKIPPED:
         message(SKIPPED, str(outcome.output or outcome.input))
     elif outcome.status == PLANNED:

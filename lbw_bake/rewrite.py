@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ from threading import Thread
 
 import numpy as np
 
-from .atomic import atomic_write, write_all
-from .errors import NotBakeableError
+from .atomic import atomic_write, claim, flush, write_all
+from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Compute, Drop, Fill, Plan
-from .scaling import FLOATS, Bytes, Multiply, Transform, numpy_dtype, round_to
+from .scaling import FLOATS, Bytes, Multiply, Transform, not_finite, numpy_dtype, round_to
 from .tensordata import PIECE, TensorData
-from .tensorfile import Header, Tensor
+from .tensorfile import Header, Tensor, TensorFile
 from .updates import Read
 
 Backend = Callable[[Multiply], Transform]
@@ -37,26 +38,84 @@ class Target:
     update_metadata: bool = True
 
 
-def rewrite(targets: Sequence[Target], backend: Backend = Multiply.transform) -> list[int]:
-    """Write the outputs of plans that share an input, which is read once; returns the bytes of each.
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """What a rewrite wrote: the bytes of each output, and what reading the data has shown."""
+
+    sizes: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def rewrite(
+    targets: Sequence[Target], backend: Backend = Multiply.transform, *, strict: bool = False, verify: bool = False
+) -> Rewritten:
+    """Write the outputs of plans that share an input, which is read once.
 
     An output appears complete or not at all. `backend` makes the function that multiplies bytes, on the CPU or a
-    GPU. Raises OutputError if an output cannot be written or exists (without `replace`), FileFormatError if the
-    input cannot be read to its end or changes meanwhile.
+    GPU; `verify` reads every output again before it appears. Raises OutputError if an output cannot be written or
+    exists (without `replace`), VerificationError, FileFormatError if the input cannot be read to its end or changes
+    meanwhile, and with `strict` StrictError for warnings.
     """
     source = targets[0].plan.lora.file
-    # The input is closed before outputs take their names: Windows does not replace a file that is open.
+    # The input is closed before outputs take their names: one may be its own, and Windows replaces no open file.
     with ExitStack() as outputs, TensorData(source) as data:
+        if any(_in_place(target) for target in targets):
+            outputs.enter_context(claim(source.path))
         writers = [_Writer(target, data, backend, outputs) for target in targets]
-        for tensor in source.in_data_order():
-            waiting = [take for writer in writers if (take := writer.begin(tensor))]
-            if waiting:
-                for piece in data.pieces(source.data_start + tensor.start, source.data_start + tensor.end):
-                    for take in waiting:
-                        take(piece)
-        sizes = [writer.finish() for writer in writers]
+        warnings = _carry_out(writers, data, source)
+        if strict and warnings:
+            raise StrictError(source.path, warnings)
+        sizes = tuple(writer.finish() for writer in writers)
+        if verify:
+            for writer in writers:
+                writer.verify()
         data.check_unchanged()
-    return sizes
+    return Rewritten(sizes, warnings)
+
+
+def _in_place(target: Target) -> bool:
+    try:
+        return target.output.samefile(target.plan.lora.file.path)
+    except OSError:
+        return False
+
+
+def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile) -> tuple[str, ...]:
+    """Read the input once, and give every tensor to the writers that need its bytes; returns warnings about them."""
+    strange = _Strange()
+    for tensor in source.in_data_order():
+        waiting = [take for writer in writers if (take := writer.begin(tensor))]
+        if waiting:
+            for piece in data.pieces(tensor):
+                strange.look(tensor, piece)
+                for take in waiting:
+                    take(piece)
+    return strange.warnings()
+
+
+class _Strange:
+    """Counts numbers that are not finite in what is read anyway: they are kept, but nobody meant to train them."""
+
+    def __init__(self) -> None:
+        self._nan = self._infinite = 0
+        self._tensors: dict[str, None] = {}
+
+    def look(self, tensor: Tensor, piece: Bytes) -> None:
+        """Take in a piece of a tensor."""
+        if tensor.dtype not in FLOATS:
+            return
+        nan, infinite = not_finite(tensor.dtype, piece)
+        if nan or infinite:
+            self._nan += nan
+            self._infinite += infinite
+            self._tensors[tensor.name] = None
+
+    def warnings(self) -> tuple[str, ...]:
+        """What there is to say, if anything is."""
+        if not self._tensors:
+            return ()
+        found = f"{self._nan} NaN and {self._infinite} infinite numbers in {len(self._tensors)} tensors"
+        return (f"{found} are kept as they are (the first is {next(iter(self._tensors))})",)
 
 
 class _Hashing:
@@ -96,7 +155,7 @@ class _Writer:
 
     def __init__(self, target: Target, data: TensorData, backend: Backend, outputs: ExitStack) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
-        self._data, self._backend = data, backend
+        self._target, self._data, self._backend = target, data, backend
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
@@ -141,6 +200,14 @@ class _Writer:
             self._file.seek(0)
             write_all(self._file, self._encoded_header())
         return size
+
+    def verify(self) -> None:
+        """Read what was written again and hold it to the plan. Raises VerificationError."""
+        from .verify import Expected, verify
+
+        flush(self._file)
+        expected = Expected(self._target.plan, self._target.output, self._metadata, hashed=self._hashes is not None)
+        verify(expected, Path(os.fsdecode(self._file.name)), self._data)
 
     def _encoded_header(self) -> bytes:
         return self._header.encode(self._hashes.metadata() if self._hashes else self._metadata)

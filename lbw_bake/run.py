@@ -5,6 +5,7 @@ An `Outcome` is small and plain, because it may come from another process or ano
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,7 @@ class Outcome:
     nbytes: int = 0
     seconds: float = 0.0
     device: str | None = None
+    verified: bool = False
     warnings: tuple[str, ...] = ()
     error: LbwError | None = None
 
@@ -67,20 +69,29 @@ def run(job: Job) -> list[Outcome]:
     targets = [target for _, target in planned if target]
     if not targets:
         return [outcome for outcome, _ in planned]
-    device = "cpu"
+    how = job.outputs[0][1]
     try:
-        device, backend = choose_backend(job.outputs[0][1].device, lora.file.size * len(targets))
-        if job.outputs[0][1].rank:
+        device, backend = choose_backend(how.device, lora.file.size * len(targets))
+        if how.rank:
             return [
                 _truncate(outcome, target, recipe, began) if target else outcome
                 for (outcome, target), (_, recipe) in zip(planned, job.outputs, strict=True)
             ]
-        sizes = dict(zip((target.output for target in targets), rewrite(targets, backend), strict=True))
+        baked = rewrite(targets, backend, strict=how.strict, verify=how.verify)
+        sizes = dict(zip((target.output for target in targets), baked.sizes, strict=True))
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
     return [
-        replace(outcome, status=BAKED, nbytes=sizes[target.output], seconds=seconds, device=device)
+        replace(
+            outcome,
+            status=BAKED,
+            nbytes=sizes[target.output],
+            seconds=seconds,
+            device=device,
+            verified=how.verify,
+            warnings=(*outcome.warnings, *baked.warnings),
+        )
         if target
         else outcome
         for outcome, target in planned
@@ -130,10 +141,10 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
 
                 plan = prune(plan, data)
         outcome = _planned(job, output, plan, began)
-        if output and output.exists() and recipe.skip_existing:
+        if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
             warnings = (*outcome.warnings, *_differences(output, plan, recipe))
             return replace(outcome, status=SKIPPED, warnings=warnings), None
-        if output and not (recipe.dry_run and not output.parent.exists()):  # a dry run makes no folders
+        if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
             check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
             raise StrictError(job.input, outcome.warnings)
@@ -213,6 +224,7 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "bytes": outcome.nbytes,
         "seconds": round(outcome.seconds, 4),
         "device": outcome.device,
+        "verified": outcome.verified,
         "warnings": list(outcome.warnings),
         "error": outcome.error.message if outcome.error else None,
         "hint": outcome.error.hint if outcome.error else "",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -160,7 +160,28 @@ def _worse(one: Survey, other: Survey) -> Survey:
     return Survey(max(one.peak, other.peak), one.overflows or other.overflows, one.inexact or other.inexact)
 
 
+@_silent
+def not_finite(dtype: str, data: Bytes) -> tuple[int, int]:
+    """How many NaN and how many infinities there are among values of a safetensors float dtype, given as bytes."""
+    values = data.view(numpy_dtype(dtype))
+    size = values.itemsize
+    finite = _largest_pattern(dtype)
+    # The largest bit patterns of either sign tell whether any is beyond: far quicker than asking each of them.
+    positive, negative = (data.view(f"{kind}{size}").max(initial=0) for kind in "iu")
+    if size > 1 and positive <= finite and negative <= finite | 1 << 8 * size - 1:
+        return 0, 0
+    return int(np.isnan(values).sum()), int(np.isinf(values).sum())
+
+
 @cache
+def _largest_pattern(dtype: str) -> int:
+    """The bits of the largest finite value of a safetensors float dtype."""
+    target = numpy_dtype(dtype)
+    return int(np.array(largest(dtype), target).view(f"u{target.itemsize}"))
+
+
+# Distinct factors are few in any one file; what would come together over thousands of files is bounded.
+@lru_cache(maxsize=128)
 def _table(step: Multiply) -> npt.NDArray[np.unsignedinteger[Any]]:
     source, target = numpy_dtype(step.source), numpy_dtype(step.target)
     bits = np.arange(1 << 8 * source.itemsize, dtype=f"u{source.itemsize}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .atomic import atomic_write, write_all
+from .atomic import atomic_write, check_output, write_all
 from .errors import LbwError, OutputError, WeightError, nearest
 from .families import Family
 from .jobs import SUFFIX
@@ -225,7 +226,8 @@ def check_size(nbytes: int, folder: Path, limit: int | None) -> None:
             f"{folder}: {size_text(nbytes)} are more than the {size_text(limit)} of --max-size",
             "ask for fewer cells, raise --max-size, or write it all with --yes",
         )
-    there = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    place = folder.resolve()
+    there = next(parent for parent in (place, *place.parents) if os.path.exists(parent))  # noqa: PTH110 - never raises
     if nbytes > (free := shutil.disk_usage(there).free):
         raise OutputError(f"{folder}: {size_text(nbytes)} do not fit on a disk with {size_text(free)} free")
 
@@ -236,11 +238,8 @@ def check_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another folder") from error
-    existing = [name for name in (*sweep.files, MANIFEST, *_LISTS) if (folder / name).exists()]
-    if existing and not replace:
-        raise OutputError(
-            f"{folder / existing[0]}: already exists", "choose another folder, or replace its files with --force"
-        )
+    for name in (*sweep.files, MANIFEST, *_LISTS):
+        check_output(folder / name, [sweep.lora.file.path], replace=replace)
 
 
 def write(
@@ -256,7 +255,7 @@ def write(
             Target(make_plan(sweep.lora, weights, look, dtype), folder / name, None, replace)
             for name, weights in files[first : first + _OPEN]
         ]
-        yield from rewrite(targets, backend)
+        yield from rewrite(targets, backend).sizes
     texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
     texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
     for name, text in texts.items():

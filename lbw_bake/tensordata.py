@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from io import FileIO
@@ -19,9 +18,6 @@ from .tensorfile import Tensor, TensorFile
 # Bytes per read: large enough to make system calls cheap, small enough for the cache and for flat memory.
 PIECE = 1 << 20
 
-# What copy_file_range says on file systems that do not have it.
-_NO_KERNEL_COPY = {errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
-
 _INTEGERS = {"I8": "i1", "U8": "u1", "I16": "i2", "U16": "u2", "I32": "i4", "U32": "u4", "I64": "i8", "U64": "u8"}
 
 
@@ -36,24 +32,28 @@ class TensorData:
             raise self._unreadable(error) from error
 
     def __enter__(self) -> TensorData:
-        self.check_unchanged()
+        try:
+            self.check_unchanged()
+        except FileFormatError:
+            self._file.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
 
-    def pieces(self, start: int, end: int) -> Iterator[Bytes]:
-        """The bytes of a range of the file in pieces of `PIECE`."""
-        self._file.seek(start)
-        for position in range(start, end, PIECE):
-            piece = np.empty(min(PIECE, end - position), np.uint8)
-            self._read_into(piece.data)
-            yield piece
+    def pieces(self, tensor: Tensor, step: int = PIECE) -> Iterator[Bytes]:
+        """A tensor's bytes in pieces of so many."""
+        return self._pieces(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step)
+
+    def all_pieces(self) -> Iterator[Bytes]:
+        """The bytes of the whole data section."""
+        return self._pieces(self._source.data_start, self._source.size)
 
     def copy(self, start: int, end: int, target: FileIO) -> int:
         """Append a range of the file to the target, by the kernel where it can; returns its length."""
         position = self._kernel_copy(start, end, target)
-        for piece in self.pieces(position, end):
+        for piece in self._pieces(position, end):
             write_all(target, piece.data)
         return end - start
 
@@ -76,14 +76,30 @@ class TensorData:
 
     def survey(self, tensor: Tensor, step: Multiply) -> Survey:
         """What multiplying a tensor would do to its values."""
-        start = self._source.data_start + tensor.start
-        return survey(step, self.pieces(start, start + tensor.nbytes))
+        return survey(step, self.pieces(tensor))
 
     def check_unchanged(self) -> None:
-        """Raise FileFormatError if this is no longer the file whose header was read."""
-        status = os.fstat(self._file.fileno())
+        """Raise FileFormatError if another file has the name by now, or the file is not what its header was read of.
+
+        One that was merely removed is still whole as long as it is open.
+        """
+        try:
+            status = os.fstat(self._file.fileno())
+            named = self._source.path.stat() if self._source.path.exists() else status
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if not os.path.samestat(status, named):
+            raise FileFormatError(self._source.path, "was replaced while it was read", "run it again")
         if (status.st_size, status.st_mtime_ns) != (self._source.size, self._source.modified_ns):
             raise FileFormatError(self._source.path, "changed while it was read", "run it again")
+
+    def _pieces(self, start: int, end: int, step: int = PIECE) -> Iterator[Bytes]:
+        """The bytes of a range of the file."""
+        self._file.seek(start)
+        for position in range(start, end, step):
+            piece = np.empty(min(step, end - position), np.uint8)
+            self._read_into(piece.data)
+            yield piece
 
     def _kernel_copy(self, start: int, end: int, target: FileIO) -> int:
         """Copy as much of a range as the kernel will; returns where it stopped."""
@@ -91,10 +107,8 @@ class TensorData:
         while position < end and hasattr(os, "copy_file_range"):
             try:
                 count = os.copy_file_range(self._file.fileno(), target.fileno(), end - position, offset_src=position)
-            except OSError as error:
-                if error.errno in _NO_KERNEL_COPY:
-                    break
-                raise
+            except OSError:  # not on this file system; or a fault, and then reading or writing says whose
+                break
             if not count:
                 break
             position += count

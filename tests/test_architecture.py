@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -60,3 +61,13 @@ def test_commands_do_their_work_through_the_public_api() -> None:
     """Of the core, the command line reaches past it only where files are not baked: options, presets, lists."""
     core = {"run", "rewrite", "batch", "inspection", "comparison", "plan", "atomic", "scaling", "tensordata", "lora"}
     assert {name for unit, dots, name in imports() if unit in ("cli", "cli_inspect") and dots > 0} & core == set()
+
+
+def test_atomic_alone_makes_files() -> None:
+    """What another module opened for writing would be there half after a crash."""
+    writing = re.compile(
+        r"""\.write_(text|bytes)\(|\.touch\(|open\([^)\n]*["'][rb+]*[wax+]|FileIO\([^)\n]*["'][rb]*[wax+]"""
+    )
+    assert writing.search('path.open("wb")')
+    writers = {unit(path) for path in PACKAGE.rglob("*.py") if writing.search(path.read_text(encoding="utf-8"))}
+    assert writers == {"atomic"}

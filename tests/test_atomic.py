@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
+import re
 import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pytest
-from conftest import Run, bound_by_permissions, lbw, unet_lora, write
+from conftest import Run, bound_by_permissions, lbw, measured, python, unet_lora, write
+from safetensors.numpy import load_file
 
-from lbw_bake.atomic import atomic_write, write_all
+from lbw_bake import atomic
+from lbw_bake.atomic import TEMPORARY_SUFFIX, atomic_write, write_all
 from lbw_bake.errors import OutputError
 
 REPLACE = pytest.mark.parametrize("replace", [False, True], ids=["new", "replaced"])
@@ -95,14 +106,58 @@ def test_the_mode_is_that_of_any_new_file(tmp_path: Path, mask: int) -> None:
     assert (tmp_path / "out").stat().st_mode & 0o7777 == 0o666 & ~mask
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o440])
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o666, 0o460])
 def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "out"
     path.touch()
     path.chmod(mode)
     with umask(0o077), atomic_write(path, replace=True):
-        pass
+        (temporary,) = tmp_path.glob(f".*{TEMPORARY_SUFFIX}")
+        assert temporary.stat().st_mode & 0o7777 == mode, "what was private is readable by others for a while"
     assert path.stat().st_mode & 0o7777 == mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_replaced_file_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.touch()
+    os.chown(path, 1234, 5678)
+    with atomic_write(path, replace=True):
+        pass
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
+
+
+def test_a_write_protected_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(OutputError, match="write-protected"), atomic_write(path, replace=True):
+        pass
+    assert content_of(tmp_path) == {"out": b"old"}
+
+
+def test_a_file_is_on_disk_before_it_replaces_another_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(b"old")
+    events: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        fsync(descriptor)
+        events.append(f"{kind} flushed")
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        events.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    with atomic_write(path, replace=True) as file:
+        write_all(file, b"new")
+    assert events == ["file flushed", "renamed", "folder flushed"]
 
 
 LONGEST = {"ascii": "x" * 243 + ".safetensors", "wide": "東" * 81 + ".safetensors"}
@@ -168,10 +223,211 @@ def test_a_full_disk_leaves_nothing_behind(
     assert content_of(path.parent) == before
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("options", [("-w", "*=0.5"), ("-w", "*=1"), ("-w", "*=0.5", "--in-place")], ids=" ".join)
+def test_a_disk_that_is_really_full(options: tuple[str, ...], small_disk: Path, run: Run) -> None:
+    source = write(small_disk / "a.safetensors", unet_lora())
+    (small_disk / "out.safetensors").write_bytes(b"old")
+    (small_disk / "filler").write_bytes(bytes(48 * 1024 - source.stat().st_size))
+    before = content_of(small_disk)
+    place = () if "--in-place" in options else ("-o", small_disk / "out.safetensors", "--force")
+    code, _, error = run("bake", source, *options, *place)
+    assert code == 1
+    assert "No space left on device" in error
+    assert "hint: make room on the disk" in error
+    assert content_of(small_disk) == before
+
+
 def test_a_full_device_is_said_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No space left") as problem, atomic_write(tmp_path / "out", replace=False):
         Path("/dev/full").write_bytes(b"x")
     assert problem.value.hint == "make room on the disk and run it again"
+
+
+class TestLeftovers:
+    """What a killed run leaves behind is removed by the next one, and nothing else is."""
+
+    NAME = f".out.safetensors.0123abcd{TEMPORARY_SUFFIX}"
+
+    @pytest.fixture
+    def left(self, tmp_path: Path) -> Path:
+        left = tmp_path / self.NAME
+        left.write_bytes(b"half")
+        return left
+
+    @staticmethod
+    def write_another(folder: Path) -> None:
+        atomic._clear.cache_clear()  # as in a process of its own
+        with atomic_write(folder / "another", replace=True):
+            pass
+
+    def test_they_are_removed(self, left: Path) -> None:
+        self.write_another(left.parent)
+        assert content_of(left.parent) == {"another": b""}
+
+    @pytest.mark.parametrize("command", [("bake", "A", "-w", "*=0.5"), ("merge", "A", "A")], ids=["bake", "merge"])
+    def test_a_killed_run_leaves_what_the_next_removes(self, command: tuple[str, ...], tmp_path: Path) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        out = tmp_path / "out"
+        out.mkdir()
+        code = (
+            "import os, signal, sys; from lbw_bake import cli, tensorfile, rewrite, merging\n"
+            "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+            "rewrite.write_all = merging.write_all = die\n"
+            "cli.main(sys.argv[1:])"
+        )
+        args = [source if word == "A" else word for word in command]
+        assert python("-c", code, *args, "-o", out / "b.safetensors").returncode == -signal.SIGKILL
+        (left,) = out.iterdir()
+        assert left.name.startswith(".")
+        assert left.name.endswith(TEMPORARY_SUFFIX)
+        assert lbw(*args, "-o", out / "b.safetensors").returncode == 0
+        assert [path.name for path in out.iterdir()] == ["b.safetensors"]
+
+    def test_one_that_is_being_written_stays(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; from lbw_bake.atomic import atomic_write, write_all\n"
+            "with atomic_write(Path(sys.argv[1]), replace=False) as file:\n"
+            "    write_all(file, b'half'); print('writing', flush=True)\n"
+            "    sys.stdin.readline(); write_all(file, b' whole')"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "out")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            process.stdout.readline()
+            (temporary,) = tmp_path.iterdir()
+            os.utime(temporary, (0, 0))  # however old it is
+            self.write_another(tmp_path)
+            assert temporary.exists()
+            process.communicate("\n", timeout=60)
+        assert process.returncode == 0
+        assert content_of(tmp_path) == {"out": b"half whole", "another": b""}
+
+    @pytest.mark.parametrize("name", [f".x{TEMPORARY_SUFFIX}", f"x.0123abcd{TEMPORARY_SUFFIX}", ".x.0123abcd.partial"])
+    def test_what_lbw_does_not_make_stays(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).touch()
+        self.write_another(tmp_path)
+        assert content_of(tmp_path).keys() == {name, "another"}
+
+    def test_links_and_folders_stay(self, left: Path, tmp_path: Path) -> None:
+        target = left.rename(tmp_path / "precious")
+        left.symlink_to(target)
+        (tmp_path / f".x.00000000{TEMPORARY_SUFFIX}").mkdir()
+        self.write_another(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 4
+        assert target.read_bytes() == b"half"
+
+    @pytest.mark.parametrize(("hours", "stays"), [(23, True), (25, False)])
+    def test_without_locks_it_is_a_day(
+        self, hours: int, stays: bool, left: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        written = time.time() - hours * 3600
+        os.utime(left, (written, written))
+        self.write_another(left.parent)
+        assert left.exists() is stays
+
+    def test_a_new_file_that_is_taken_for_one_is_made_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between making a file and locking it another process may find it unlocked."""
+        flock, meddled = fcntl.flock, []
+
+        def meddle(file: FileIO, flags: int) -> None:
+            if not meddled:
+                meddled.append(file.name)
+                Path(os.fsdecode(file.name)).unlink()
+            flock(file, flags)
+
+        monkeypatch.setattr(fcntl, "flock", meddle)
+        with atomic_write(tmp_path / "out", replace=False) as file:
+            write_all(file, b"new")
+        assert meddled
+        assert content_of(tmp_path) == {"out": b"new"}
+
+
+# Of two writers that race each other; more of them with ROUNDS=300 python -m pytest.
+ROUNDS = int(os.environ.get("ROUNDS", "20"))
+
+WRITERS = {
+    "new": ("-o", "OUT", "already exists"),
+    "in place": ("--in-place", "another process is about to replace it|was replaced while it was read|changed while"),
+    "replaced": ("-o", "OUT", "--force", "nothing: one after the other"),
+}
+
+
+@pytest.mark.parametrize("case", WRITERS.values(), ids=WRITERS)
+def test_of_two_writers_one_wins_whole_and_the_other_says_so(case: tuple[str, ...], tmp_path: Path) -> None:
+    """Two processes start their bakes at the same moment, each with a weight of its own, again and again."""
+    *options, said = case
+    weights = (0.5, 0.25)
+    with ExitStack() as running:
+        bakers = [running.enter_context(Baker()) for _ in weights]
+        for number in range(ROUNDS):
+            source = write(tmp_path / f"{number}.safetensors", unet_lora())
+            output = tmp_path / f"{number}.out.safetensors" if "OUT" in options else source
+            places = [str(output) if option == "OUT" else option for option in options]
+            for baker, weight in zip(bakers, weights, strict=True):
+                baker.start("bake", str(source), "-w", f"*={weight}", *places)
+            codes, errors = zip(*(baker.wait() for baker in bakers), strict=True)
+            (got,) = set(measured(unet_lora(), load_file(output)))
+            if codes == (0, 0):
+                assert got in {"--in-place": (0.125,), "--force": weights}[options[-1]]
+            else:
+                assert sorted(codes) == [0, 1]
+                assert got == weights[codes.index(0)]
+                assert re.search(said, errors[codes.index(1)]), errors
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+class Baker:
+    """A process that runs `lbw` commands when told to, so that two can start at the same moment."""
+
+    _CODE = """
+import contextlib, io, json, sys
+from lbw_bake.cli import main
+for line in sys.stdin:
+    code, said = 0, io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            main(json.loads(line))
+    except SystemExit as stop:
+        code = stop.code or 0
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+    def __enter__(self) -> Baker:
+        command = [sys.executable, "-c", self._CODE]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def start(self, *args: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(args) + "\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> tuple[int, str]:
+        assert self._process.stdout
+        code, said = json.loads(self._process.stdout.readline())
+        return code, said
 
 
 def test_an_output_that_is_no_file_is_not_replaced(tmp_path: Path) -> None:

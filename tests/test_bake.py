@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from conftest import (
     kohya_lora,
     lbw,
     measured,
+    python,
     unet_lora,
     update_of,
     write,
@@ -40,7 +42,7 @@ from lbw_bake.errors import FileFormatError
 from lbw_bake.lora import read_lora
 from lbw_bake.plan import make_plan
 from lbw_bake.rewrite import Target, rewrite
-from lbw_bake.scaling import Multiply, Transform
+from lbw_bake.scaling import Multiply, Transform, numpy_dtype
 from lbw_bake.tensordata import TensorData
 from lbw_bake.weights import parse_source, resolve
 
@@ -511,7 +513,7 @@ class TestSourceThatChanges:
             rewrite([Target(plan, tmp_path / "b.safetensors")], backend)
 
         yield call
-        assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+        assert {path.name for path in tmp_path.iterdir()} <= {"a.safetensors", "kept"}
 
     def test_a_source_that_shrinks(self, source: Path, bake_while: Callable[[Callable[[], object]], None]) -> None:
         def shrink() -> None:
@@ -530,3 +532,99 @@ class TestSourceThatChanges:
 
         with pytest.raises(FileFormatError, match=r"a\.safetensors: changed while it was read"):
             bake_while(scribble)
+
+    @pytest.mark.parametrize("same", [False, True], ids=["another file", "a copy with the same times"])
+    def test_a_source_whose_name_goes_to_another_file(
+        self, same: bool, source: Path, bake_while: Callable[[Callable[[], object]], None]
+    ) -> None:
+        def rename() -> None:
+            copy = source.with_name("copy")
+            shutil.copy2(source, copy) if same else copy.write_bytes(b"something else")
+            copy.replace(source)
+
+        with pytest.raises(FileFormatError, match=r"a\.safetensors: was replaced while it was read"):
+            bake_while(rename)
+
+    def test_a_source_that_is_removed_is_still_baked(self, source: Path, tmp_path: Path, run: Run) -> None:
+        """It may have been the only copy: what is open is whole."""
+        code = (
+            "import sys; from pathlib import Path; from lbw_bake import cli, rewrite\n"
+            "carry_out = rewrite._carry_out\n"
+            "def remove(writers, data, source): source.path.unlink(); return carry_out(writers, data, source)\n"
+            "rewrite._carry_out = remove; cli.main(sys.argv[1:])"
+        )
+        assert run("bake", source, "-w", "*=0.5", "-o", tmp_path / "c.safetensors")[0] == 0
+        assert python("-c", code, "bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors").returncode == 0
+        assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+
+
+# Dtype -> the bits of a NaN, of another one, of infinity and of its negative, where the dtype has them.
+NOT_FINITE = {
+    "F64": (0x7FF8000000000001, 0xFFF0000000000001, 0x7FF0000000000000, 0xFFF0000000000000),
+    "F32": (0x7FC00001, 0xFF800001, 0x7F800000, 0xFF800000),
+    "F16": (0x7E01, 0xFC01, 0x7C00, 0xFC00),
+    "BF16": (0x7FC1, 0xFF81, 0x7F80, 0xFF80),
+    "F8_E5M2": (0x7E, 0xFD, 0x7C, 0xFC),
+    "F8_E4M3": (0x7F, 0xFF),
+    "F8_E4M3FNUZ": (0x80,),
+    "F8_E5M2FNUZ": (0x80,),
+}
+
+
+class TestNumbersThatAreNone:
+    """NaN and infinity that are there stay, and are reported where the data is read; none are made."""
+
+    @staticmethod
+    def lora_of(dtype: str, bits: Sequence[int], path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+        size = numpy_dtype(dtype).itemsize
+        values = np.zeros(16, f"u{size}")
+        values[: len(bits)] = bits
+        entries = [
+            (f"{MODULE}.lora_down.weight", dtype, (2, 8), values.tobytes()),
+            (f"{MODULE}.lora_up.weight", dtype, (8, 2), bytes(16 * size)),
+        ]
+        return write_raw(path, entries, metadata)
+
+    @pytest.mark.parametrize("dtype", NOT_FINITE)
+    def test_they_stay_and_are_counted(self, dtype: str, tmp_path: Path, run: Run) -> None:
+        bits = NOT_FINITE[dtype]
+        source = self.lora_of(dtype, bits, tmp_path / "a.safetensors")
+        code, _, error = run("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
+        assert code == 0
+        nan = min(len(bits), 2)
+        down = f"{MODULE}.lora_down.weight"
+        counted = f"{nan} NaN and {len(bits) - nan} infinite numbers in 1 tensors are kept as they are"
+        assert f"{counted} (the first is {down})" in error
+        assert entries_of(tmp_path / "b.safetensors")[down][2] == entries_of(source)[down][2]
+
+    def test_under_strict_nothing_appears(self, tmp_path: Path, run: Run) -> None:
+        source = self.lora_of("F16", NOT_FINITE["F16"], tmp_path / "a.safetensors")
+        output = tmp_path / "b.safetensors"
+        output.write_bytes(b"old")
+        code, _, error = run("bake", source, "-w", "*=0.5", "-o", output, "--force", "--strict")
+        assert code == 1
+        assert "2 NaN and 2 infinite numbers" in error
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+            "a.safetensors": source.read_bytes(),
+            "b.safetensors": b"old",
+        }
+
+    @pytest.mark.parametrize("hashed", [False, True])
+    def test_what_is_copied_unread_is_not_looked_at(self, hashed: bool, tmp_path: Path, run: Run) -> None:
+        metadata = {"sshs_model_hash": "0"} if hashed else None
+        source = self.lora_of("F16", NOT_FINITE["F16"], tmp_path / "a.safetensors", metadata)
+        code, _, error = run("bake", source, "-w", "*=1", "-o", tmp_path / "b.safetensors")
+        assert code == 0
+        assert ("NaN" in error) == hashed
+
+    @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+    def test_the_signs_of_zeros_stay_and_denormals_are_rounded_once(
+        self, dtype: str, bake_tensors: BakeTensors
+    ) -> None:
+        tiny = np.finfo(dtype).smallest_subnormal
+        values = np.array([[0.0, -0.0, tiny, -tiny, 3 * tiny, -3 * tiny, 5 * tiny, 2 * tiny]], dtype)
+        tensors = {f"{MODULE}.lora_down.weight": values, f"{MODULE}.lora_up.weight": np.ones((8, 1), dtype)}
+        baked = bake_tensors(tensors, "-w", "*=0.5")[f"{MODULE}.lora_down.weight"]
+        # Halves between two numbers go to the even one.
+        expected = np.array([[0.0, -0.0, 0.0, -0.0, 2 * tiny, -2 * tiny, 2 * tiny, tiny]], dtype)
+        np.testing.assert_array_equal(baked.view(f"u{baked.itemsize}"), expected.view(f"u{baked.itemsize}"))

@@ -9,6 +9,8 @@ import pytest
 from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
+from lbw_bake.jobs import folded, name_problem
+
 ORIGINAL = unet_lora()
 HALF = ("-w", "*=0.5")
 
@@ -84,6 +86,71 @@ class TestOutputs:
         assert run("bake", link, *HALF, "--in-place")[0] == 0
         assert link.is_symlink()
         assert is_half(lora)
+
+    def test_in_place_leaves_other_names_of_the_file_what_it_was(self, lora: Path, run: Run) -> None:
+        before = lora.read_bytes()
+        other = lora.parent / "other.safetensors"
+        other.hardlink_to(lora)
+        assert run("bake", lora, *HALF, "--in-place")[0] == 0
+        assert is_half(lora)
+        assert other.read_bytes() == before
+
+    def test_an_output_that_is_a_link_is_replaced_and_not_what_it_leads_to(
+        self, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        target, link = tmp_path / "precious", tmp_path / "link.safetensors"
+        target.write_bytes(b"precious")
+        link.symlink_to(target)
+        assert run("bake", lora, *HALF, "-o", link, "--force")[0] == 0
+        assert not link.is_symlink()
+        assert is_half(link)
+        assert target.read_bytes() == b"precious"
+
+    @pytest.mark.parametrize("target", ["nowhere", "link.safetensors"])
+    def test_a_link_that_leads_nowhere_is_there(self, target: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        link = tmp_path / "link.safetensors"
+        link.symlink_to(target)
+        code, _, error = run("bake", lora, *HALF, "-o", link)
+        assert code == 1
+        assert error.startswith(f"error: {link}: ")
+        assert link.is_symlink()
+        assert names_in(tmp_path) == {"loras/a.safetensors"}
+
+    @pytest.mark.parametrize("options", [("--in-place",), ("-o", "out.safetensors", "--force")], ids=" ".join)
+    def test_a_write_protected_file_is_never_replaced(
+        self, options: tuple[str, ...], lora: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(lora.parent)
+        protected = lora if "--in-place" in options else write(Path("out.safetensors"), ORIGINAL)
+        before = protected.read_bytes()
+        protected.chmod(0o444)
+        code, _, error = run("bake", lora, *HALF, *options)
+        assert code == 1
+        assert "is write-protected" in error
+        assert protected.read_bytes() == before
+
+    def test_a_device_is_no_output(self, lora: Path, run: Run) -> None:
+        code, _, error = run("bake", lora, *HALF, "-o", "/dev/full", "--force")
+        assert code == 1
+        assert "/dev/full: is not a regular file" in error
+
+    @pytest.mark.parametrize("length", [255, 256, 5000])
+    def test_names_as_long_as_can_be_and_longer(self, length: int, lora: Path, tmp_path: Path, run: Run) -> None:
+        output = tmp_path / f"{'x' * (length - 12)}.safetensors"
+        code, _, error = run("bake", lora, *HALF, "-o", output)
+        assert code == (length > 255)
+        assert ("File name too long" in error) == (length > 255)
+        code, _, error = run("bake", output, *HALF, "--in-place")
+        assert code == (length > 255)
+        assert "Traceback" not in error
+
+    def test_a_named_input_is_nobody_elses_output(self, loras: Path, run: Run) -> None:
+        before = (loras / "b.safetensors").read_bytes()
+        options = ("--out-dir", loras, "--name", "b", "--force")
+        code, _, error = run("bake", loras / "a.safetensors", loras / "b.safetensors", "-w", "*=0.5", *options)
+        assert code == 1
+        assert f"{loras / 'b.safetensors'}: " in error
+        assert (loras / "b.safetensors").read_bytes() == before
 
     def test_a_failed_bake_in_place_leaves_the_input(self, lora: Path, run: Run) -> None:
         before = lora.read_bytes()
@@ -224,6 +291,84 @@ class TestSeveralPresets:
         assert code in (1, 2)
         assert "--name" in error
         assert names_in(tmp_path) == {"loras/a.safetensors"}
+
+
+# Names made of an input's stem and what was added to it.
+UNSAFE = {
+    "a/b": ("a/b", "a", "/b", "is not a file name"),
+    "a colon": ("a:b", "a", ":b", "holds ':'"),
+    "a star": ("a*", "a", "*", "holds '*'"),
+    "a backslash": ("a\\b", "a", "\\b", "holds"),
+    "a line end": ("a\n", "a", "\n", "holds"),
+    "a null": ("a\0", "a", "\0", "holds"),
+    "a device": ("con", "a", "con", "is a device to Windows"),
+    "a device, in capitals": ("NUL", "a", "NUL", "is a device to Windows"),
+    "a device, with more": ("Aux.v2", "a", "Aux.v2", "is a device to Windows"),
+    "a device, with a space": ("COM1 .x", "a", "COM1 .x", "is a device to Windows"),
+    "a device, superscript": ("lpt\u00b9", "a", "lpt\u00b9", "is a device to Windows"),
+}
+SAFE = {
+    "a preset": ("a-MIDD", "a", "-MIDD"),
+    "a dot at the end of the stem": ("a.-ALL0.5", "a.", "-ALL0.5"),
+    "the input's own colon": ("a:b-MIDD", "a:b", "-MIDD"),
+    "the input's own name": ("con", "con", ""),
+    "no device": ("console", "a", "console"),
+    "no device either": ("com10", "a", "com10"),
+    "letters of all kinds": ("東京 é\u0301 🎨-MIDD", "東京 é\u0301 🎨", "-MIDD"),
+    "a leading dash": ("-a", "-a", ""),
+    "quotes": ("it's 'a'-x", "it's 'a'", "-x"),
+}
+
+
+class TestPortableNames:
+    @pytest.mark.parametrize(("name", "stem", "added", "said"), UNSAFE.values(), ids=UNSAFE)
+    def test_what_is_no_name_everywhere_is_refused(self, name: str, stem: str, added: str, said: str) -> None:
+        assert name_problem(name, stem, added).startswith(said)
+
+    @pytest.mark.parametrize(("name", "stem", "added"), SAFE.values(), ids=SAFE)
+    def test_what_is_one_is_not(self, name: str, stem: str, added: str) -> None:
+        assert name_problem(name, stem, added) == ""
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ("Face", "FACE"),
+            ("stra\u00dfe", "STRASSE"),
+            ("\u00e9", "e\u0301"),
+            ("\u00c9", "e\u0301"),
+            ("\u212b", "\u00e5"),
+        ],
+    )
+    def test_names_that_some_system_takes_for_one_are_folded_into_one(self, one: str, other: str) -> None:
+        assert folded(Path(one)) == folded(Path(other))
+
+    @pytest.mark.parametrize(("one", "other"), [("a", "b"), ("e", "\u00e9"), ("a", "a "), ("a", "a.")])
+    def test_others_are_not(self, one: str, other: str) -> None:
+        assert folded(Path(one)) != folded(Path(other))
+
+    def test_outputs_that_clash_somewhere_are_an_error_before_work_starts(
+        self, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        write(lora.parent / "A.safetensors", ORIGINAL)
+        code, _, error = run("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
+        assert code == 1
+        assert str(lora) in error
+        assert str(lora.parent / "A.safetensors") in error
+        assert not (tmp_path / "out").exists()
+
+    def test_in_place_they_are_two_files(self, lora: Path, run: Run) -> None:
+        write(lora.parent / "A.safetensors", ORIGINAL)
+        assert run("bake", lora.parent, *HALF, "--in-place")[0] == 0
+        assert all(is_half(path) for path in lora.parent.iterdir())
+
+    @pytest.mark.parametrize("preset", ["CON", "a|b", "x?"])
+    def test_a_presets_name_makes_no_unsafe_one(self, preset: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        (tmp_path / "presets.yaml").write_text(f"'{preset}': {','.join('1' * 17)}\n")
+        options = ("-p", preset, "--presets", tmp_path / "presets.yaml", "--out-dir", tmp_path / "out")
+        code, _, error = run("bake", lora, *options, "--name", "{preset}")
+        assert code == 1
+        assert "--name" in error
+        assert not (tmp_path / "out").exists()
 
 
 class TestSkipping:

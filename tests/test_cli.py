@@ -160,7 +160,22 @@ class TestStreams:
         assert "Traceback" not in result.stderr
 
 
-NAMES = ("two words", 'it\'s "quoted"', "東京 🎨", "a=b,c:d", "{stem}", "%s", "a.b.c", "*", "$HOME", "-dash", "~")
+NAMES = (
+    "two words",
+    'it\'s "quoted"',
+    "東京 🎨",
+    "a=b,c:d",
+    "{stem}",
+    "%s",
+    "a.b.c",
+    "*",
+    "$HOME",
+    "-dash",
+    "~",
+    "a\nb",
+    "é\u0301",
+    "con",
+)
 
 
 class TestNames:
