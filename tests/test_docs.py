@@ -16,6 +16,7 @@ import typer.main
 from conftest import ROOT, lbw_on_path, python
 
 from lbw_bake.cli import app
+from lbw_bake.families import FAMILIES
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SESSION = re.compile(r"```console\n(.*?)```", re.DOTALL)
@@ -41,6 +42,10 @@ pages = pytest.mark.parametrize("page", PAGES, ids=name)
 def test_the_tables_are_the_codes_own() -> None:
     tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
     assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == tables["page"]()
+
+
+def test_the_readme_counts_the_families() -> None:
+    assert f"{len(FAMILIES)} families" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pages

@@ -54,6 +54,26 @@ def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path
     assert np.abs(product).max() < 1e-5
 
 
+def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path, run: Run) -> None:
+    """diffusers writes them into the metadata, with the component before each word."""
+    rng = np.random.default_rng(0)
+    alphas = {"down_blocks.1.attentions.0.proj_in": 2, "mid_block.attentions.0.proj_in": 12}
+    tensors = {
+        f"unet.{path}.{role}.weight": rng.standard_normal(shape).astype(np.float32)
+        for path in alphas
+        for role, shape in (("lora_A", (4, 8)), ("lora_B", (8, 4)))
+    }
+    config = {"unet.r": 4, "unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.*": 12}}
+    source = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": json.dumps(config)})
+    out = tmp_path / "out.safetensors"
+    code, _, error = run("merge", f"{source}:0.5", "-o", out, "--family", "sd1")
+    assert code == 0, error
+    merged = load_file(out)
+    for path, alpha in alphas.items():
+        original, sum_ = (t[f"unet.{path}.lora_B.weight"] @ t[f"unet.{path}.lora_A.weight"] for t in (tensors, merged))
+        np.testing.assert_allclose(sum_, 0.5 * alpha / 4 * original, rtol=1e-5, atol=1e-6)
+
+
 def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "both.safetensors"
     code, _, error = run("merge", f"{loras[0]}:0.7:MIDD", f"{loras[1]}:0.5", "-o", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, measured, unet_lora, write
 from safetensors.numpy import load_file
 
@@ -94,3 +96,11 @@ def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path)
 def test_it_is_also_a_module(installed: Path, tmp_path: Path) -> None:
     printed = call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout
     assert printed.splitlines()[0] == f"lbw {__version__}"
+
+
+def test_ci_runs_on_every_python_that_is_promised() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    promised = re.findall(r"Python :: (3\.\d+)", project)
+    assert workflow["jobs"]["check"]["strategy"]["matrix"]["python"] == promised
+    assert f'requires-python = ">={promised[0]}"' in project

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pytest
 from conftest import Run, data_of, unet_lora, write
 
-from lbw_bake import merging, rewrite
-from lbw_bake.merging import parse_spec
+from lbw_bake import rewrite
 from lbw_bake.tensordata import TensorData
 
 
@@ -51,11 +50,3 @@ def test_without_the_kernels_copy_the_bytes_are_the_same(
     monkeypatch.delattr(os, "copy_file_range", raising=False)
     assert run("bake", source, "-w", "*=1", "-o", tmp_path / "b.safetensors")[0] == 0
     assert data_of(tmp_path / "b.safetensors") == data_of(source)
-
-
-def test_a_drive_letter_is_no_strength(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "Path", lambda text: Path("/nowhere", text))
-    for path in (r"C:\loras\a.safetensors", "C:/loras/a b.safetensors"):
-        spec = parse_spec(f"{path}:0.7:MIDD")
-        assert (spec.path.name, spec.strength, spec.weights) == (Path(path).name, 0.7, "MIDD")
-        assert PureWindowsPath(path).drive == "C:"

@@ -273,3 +273,35 @@ class TestFiles:
 
 def test_the_built_in_file_is_the_one_at_the_root_of_the_repository(weights: Weights) -> None:
     assert weights("-p", "MIDD", "--presets", ROOT / "presets.yaml") == values_of("MIDD")
+
+
+# A preset, the family asked for, and what is drawn: a character per block, gaps between kinds of blocks.
+BARS = {
+    "A: 0,0.5,1,0,1,0,1,0,1,0,1,0": ("", "▁ ▅█▁█ ▁ █▁█▁█▁"),
+    "A: -1,2,1,0,1,0,1,0,1,0,1,0": ("", "- +█▁█ ▁ █▁█▁█▁"),
+    "A: R,X,1,0,1,0,1,0,1,0,1,0": ("", "? ?█▁█ ▁ █▁█▁█▁"),
+    "A: 1,1,1,1,1,1,1,1,1,1,1,1": ("flux", ""),
+    "A: {sdxl: {MID: X}}": ("", ""),
+    "A: {sdxl: {MID: 1}}": ("flux", ""),
+    "A: {elements: 'IN05:attn:1'}": ("", ""),
+}
+
+
+@pytest.mark.parametrize("text", BARS)
+def test_weights_are_seen_at_a_glance(text: str, tmp_path: Path, run: Run) -> None:
+    family, drawn = BARS[text]
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    listed = run("presets", "list", "--presets", tmp_path / "mine.yaml", *(("--family", family) if family else ()))[1]
+    line = next(line for line in listed.splitlines() if line.startswith("A "))
+    assert drawn in line
+    assert not set(line) & set("▁▂▃▄▅▆▇█?+") - set(drawn)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfeA", b"- ["], ids=["no text", "no YAML"])
+def test_a_file_that_cannot_be_read_is_not_added_to(content: bytes, tmp_path: Path, run: Run) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_bytes(content)
+    code, _, error = run("presets", "add", "A", "IN04=1", "--presets", mine)
+    assert code == 1
+    assert str(mine) in error
+    assert mine.read_bytes() == content

@@ -153,7 +153,7 @@ class TestPeft:
             "use_dora": True,
             "use_rslora": True,
             "rank_pattern": {"up_blocks.*": 2},
-            "alpha_pattern": {r"mid_block.*proj_in": 1.5},
+            "alpha_pattern": {r"down_blocks.*proj_in": 1.5},  # of a block whose weight is neither 0 nor 1
         },
     )
 

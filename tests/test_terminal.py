@@ -1,0 +1,71 @@
+"""What is different where somebody looks: a bar while it takes time, and colours unless they are not wanted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import unet_lora, write
+
+pty = pytest.importorskip("pty", reason="needs a system with pseudo-terminals")
+
+OnTerminal = Callable[..., str]
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> Path:
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    for name in "abc":
+        write(folder / f"{name}.safetensors", unet_lora())
+    return folder
+
+
+@pytest.fixture
+def on_terminal() -> OnTerminal:
+    """Run `lbw` with a terminal for its stderr; returns what it writes there."""
+
+    def run(*args: object, **environment: str) -> str:
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-m", "lbw_bake", *map(str, args)]
+        settings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=settings) as process:
+            os.close(theirs)
+            written = b""
+            try:
+                while data := os.read(ours, 1 << 16):
+                    written += data
+            except OSError:  # how Linux says that the other end is closed
+                pass
+            process.wait(timeout=60)
+        os.close(ours)
+        assert process.returncode == 0
+        return written.decode()
+
+    return run
+
+
+@pytest.mark.parametrize("many", [("bake", "-w", "*=0.5", "--out-dir"), ("sweep", "--x", "values=0,1", "-o")])
+def test_a_bar_shows_how_far_it_is_and_goes_away(many: tuple[str, ...], loras: Path, on_terminal: OnTerminal) -> None:
+    command, *options = many
+    source = loras if command == "bake" else loras / "a.safetensors"
+    screen = on_terminal(command, source, *options, loras.parent / "out")
+    assert "\u2501" in screen  # a piece of the bar
+    assert "\x1b[2K" in screen  # and its line cleared
+    assert "\u2501" not in screen.splitlines()[-1]
+    assert on_terminal(command, source, *options, loras.parent / "quiet", "--quiet") == ""
+
+
+def test_one_file_needs_no_bar(loras: Path, on_terminal: OnTerminal) -> None:
+    output = loras.parent / "b.safetensors"
+    assert "\u2501" not in on_terminal("bake", loras / "a.safetensors", "-w", "*=0.5", "-o", output)
+
+
+def test_colours_can_be_refused(loras: Path, on_terminal: OnTerminal) -> None:
+    command = ("bake", loras / "a.safetensors", "-w", "*=0.5", "--dry-run")
+    assert "\x1b[" in on_terminal(*command, NO_COLOR="")
+    assert "\x1b[3" not in on_terminal(*command, NO_COLOR="1")
