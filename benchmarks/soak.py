@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from lbw_bake.jobs import Job, Recipe
+from lbw_bake.jobs import Job
+from lbw_bake.recipes import Recipe
 from lbw_bake.run import BAKED, FAILED, run
 from lbw_bake.sources import read_given
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from .inspection import Inspection as Inspection
     from .jobs import Batch as Batch
     from .jobs import Naming as Naming
-    from .jobs import Recipe as Recipe
     from .jobs import make_batch as make_batch
     from .merging import Merged as Merged
+    from .recipes import Recipe as Recipe
     from .run import Outcome as Outcome
     from .sources import Weights as Weights
+    from .sweeps import Sweep as Sweep
+    from .sweeps import make_sweep as make_sweep
+    from .sweeps import write_sweep as write_sweep
     from .weights import Options as Options
 
 # Public name -> the module it lives in.
@@ -41,15 +44,18 @@ _HOMES = {
     "Naming": "jobs",
     "Options": "weights",
     "Outcome": "run",
-    "Recipe": "jobs",
+    "Recipe": "recipes",
+    "Sweep": "sweeps",
     "Weights": "sources",
     "bake": "api",
     "diff": "api",
     "inspect": "api",
     "make_batch": "jobs",
+    "make_sweep": "sweeps",
     "merge": "api",
     "run_batch": "batch",
     "validate": "api",
+    "write_sweep": "sweeps",
 }
 
 __all__ = [
@@ -63,15 +69,18 @@ __all__ = [
     "Options",
     "Outcome",
     "Recipe",
+    "Sweep",
     "Weights",
     "__version__",
     "bake",
     "diff",
     "inspect",
     "make_batch",
+    "make_sweep",
     "merge",
     "run_batch",
     "validate",
+    "write_sweep",
 ]
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .jobs import Job, Recipe
+from .jobs import Job
+from .recipes import Recipe
 from .sources import Weights
 
 if TYPE_CHECKING:

@@ -265,17 +265,13 @@ def merge(
     json_output: Json = False,
 ) -> None:
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
-    from . import Options, Weights, render
     from . import merge as merge_loras
-    from .merging import parse_spec
+    from . import render
+    from .sources import parse_spec
 
     specs = [parse_spec(text) for text in inputs]
-    options = [Options(strength=spec.strength) for spec in specs]
     merged = merge_loras(
-        [
-            (spec.path, Weights.parse(spec.weights, presets=presets, options=option))
-            for spec, option in zip(specs, options, strict=True)
-        ],
+        [(spec.path, spec.asked(presets)) for spec in specs],
         output,
         family=family,
         rank=rank,

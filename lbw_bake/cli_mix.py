@@ -48,10 +48,10 @@ def mix(
     _require_terminal()
 
     from . import console, mixer
-    from .jobs import Recipe
     from .lora import read_lora
     from .plan import agree
     from .presets import load_presets
+    from .recipes import Recipe
     from .sources import Weights
     from .tui import Desk, Mixer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -96,46 +96,25 @@ def sweep(
     if analyse and (set(given) - {"x"}):
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
-    from . import sweeps
-    from .cuda import choose_backend
-    from .jobs import Recipe
-    from .lora import read_lora
-    from .plan import DTYPES, Plan, make_plan
-    from .run import treat_by
-    from .sources import Weights
-    from .tensordata import TensorData
+    from . import Options, Recipe, Weights, make_sweep, write_sweep
+    from .sweeps import parse_size
     from .values import parse_number
-    from .weights import FamilyWeights, Options
 
     parse_number(repr(at), "--at")
-    limit = sweeps.parse_size(max_size)
-    lora = read_lora(source, family)
-    first = lora.candidates[0]
-    axes = {name: sweeps.parse_axis(text, first) for name, text in given.items()}
-    if analyse:
-        axes = {"x": sweeps.analysis(lora, first, axes.get("x"))}
-    read = cache(partial(Weights.parse, presets=presets, options=Options(seed=seed), layout=layout))
-    start = sweeps.Start(read(base_weights), read, at)
-    plot = sweeps.make_sweep(lora, axes, start)
+    limit = parse_size(max_size)
     recipe = Recipe(
-        start.base,
+        Weights.parse(base_weights, presets=presets, options=Options(seed=seed), layout=layout),
+        family=family,
+        dtype=dtype.value,
         base=base,
         dora_norm=dora_norm.value,
         inexact=inexact is Inexact.allow,
         device=device.value,
     )
-    with TensorData(lora.file) as data:
-
-        def plan(weights: FamilyWeights) -> Plan:
-            return make_plan(lora, weights, data.survey, DTYPES[dtype.value], treat_by(recipe, lora, weights, data))
-
-        facts = sweeps.survey(plot, plan)
-        render_sweep.surveyed(plot, facts, quiet=quiet)
-        if not dry_run and output:
-            sweeps.check_size(facts.nbytes, output, None if yes else limit)
-            sweeps.check_folder(plot, output, replace=force)
-            _, backend = choose_backend(device.value, facts.nbytes)
-            sizes = sweeps.write(plot, output, plan, backend=backend, replace=force)
-            render_sweep.written(plot, output, sizes, facts.nbytes, quiet=quiet)
+    plot = make_sweep(source, given, recipe, analyse=analyse, at=at, presets=presets)
+    render_sweep.planned(plot, quiet=quiet)
+    if not dry_run and output:
+        sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force)
+        render_sweep.written(plot, output, sizes, quiet=quiet)
     if json_output:
         render_sweep.manifest_json(plot)

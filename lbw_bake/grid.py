@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .atomic import atomic_write, write_all
+from .axes import ANALYSE, FULL
 from .errors import FileFormatError, LbwError, OutputError
-from .sweeps import ANALYSE, FULL, MANIFEST
+from .sweeps import MANIFEST
 from .tables import shortened
 
 if TYPE_CHECKING:

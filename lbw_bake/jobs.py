@@ -5,38 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Formatter
 from unicodedata import normalize
 
 from .errors import FileFormatError, LbwError, OutputError
-from .sources import Weights
+from .recipes import Recipe
 
 SUFFIX = ".safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What to do to a file: where its weights come from and how it is written."""
-
-    weights: Weights = field(default_factory=Weights)
-    family: str | None = None
-    dtype: str = "keep"
-    rank: int | None = None
-    base: Path | None = None
-    dora_norm: str = "comfyui"
-    inexact: bool = False
-    prune: bool = False
-    device: str = "auto"
-    strict: bool = False
-    verify: bool = False
-    update_metadata: bool = True
-    dry_run: bool = False
-    replace: bool = False
-    in_place: bool = False
-    skip_existing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

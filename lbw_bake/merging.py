@@ -23,7 +23,7 @@ import numpy as np
 from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, scales_of
 from .atomic import atomic_write, check_output, write_all
-from .errors import NotBakeableError, OutputError, WeightError
+from .errors import NotBakeableError, OutputError
 from .families import Place
 from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
@@ -37,17 +37,6 @@ from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
 from .updates import Read, arrays_of
 from .weights import FamilyWeights
-
-_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is merged, as written: `PATH[:STRENGTH[:WEIGHTS]]`; weights are a preset's name, a vector or block rules."""
-
-    path: Path
-    strength: float = 1.0
-    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +56,6 @@ class Merged:
     modules: int
     errors: Mapping[str, float]
     warnings: tuple[str, ...]
-
-
-def parse_spec(text: str) -> Spec:
-    """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
-    if Path(text).is_file():
-        return Spec(Path(text))
-    match = _SPEC.fullmatch(text)
-    if match is None:
-        raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")
-    return Spec(Path(match["path"]), float(match["strength"] or 1.0), match["weights"])
 
 
 def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from .errors import AmbiguousFamilyError, LbwError, WeightError
 from .families import OTHER, Family, Layout, Place
-from .jobs import Job, Recipe
+from .jobs import Job
 from .lora import Lora
 from .presets import Entry, Preset
+from .recipes import Recipe
 from .sources import Weights
 from .values import number_text
 from .weights import FamilyWeights, Options, parse_source

@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import message, print_json
-from .sweeps import MANIFEST, Survey, Sweep, manifest
+from .sweeps import MANIFEST, Sweep, manifest
 from .tables import Bar, print_table, size_text, table
 
 if TYPE_CHECKING:
     from .grid import Assembled
 
 
-def surveyed(sweep: Sweep, facts: Survey, *, quiet: bool = False) -> None:
+def planned(sweep: Sweep, *, quiet: bool = False) -> None:
     """How much there is to write, on stderr, and the warnings of the bakes."""
     if quiet:
         return
-    for warning in facts.warnings:
+    for warning in sweep.warnings:
         message("warning", f"{sweep.lora.file.path}: {warning}")
     axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values())
-    message("sweep", f"{axes}: {len(sweep.cells)} cells, {len(sweep.files)} files, {size_text(facts.nbytes)}")
+    message("sweep", f"{axes}: {len(sweep.cells)} cells, {len(sweep.files)} files, {size_text(sweep.nbytes)}")
 
 
-def written(sweep: Sweep, folder: Path, sizes: Iterable[int], total: int, *, quiet: bool = False) -> None:
+def written(sweep: Sweep, folder: Path, sizes: Iterable[int], *, quiet: bool = False) -> None:
     """Take in the sizes of files as they are written: a progress bar on a terminal, a line at the end."""
     watched = sys.stderr.isatty() and not quiet
-    nbytes = _with_progress(sizes, total) if watched else sum(sizes)
+    nbytes = _with_progress(sizes, sweep.nbytes) if watched else sum(sizes)
     if not quiet:
         message("written", f"{folder} ({len(sweep.files)} files, {size_text(nbytes)}, {folder / MANIFEST})")
 

@@ -9,22 +9,20 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from .atomic import check_output
 from .cuda import choose_backend
 from .errors import FileFormatError, LbwError, StrictError
-from .families import OTHER, Place
-from .jobs import Job, Recipe
+from .families import OTHER
+from .jobs import Job
 from .lora import Lora, read_lora
 from .metadata import record_of, records_in
-from .modules import Module
-from .plan import DTYPES, Plan, Treat, Treatment, agree, make_plan
+from .plan import DTYPES, Plan, agree
+from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .tensordata import TensorData
 from .tensorfile import read_header
-from .weights import FamilyWeights
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -134,11 +132,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
         weights = agree(lora, recipe.weights.for_family)
         with TensorData(lora.file) as data:
-            plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat_by(recipe, lora, weights, data))
-            if recipe.prune:
-                from .prune import prune
-
-                plan = prune(plan, data)
+            plan = plan_by(recipe, lora, weights, data)
         outcome = _planned(job, output, plan, began)
         if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
             warnings = (*outcome.warnings, *_differences(output, plan, recipe))
@@ -154,25 +148,6 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     return outcome, Target(
         plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata
     )
-
-
-def treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
-    """What is asked about modules that no factor scales, by the means of a recipe.
-
-    Few files have any, so what answers is imported when it is asked.
-    """
-
-    @cache
-    def remedies() -> Treat:
-        from .remedies import Means, Remedies
-
-        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
-        return Remedies(lora, weights, means, data.read)
-
-    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
-        return remedies()(module, place, weight, dtype)
-
-    return treat
 
 
 def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:

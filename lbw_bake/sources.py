@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .errors import PresetError
+from .errors import PresetError, WeightError
 from .families import Family
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
@@ -23,6 +24,8 @@ from .weights import (
     resolve,
     written_out,
 )
+
+_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +114,26 @@ def _elements_of(preset: Preset) -> tuple[Element, ...]:
             f"preset {preset.name} holds weights, not element rules", f"give it as --preset {preset.name}"
         )
     return preset.elements
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is merged, as written: `PATH[:STRENGTH[:WEIGHTS]]`; weights are a preset's name, a vector or block rules."""
+
+    path: Path
+    strength: float = 1.0
+    weights: str | None = None
+
+    def asked(self, presets: Path | None = None) -> Weights:
+        """The weights it says; `presets` is a file on top of the user's own. Raises PresetError, WeightError."""
+        return Weights.parse(self.weights, presets=presets, options=Options(strength=self.strength))
+
+
+def parse_spec(text: str) -> Spec:
+    """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
+    if Path(text).is_file():
+        return Spec(Path(text))
+    match = _SPEC.fullmatch(text)
+    if match is None:
+        raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")
+    return Spec(Path(match["path"]), float(match["strength"] or 1.0), match["weights"])

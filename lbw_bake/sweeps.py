@@ -13,33 +13,32 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from .atomic import atomic_write, check_output, write_all
-from .errors import LbwError, OutputError, WeightError, nearest
+from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
+from .cuda import choose_backend
+from .errors import LbwError, OutputError, WeightError
 from .families import Family
 from .jobs import SUFFIX
-from .lora import Lora
-from .plan import Plan, agree
-from .rewrite import Backend, Target, rewrite
+from .lora import Lora, read_lora
+from .plan import agree
+from .recipes import Recipe, plan_by
+from .rewrite import Target, rewrite
 from .selectors import select
 from .sources import Weights
 from .tables import size_text
+from .tensordata import TensorData
 from .values import number_text, parse_number, variable_of
-from .weights import FamilyWeights, Source, Vector, parse_elements
+from .weights import FamilyWeights, Options, Source, Vector, parse_elements
 
-VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "elements", "analyse"
-KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
-FULL = "full"  # the cell of an analysis that leaves every block as it is
 MANIFEST = "manifest.json"
 
-Planner = Callable[[FamilyWeights], Plan]  # decides what a file of these weights is
 
 # Files written at a time, from one pass over the input: well below the 256 open files some systems allow.
 _OPEN = 64
-_ALL = re.compile(r"(\d+)ALL", re.IGNORECASE)
 # What a prompt token, a list of them or a file system could take for something else.
 _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
 _UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f]+')
@@ -48,15 +47,7 @@ _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis: what its cells change, and the cells as written, which are their labels too."""
-
-    kind: str
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
+class _Start:
     """What cells start from: the base weights, or a preset, which `read` understands by its name.
 
     `at` is what chosen blocks are set to where no axis has values.
@@ -64,7 +55,7 @@ class Start:
 
     base: Weights
     read: Callable[[str], Weights]
-    at: float = 0.0
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +76,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """All cells of a LoRA's plot, row by row."""
+    """All cells of a LoRA's plot, row by row, and what writing it would mean: bytes in all, warnings, each once."""
 
     lora: Lora
+    recipe: Recipe
     axes: Mapping[str, Axis]
     cells: tuple[Cell, ...]
+    nbytes: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> dict[str, FamilyWeights]:
@@ -100,46 +94,56 @@ class Sweep:
         return files
 
 
-def parse_axis(text: str, family: Family) -> Axis:
-    """An axis as written: `values=0,0.5,1`, `blocks=BASE,IN01-IN08,17ALL`, `presets=NONE,MIDD`, `elements=...;...`.
+def make_sweep(
+    source: Path,
+    axes: Mapping[str, str],
+    recipe: Recipe,
+    *,
+    analyse: bool = False,
+    at: float = 0.0,
+    presets: Path | None = None,
+) -> Sweep:
+    """Settle the weights of every cell, name the files and plan them, without writing any.
 
-    Raises WeightError.
+    `axes` are those given as written, by name (`x`, `y`, `z`). Cells start from the recipe's weights, or from presets,
+    of which `presets` is a file on top of the user's own; `at` is what chosen blocks are set to where no axis has
+    values. `analyse` makes the axis of an effective-block analysis, of the blocks of `x` if it is given. Raises
+    WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, and FileFormatError for the LoRA.
     """
-    kind, equals, written = (part.strip() for part in text.partition("="))
-    if not equals or kind not in KINDS:
-        raise WeightError(
-            f"axis {text!r} says neither of {', '.join(KINDS)}",
-            nearest(kind, KINDS) if equals else "write KIND=CELL,CELL, as values=0,0.5,1 or blocks=BASE,IN01-IN08",
-        )
-    separator = ";" if kind == ELEMENTS or (kind == PRESETS and ";" in written) else ","
-    cells = tuple(cell.strip() for cell in written.split(separator))
-    if not all(cells):
-        raise WeightError(f"axis {text!r} has an empty cell", f"write a cell on each side of every {separator!r}")
-    return Axis(kind, tuple(label for cell in cells for label in _CELLS[kind](cell, family)))
+    lora = read_lora(source, recipe.family)
+    family = lora.candidates[0]
+    parsed = {name: parse_axis(text, family) for name, text in axes.items()}
+    if analyse:
+        parsed = {"x": analysis(lora, family, parsed.get("x"))}
+    _check_kinds(parsed)
+    base = recipe.weights
+    read = partial(Weights.parse, presets=presets, options=Options(seed=base.options.seed), layout=base.layout)
+    cells = _cells(lora, parsed, _Start(base, cache(read), at))
+    return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
 
 
-def analysis(lora: Lora, family: Family, blocks: Axis | None = None) -> Axis:
-    """The axis of an effective-block analysis: the whole LoRA, then it without each block that it has in turn."""
-    if blocks:
-        return Axis(ANALYSE, (FULL, *blocks.labels))
-    present = {place.block for _, place in lora.placed(family)}
-    return Axis(ANALYSE, (FULL, *(block for block in family.blocks if block in present)))
-
-
-def make_sweep(lora: Lora, axes: Mapping[str, Axis], start: Start) -> Sweep:
-    """Settle the weights of every cell and name the files. Raises WeightError, PresetError, AmbiguousFamilyError."""
-    _check_kinds(axes)
+def _cells(lora: Lora, axes: Mapping[str, Axis], start: _Start) -> Iterator[Cell]:
     names: dict[tuple[float, ...], str] = {}
     taken: set[str] = set()
-    cells: list[Cell] = []
     for labels in _combinations(axes):
         choices = [(axes[name].kind, label) for name, label in labels.items()]
         weights = agree(lora, partial(_weights_of, choices, start))
         effect = tuple(weights.of(place, module.path) for module, place in lora.placed(weights.family))
         if effect not in names:
             names[effect] = _file_name(lora.file.path.stem, choices, start, taken)
-        cells.append(Cell(labels.get("x"), labels.get("y"), labels.get("z"), weights, names[effect]))
-    return Sweep(lora, axes, tuple(cells))
+        yield Cell(labels.get("x"), labels.get("y"), labels.get("z"), weights, names[effect])
+
+
+def _surveyed(sweep: Sweep) -> Sweep:
+    """The sweep with what writing it would mean."""
+    nbytes = 0
+    warnings: dict[str, None] = {}
+    with TensorData(sweep.lora.file) as data:
+        for weights in sweep.files.values():
+            plan = plan_by(sweep.recipe, sweep.lora, weights, data)
+            nbytes += sweep.lora.file.data_start + max((tensor.end for tensor in plan.layout()), default=0)
+            warnings |= dict.fromkeys(plan.warnings)
+    return replace(sweep, nbytes=nbytes, warnings=tuple(warnings))
 
 
 def _check_kinds(axes: Mapping[str, Axis]) -> None:
@@ -157,7 +161,7 @@ def _combinations(axes: Mapping[str, Axis]) -> Iterator[dict[str, str]]:
         yield {name: chosen[name] for name in "xyz" if name in chosen}
 
 
-def _weights_of(choices: Sequence[tuple[str, str]], start: Start, family: Family) -> FamilyWeights:
+def _weights_of(choices: Sequence[tuple[str, str]], start: _Start, family: Family) -> FamilyWeights:
     """The weights of the cell with these (kind, label) choices."""
     by_kind = dict(choices)
     value = parse_number(by_kind[VALUES], "a value") if VALUES in by_kind else None
@@ -188,7 +192,7 @@ def _has_variable(source: Source) -> bool:
     return any(variable is not None and variable.option == "--x" for variable in map(variable_of, written))
 
 
-def _file_name(stem: str, choices: Sequence[tuple[str, str]], start: Start, taken: set[str]) -> str:
+def _file_name(stem: str, choices: Sequence[tuple[str, str]], start: _Start, taken: set[str]) -> str:
     """A name that tells the cell, is its own also where case does not count, and needs no quotes in a prompt."""
     labels = [label for _, label in choices]
     if ANALYSE in (kind for kind, _ in choices) and labels != [FULL]:
@@ -201,27 +205,31 @@ def _file_name(stem: str, choices: Sequence[tuple[str, str]], start: Start, take
     return f"{name}{SUFFIX}"
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What writing a sweep would mean: bytes in all, and the warnings of the bakes, each once."""
+def write_sweep(sweep: Sweep, folder: Path, *, limit: int | None = None, replace: bool = False) -> Iterator[int]:
+    """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
-    nbytes: int
-    warnings: tuple[str, ...]
+    The input is read once for every 64 files. `limit` is how many bytes there may be. Raises OutputError, also where
+    something is lost without `replace`, and FileFormatError.
+    """
+    _check_size(sweep.nbytes, folder, limit)
+    _make_folder(sweep, folder, replace=replace)
+    _, backend = choose_backend(sweep.recipe.device, sweep.nbytes)
+    files = list(sweep.files.items())
+    with TensorData(sweep.lora.file) as data:
+        for first in range(0, len(files), _OPEN):
+            targets = [
+                Target(plan_by(sweep.recipe, sweep.lora, weights, data), folder / name, None, replace)
+                for name, weights in files[first : first + _OPEN]
+            ]
+            yield from rewrite(targets, backend).sizes
+    texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
+    texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
+    for name, text in texts.items():
+        with atomic_write(folder / name, replace=replace) as file:
+            write_all(file, f"{text}\n".encode())
 
 
-def survey(sweep: Sweep, plan: Planner) -> Survey:
-    """Plan every file without writing any. Raises what the planner does."""
-    nbytes = 0
-    warnings: dict[str, None] = {}
-    header = sweep.lora.file.data_start
-    for weights in sweep.files.values():
-        planned = plan(weights)
-        nbytes += header + max((tensor.end for tensor in planned.layout()), default=0)
-        warnings |= dict.fromkeys(planned.warnings)
-    return Survey(nbytes, tuple(warnings))
-
-
-def check_size(nbytes: int, folder: Path, limit: int | None) -> None:
+def _check_size(nbytes: int, folder: Path, limit: int | None) -> None:
     """Refuse what is larger than the limit, if there is one, or than the disk. Raises OutputError."""
     if limit is not None and nbytes > limit:
         raise OutputError(
@@ -234,7 +242,7 @@ def check_size(nbytes: int, folder: Path, limit: int | None) -> None:
         raise OutputError(f"{folder}: {size_text(nbytes)} do not fit on a disk with {size_text(free)} free")
 
 
-def check_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
+def _make_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
     """Make the folder, and refuse to lose what is in it. Raises OutputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,24 +250,6 @@ def check_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another folder") from error
     for name in (*sweep.files, MANIFEST, *_LISTS):
         check_output(folder / name, [sweep.lora.file.path], replace=replace)
-
-
-def write(sweep: Sweep, folder: Path, plan: Planner, *, backend: Backend, replace: bool = False) -> Iterator[int]:
-    """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
-
-    The input is read once for every 64 files. Raises OutputError, FileFormatError.
-    """
-    files = list(sweep.files.items())
-    for first in range(0, len(files), _OPEN):
-        targets = [
-            Target(plan(weights), folder / name, None, replace) for name, weights in files[first : first + _OPEN]
-        ]
-        yield from rewrite(targets, backend).sizes
-    texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
-    texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
-    for name, text in texts.items():
-        with atomic_write(folder / name, replace=replace) as file:
-            write_all(file, f"{text}\n".encode())
 
 
 def manifest(sweep: Sweep) -> dict[str, Any]:
@@ -301,41 +291,3 @@ def parse_size(text: str) -> int:
     if match is None:
         raise LbwError(f"{text!r} is no size", "write it as 20GB or 500MB")
     return int(float(match[1]) * _SIZES[match[2].upper()])
-
-
-def _values(cell: str, family: Family) -> list[str]:
-    del family
-    return [number_text(parse_number(cell, f"value {cell!r}"))]
-
-
-def _blocks(cell: str, family: Family) -> list[str]:
-    """A selector, or one for each block of a layout: `17ALL`. Raises WeightError."""
-    match = _ALL.fullmatch(cell)
-    if match is None:
-        select(cell, family)
-        return [cell]
-    layout = family.lengths.get(int(match[1]))
-    if layout is None:
-        lengths = ", ".join(f"{length}ALL" for length in sorted(family.lengths))
-        raise WeightError(f"{family.name} has no layout of {match[1]} blocks", f"known: {lengths}")
-    return [block for block in layout if block in family.blocks]
-
-
-def _presets(cell: str, family: Family) -> list[str]:
-    del family
-    return [cell]
-
-
-def _elements(cell: str, family: Family) -> list[str]:
-    for element in parse_elements(cell):
-        select(element.blocks, family)
-    return [cell]
-
-
-# Kind -> the labels of a cell as written, once it is known to have a meaning.
-_CELLS: dict[str, Callable[[str, Family], list[str]]] = {
-    VALUES: _values,
-    BLOCKS: _blocks,
-    PRESETS: _presets,
-    ELEMENTS: _elements,
-}

@@ -23,12 +23,12 @@ from . import mixer
 from .console import error_lines, escape
 from .errors import LbwError
 from .inspection import Inspection, inspection_of, measured
-from .jobs import Recipe
 from .lora import Lora
 from .mixer import Mix
 from .own_presets import add_preset, own_path, saved_lines
 from .presets import load_presets
 from .presets.bars import preset_bars
+from .recipes import Recipe
 from .render import outcome_lines
 from .run import run
 from .sliders import Heading, Sliders

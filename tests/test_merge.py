@@ -11,7 +11,7 @@ from conftest import Run, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake.errors import WeightError
-from lbw_bake.merging import Spec, parse_spec
+from lbw_bake.sources import Spec, parse_spec
 
 NAME = "lora_unet_middle_block_1_proj_in"
 

@@ -26,10 +26,10 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from lbw_bake import mixer
-from lbw_bake.jobs import Recipe
 from lbw_bake.lora import read_lora
 from lbw_bake.mixer import Mix
 from lbw_bake.presets import load_presets
+from lbw_bake.recipes import Recipe
 from lbw_bake.sliders import Slider, position_of
 from lbw_bake.sources import Weights
 from lbw_bake.tui import Desk, Mixer, Said

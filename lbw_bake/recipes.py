@@ -1,0 +1,66 @@
+"""What is to be done to a file, whichever it is: where its weights come from, and how it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from .families import Place
+from .lora import Lora
+from .modules import Module
+from .plan import DTYPES, Plan, Treat, Treatment, make_plan
+from .sources import Weights
+from .tensordata import TensorData
+from .weights import FamilyWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to do to a file: where its weights come from and how it is written."""
+
+    weights: Weights = field(default_factory=Weights)
+    family: str | None = None
+    dtype: str = "keep"
+    rank: int | None = None
+    base: Path | None = None
+    dora_norm: str = "comfyui"
+    inexact: bool = False
+    prune: bool = False
+    device: str = "auto"
+    strict: bool = False
+    verify: bool = False
+    update_metadata: bool = True
+    dry_run: bool = False
+    replace: bool = False
+    in_place: bool = False
+    skip_existing: bool = False
+
+
+def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:
+    """The plan of a recipe for a LoRA at weights, its own or those of a cell of a sweep. Raises NotBakeableError."""
+    plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], _treat_by(recipe, lora, weights, data))
+    if not recipe.prune:
+        return plan
+    from .prune import prune
+
+    return prune(plan, data)
+
+
+def _treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
+    """What is asked about modules that no factor scales, by the means of a recipe.
+
+    Few files have any, so what answers is imported when it is asked.
+    """
+
+    @cache
+    def remedies() -> Treat:
+        from .remedies import Means, Remedies
+
+        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
+        return Remedies(lora, weights, means, data.read)
+
+    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
+        return remedies()(module, place, weight, dtype)
+
+    return treat
