@@ -52,19 +52,23 @@ WAYS = {
 
 def child(args: list[str]) -> int:
     """Start a bake in a process of its own; returns its number."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until the child is where it can be interrupted
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return process
-    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
+    code = 0
+    try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as `lbw` has it
-        code = 0
-        try:
+        with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             lbw(args)
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        except KeyboardInterrupt:
-            code = 130
-    os._exit(code)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except KeyboardInterrupt:
+        code = 130
+    finally:
+        os._exit(code)
 
 
 def bake(way: Way, folder: Path, delay: float | None = None, kind: signal.Signals = signal.SIGKILL) -> int:

@@ -60,18 +60,7 @@ def test_a_library_stays_where_it_is_needed(library: str) -> None:
 
 def test_commands_do_their_work_through_the_public_api() -> None:
     """Past it they reach for what is not about LoRA files: how options are written, presets, screens."""
-    core = {
-        "run",
-        "rewrite",
-        "batch",
-        "merging",
-        "inspection",
-        "comparison",
-        "recipes",
-        "plan",
-        "scaling",
-        "tensordata",
-    }
+    core = {"run", "rewrite", "batch", "merging", "inspection", "comparison", "plan", "scaling", "tensordata"}
     commands = ("cli", "cli_inspect", "cli_sweep", "cli_presets")
     assert {name for unit, dots, name in imports() if unit in commands and dots > 0} & core == set()
 
