@@ -103,7 +103,7 @@ def write_all(file: FileIO, data: bytes | memoryview) -> int:
 def flush(file: FileIO) -> None:
     """Have what was written on disk, and read from there the next time, where the system can be asked for that."""
     os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -171,15 +171,15 @@ def _locked_as(file: FileIO, name: Path) -> bool:
 
 def _lock(file: FileIO) -> bool | None:
     """Take a file's lock, kept until it is closed: whether it was free; None where there are no locks."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system without locks
-        return None
-    return True
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:  # a file system without locks
+            return None
+        return True
+    return None
 
 
 @cache
