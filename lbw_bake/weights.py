@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .errors import WeightCountError, WeightError, nearest
 from .families import OTHER, Family, Place
 from .values import Evaluator, number_text, parse_number
 
-_DEPTHS = re.compile(r"(\d+)%-(\d+)%")
+_DEPTHS = re.compile(r"(\d{1,3})%-(\d{1,3})%")
 _RULE = re.compile(r"\s*((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
-_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d+)(?:-(\d+))?)?")
+_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d{1,4})(?:-(\d{1,4}))?)?")
 # Inspire's names for numbered blocks, as regular expressions over ours.
 _KINDS = {"in": r"IN\d+", "mid": "MID", "out": r"OUT\d+", "double": r"D\d+", "single": r"S\d+"}
 
@@ -299,7 +300,7 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
     selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
     if not selected:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
     return selected
 
 
@@ -312,7 +313,7 @@ def block_range(name: str, family: Family) -> range:
         return range(position, position + 1)
     positions = [i for i, block in enumerate(vocabulary) if block.rstrip("0123456789") == name]
     if not positions:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
     return range(positions[0], positions[-1] + 1)
 
 
