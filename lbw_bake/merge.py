@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .algorithms import ADDITIVE
-from .alphas import ADAPTER_METADATA, scale_of
+from .alphas import ADAPTER_METADATA, known_alpha, scale_of
 from .atomic import atomic_write, check_output, write_all
 from .errors import NotBakeableError, OutputError, WeightError
 from .families import Place
@@ -29,16 +29,16 @@ from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
-from .plan import carriers_of, settle
+from .plan import LEAVE_OUT, carriers_of, settle
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import read_given
 from .tensordata import PIECE, TensorData
 from .tensorfile import Tensor, encode_header
-from .updates import Read, arrays_of
+from .updates import MISFIT, Read, arrays_of
 from .weights import Options, Weights
 
-_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
+_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+(?:\.\d*)?|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
 
 # Additive tensors that loaders multiply by alpha / rank together with the product.
 _INSIDE = ("up_bias", "bias")
@@ -74,8 +74,9 @@ class Merged:
 
 def parse_spec(text: str) -> Spec:
     """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
-    if Path(text).is_file():
-        return Spec(Path(text))
+    with suppress(OSError):  # a vector can be longer than a name may be
+        if Path(text).is_file():
+            return Spec(Path(text))
     match = _SPEC.fullmatch(text)
     if match is None:
         raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")
@@ -151,7 +152,11 @@ def merge(
         spool = files.enter_context(_temporary(output))
         layers = _layers(parts, reads, means or Means())
         for layer in layers:
-            for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
+            try:
+                added = _add(layer, alpha, rank, device, lost[layer.place.block])
+            except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
+                raise NotBakeableError(f"{layer.stem}: its tensors do not fit together: {error}", LEAVE_OUT) from error
+            for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
         nbytes = _write(parts, output, tensors, spool, rank=rank, means=means, replace=replace)
     return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
@@ -270,8 +275,8 @@ def _alpha(parts: Sequence[Part]) -> float | None:
     for part in parts:
         with TensorData(part.lora.file) as data:
             for module, _ in part.lora.placed(part.weights.family):
-                if module.rank and (alpha := module.tensors.get("alpha")):
-                    return float(data.read(alpha[0]).reshape(-1)[0]) or 1.0
+                if module.rank and "alpha" in module.tensors:
+                    return known_alpha(module, data.read) or 1.0
     return None
 
 
@@ -283,7 +288,8 @@ def _stored_dtype(lora: Lora) -> str:
 
 def _spool(spool: BinaryIO, name: str, array: Array, dtype: str, start: int) -> Tensor:
     """Append an array, rounded once, to the data that is to become the file's."""
-    rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
     if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array).all():
         raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
     data = rounded.tobytes()
