@@ -83,10 +83,13 @@ def validate(
 
 
 def _read(file: Path) -> bytes:
+    from .presets.formats import read_data
+
     if str(file) == "-":
-        return sys.stdin.buffer.read()
+        return read_data(sys.stdin.buffer)
     try:
-        return file.read_bytes()
+        with file.open("rb") as opened:
+            return read_data(opened)
     except OSError as error:
         raise LbwError(f"{file}: cannot be read: {error.strerror}", "check its permissions") from error
 
@@ -255,8 +258,14 @@ def _own(named: Path | None) -> Path:
 
 def _text_of(path: Path) -> str:
     """The file's text with its line ends, empty if there is no file."""
+    from .presets.formats import LONGEST, read_data
+
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        with path.open("rb") as file:
+            data = read_data(file)
+        if len(data) > LONGEST:
+            raise PresetError(f"{path}: is longer than {LONGEST >> 10} KiB", "split the file")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
