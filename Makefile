@@ -1,13 +1,16 @@
 # make demo    bake a LoRA and see what it got      make test    all tests
 # make check   formatting, lint, types, tests       make bench   measure
-# make pictures   draw those of docs/
+# make pictures   draw those of docs/               make fuzz    feed every reader odd bytes (FUZZ_SECONDS=60 each)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo/doraemon
 
-.PHONY: demo test check bench pictures lint clean
+FUZZ_SECONDS ?= 60
+FUZZED := header modules keys weights yaml lbwpresets elempresets inspire presets
+
+.PHONY: demo test check bench fuzz pictures lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
@@ -38,6 +41,10 @@ check: lint test
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	for target in $(FUZZED); do $(BIN)/python fuzz/fuzz.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 pictures: $(VENV)/dev.stamp
 	$(BIN)/python examples/make_pictures.py docs/pictures
