@@ -2,13 +2,17 @@
 # make check     formatting, lint, types, tests     make coverage   what the tests leave out
 # make newcomer  follow the README in a clone       make bench      measure
 # make dist      build and check what is released   make pictures   draw those of docs/
+# make fuzz      feed every reader odd bytes (FUZZ_SECONDS=60 each)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo/doraemon
 
-.PHONY: demo test check coverage newcomer bench dist pictures lint clean
+FUZZ_SECONDS ?= 60
+FUZZED := header modules keys weights yaml lbwpresets elempresets inspire presets
+
+.PHONY: demo test check coverage newcomer bench dist fuzz pictures lint clean
 .DEFAULT_GOAL := test
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
@@ -58,6 +62,10 @@ dist: $(VENV)/dev.stamp
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	for target in $(FUZZED); do $(BIN)/python fuzz/fuzz.py $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 pictures: $(VENV)/dev.stamp
 	$(BIN)/python examples/make_pictures.py docs/pictures

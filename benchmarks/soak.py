@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from lbw_bake.jobs import Job
 from lbw_bake.recipes import Recipe
 from lbw_bake.run import BAKED, FAILED, run
-from lbw_bake.sources import read_given
+from lbw_bake.sources import Weights
 
 GROWTH = 1.0  # MiB
 
@@ -65,8 +65,8 @@ def bake(number: int, source: Path, rng: random.Random) -> None:
     if in_place:
         file = output = source.with_name("work.safetensors")
         file.write_bytes(source.read_bytes())
-    given = read_given(weights=f"*={rng.uniform(-2, 2)!r} MID={rng.uniform(0, 1)!r}")
-    recipe = Recipe(given, device="cpu", replace=True, in_place=in_place, verify=number % 5 == 1)
+    weights = Weights.of(f"*={rng.uniform(-2, 2)!r} MID={rng.uniform(0, 1)!r}")
+    recipe = Recipe(weights, device="cpu", replace=True, in_place=in_place, verify=number % 5 == 1)
     (outcome,) = run(Job(file, ((output, recipe),)))
     if outcome.status != wanted:
         raise SystemExit(f"bake {number} {outcome.status}: {outcome.error}")

@@ -9,20 +9,26 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import AlphaError
+from .errors import AlphaError, NotBakeableError
 from .lora import Lora
 from .modules import Module
-from .updates import Read, Scale
+from .updates import Read, Scale, alpha_of
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 _CONFIG = "adapter_config.json"
+_LONGEST_CONFIG = 1 << 24  # bytes
 _ALPHAS = ("lora_alpha", "alpha")
+_MEND = "write plain module names and numbers into it, or give the LoRA tensors of alpha"
+
+# What `alpha_pattern` maps: PEFT takes its keys for regular expressions. Names with `.*` and digits (`\d+`) in them are
+# understood, with `.` for any character that is no digit; an expression out of a stranger's file is never run.
+_PATTERN = re.compile(r"(\^?)((?:[A-Za-z0-9_-]|\.\*?|\\\.|\\d\+(?![0-9]|\\d))+)\$?")
 
 
 def scales_of(lora: Lora, *beside: Path) -> Scale:
@@ -43,10 +49,18 @@ def scales_of(lora: Lora, *beside: Path) -> Scale:
             if "alpha" in module.tensors:
                 return float(read(module.tensors["alpha"][0]).reshape(-1)[0]) / module.rank
             return _peft_scale(module, module.rank, config())
-        except (AttributeError, IndexError, TypeError, ValueError, re.error) as error:
-            raise AlphaError(lora.file.path, f"the alpha of {module.name} cannot be read: {error}") from error
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+            raise AlphaError(lora.file.path, f"the alpha of {module.name} cannot be read: {error}", _MEND) from error
 
     return scale_of
+
+
+def known_alpha(module: Module, read: Read) -> float:
+    """The alpha of a module that has one. Raises NotBakeableError if it is no number."""
+    alpha = alpha_of(module, read)
+    if alpha is None:
+        raise NotBakeableError(f"{module.name}: its alpha is no number", "leave this file out")
+    return alpha
 
 
 def _peft_scale(module: Module, rank: int, config: Mapping[str, Any]) -> float:
@@ -57,24 +71,42 @@ def _peft_scale(module: Module, rank: int, config: Mapping[str, Any]) -> float:
         prefix, name = "", module.name
     alpha = next((config[f"{prefix}{key}"] for key in _ALPHAS if f"{prefix}{key}" in config), rank)
     for pattern, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):
+        if _fits(pattern, name):
             alpha = value
             break
     return float(alpha) / (math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether a pattern is for a name: for all of it, or for what follows one of its dots. Raises ValueError."""
+    if (match := _PATTERN.fullmatch(pattern)) is None:
+        raise ValueError(f"alpha_pattern {pattern!r} is more than a module's name")
+    starts = [0] if match[1] else [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+    pieces = [re.sub(r"(?<!\\)\.", r"\\D", piece).replace("+", "+?") for piece in match[2].split(".*")]
+    return any(_fits_from(start, pieces, name) for start in starts)
+
+
+def _fits_from(start: int, pieces: Sequence[str], name: str) -> bool:
+    """Whether the pieces stand in the name in this order, the first at the start, the last at the end."""
+    first, *others = map(re.compile, (*pieces[:-1], rf"(?:{pieces[-1]})\Z"))
+    found = first.match(name, start)
+    for piece in others:
+        found = found and piece.search(name, found.end())
+    return found is not None
 
 
 def _adapter_config(lora: Lora, folders: Iterable[Path]) -> dict[str, Any]:
     if text := lora.file.metadata.get(ADAPTER_METADATA):
         return _parsed(text)
     for folder in folders:
-        with suppress(OSError, ValueError):
-            return _parsed((folder / _CONFIG).read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError), (folder / _CONFIG).open("rb") as file:
+            return _parsed(file.read(_LONGEST_CONFIG).decode())
     return {}
 
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .jobs import Job
-from .recipes import Recipe
 from .sources import Weights
 
 if TYPE_CHECKING:
@@ -59,6 +57,8 @@ def bake(
     OutputError (also if the output exists, without `replace`), DeviceError, VerificationError with `verify`, and
     StrictError for warnings with `strict`.
     """
+    from .jobs import Job
+    from .recipes import Recipe
     from .run import run
 
     recipe = Recipe(

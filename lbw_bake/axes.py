@@ -17,7 +17,7 @@ VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "ele
 KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
 FULL = "full"  # the cell of an analysis that leaves every block as it is
 
-_ALL = re.compile(r"(\d+)ALL", re.IGNORECASE)
+_ALL = re.compile(r"(\d{1,4})ALL", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

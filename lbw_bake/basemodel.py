@@ -32,6 +32,7 @@ from .updates import Array
 # Components of a diffusers folder: their folders begin the names of their weights.
 _FOLDERS = re.compile(r"unet|transformer|text_encoder(?:_[234])?")
 _SUFFIX = ".safetensors"
+_LONGEST_INDEX = 1 << 26  # bytes
 
 # Prefixes of single-file checkpoints -> what they are, as `keys` spells it.
 _PREFIXES = {
@@ -129,6 +130,8 @@ _ALL_ROWS = (Fraction(0), Fraction(1))
 
 def canonical(path: str) -> tuple[str, Rows]:
     """The one spelling of a flattened path, and which part of that layer's rows it is."""
+    if "@" in path:  # ours alone; in no model's names
+        return path, _ALL_ROWS
     for pattern, new in _COMPILED:
         path = pattern.sub(new, path)
     name, _, rows = path.partition("@")
@@ -226,9 +229,18 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 def _of_folder(folder: Path) -> list[Path]:
     """The files of one component: those its index lists, else the one with the plainest name (no `.fp16`)."""
     for index in sorted(folder.glob(f"*{_SUFFIX}.index*.json"), key=lambda file: len(file.name)):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(index, f"is no index of shards: {error}") from error
-        return [folder / name for name in sorted(names)]
+        return [folder / name for name in _listed(index)]
     return sorted(folder.glob(f"*{_SUFFIX}"), key=lambda file: (len(file.name), file.name))[:1]
+
+
+def _listed(index: Path) -> list[str]:
+    """The shards an index lists: names of files beside it. Raises FileFormatError for paths to anywhere else."""
+    try:
+        with index.open("rb") as file:
+            names = sorted(set(json.loads(file.read(_LONGEST_INDEX))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(index, f"is no index of shards: {error}", "download it again") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name == ".." or "\\" in name or "\0" in name:
+            raise FileFormatError(index, f"lists {name!r}, which is no file beside it", "download the model again")
+    return names

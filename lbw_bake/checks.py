@@ -10,6 +10,7 @@ from .errors import FileFormatError, LbwError, WeightError
 from .families import FAMILIES, Family
 from .presets import Document, Entry, Finding, Preset, builtin_path, read_document, read_presets
 from .presets.findings import in_order
+from .presets.formats import read_data
 from .values import number_text
 from .weights import FamilyWeights, resolve
 
@@ -51,7 +52,8 @@ def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
 def check_file(path: Path, kind: str | None = None) -> Checked:
     """Check a preset file. Raises FileFormatError if it cannot be read."""
     try:
-        return check(path.read_bytes(), path, kind)
+        with path.open("rb") as file:
+            return check(read_data(file), path, kind)
     except OSError as error:
         raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
 

@@ -88,8 +88,11 @@ def validate(
 def _checked(file: Path, kind: str | None) -> Checked:
     from . import checks
     from . import validate as validate_file
+    from .presets.formats import read_data
 
-    return checks.check(sys.stdin.buffer.read(), file, kind) if file == checks.STDIN else validate_file(file, kind=kind)
+    if file == checks.STDIN:
+        return checks.check(read_data(sys.stdin.buffer), file, kind)
+    return validate_file(file, kind=kind)
 
 
 def _count(number: int, what: str) -> str:

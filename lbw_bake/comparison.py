@@ -19,7 +19,7 @@ from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
 from .tensordata import TensorData
-from .updates import Read, Scale, arrays_of, inner, measurable
+from .updates import MISFIT, Read, Scale, arrays_of, inner, measurable
 from .weights import FamilyWeights, Options, parse_element
 
 # How far a module may be from what the record says: rounding to bfloat16 errs by 2e-3, to float8 by more.
@@ -143,7 +143,7 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
         if other is not None:
             b, by = arrays_of(other, reads[1]), scales[1](other, reads[1])
             share = Share(share.original, inner(module, a, b, scale * by), inner(module, b, b, by**2))
-    except ValueError:  # dtypes no number has, shapes of another layer
+    except MISFIT:  # shapes of another layer too
         return None
     return share if all(map(math.isfinite, (share.original, share.both, share.baked))) else None
 
@@ -164,18 +164,19 @@ def _contradictions(
         return None
     try:
         bakes = [_recorded_weights(record, family) for record in records]
-    except (LbwError, TypeError, ValueError, KeyError, AttributeError):
+    except (LbwError, TypeError, ValueError, OverflowError, KeyError, AttributeError):
         return ("its lbw_bake record cannot be read",)
+    written = {module.name: module for module in baked.grouping.modules}
     found = []
     for name, (module, place, share) in shares.items():
         said = math.prod(weights.of(place, module.path) for weights in bakes)
-        if share.weight is not None and not _agrees(share, said, baked, name):
+        if share.weight is not None and not _agrees(share, said, written.get(name)):
             found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
     return tuple(found)
 
 
-def _agrees(share: Share, said: float, baked: Lora, name: str) -> bool:
-    dtypes = {tensor.dtype for tensor in baked.file.tensors if tensor.name.startswith(f"{name}.")}
+def _agrees(share: Share, said: float, written: Module | None) -> bool:
+    dtypes = {tensor.dtype for tensor in written.all_tensors} if written else set()
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
     weight = share.weight or 0.0
     error = share.error or 0.0

@@ -1,6 +1,6 @@
 """Lines for people and objects for programs: what every command prints with, and all that the quick ones need.
 
-Names come from files of strangers, so control characters are shown escaped, never sent to the terminal.
+Names come from files of strangers: what drives a terminal or a CI runner is shown escaped, never sent there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import Any
 
 from .errors import LbwError
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Characters that drive a terminal, turn the direction of text, or end a line for some reader; and what GitHub Actions
+# takes for a command: `##[` anywhere, `::` where a line begins.
+_UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|#(?=#\[)|\A *:(?=:)"
+)
+# Characters of a line, and of its end, which says what is the matter: a name can be as long as its file.
+_LONGEST, _END = 4000, 500
 _STYLES = {
     "error": "\x1b[1;31m",
     "warning": "\x1b[33m",
@@ -27,13 +33,27 @@ _STYLES = {
 
 
 def escape(text: object) -> str:
-    """Text that cannot drive a terminal: control and direction characters become their escapes."""
-    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], str(text))
+    """Text that drives neither a terminal nor a CI runner: what could becomes its escape; endless text is cut."""
+    text = str(text)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - _END]}… ({len(text):,} characters) …{text[-_END:]}"
+    return _UNSAFE.sub(lambda match: "".join(map(_escaped, match[0])), text)
+
+
+def _escaped(character: str) -> str:
+    shown = ascii(character)[1:-1]
+    return shown if len(shown) > 1 else character if character == " " else f"\\x{ord(character):02x}"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, characters that drive a terminal escaped as JSON has it; null for what is no number."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON value on one line of stdout."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))  # noqa: T201
+    print(json_text(value))  # noqa: T201
 
 
 def _finite(value: Any) -> Any:

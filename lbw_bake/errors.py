@@ -6,7 +6,7 @@ escapes is a bug of ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -29,16 +29,21 @@ __all__ = [
 
 
 class LbwError(Exception):
-    """Base of all errors meant for the user. `hint` says what to do next, and may be empty."""
+    """Base of all errors meant for the user. `hint` says what to do next, and may be empty; or makes it when read."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str | Callable[[], str] = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self._hint = hint
+
+    @property
+    def hint(self) -> str:
+        """What to do next, in words."""
+        return self._hint() if callable(self._hint) else self._hint
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors come back from other processes as what they are, whatever they were made from."""
-        return _remade, (type(self), self.args), self.__dict__
+        return _remade, (type(self), self.args), self.__dict__ | {"_hint": self.hint}
 
 
 def _remade(kind: type[LbwError], args: tuple[object, ...]) -> LbwError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +18,7 @@ import numpy as np
 
 from .atomic import atomic_write, write_all
 from .axes import ANALYSE, FULL
+from .console import escape
 from .errors import FileFormatError, LbwError, OutputError
 from .sweeps import MANIFEST
 from .tables import shortened
@@ -24,9 +26,12 @@ from .tables import shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# What a picture may be, whatever its name says: Pillow knows formats that start other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST = 16_000  # pixels per side: JPEG and WebP end there, and so does the patience of viewers
+_TILE = 16  # pixels of the smallest picture
 _WRAP = 8  # a single row of more cells than this is broken into several
 _THEMES = {"light": ("#ffffff", "#1f2328", "#e6eaef"), "dark": ("#15181d", "#e6eaef", "#30363d")}
 
@@ -78,13 +83,15 @@ def assemble(
     """
     _check(picture, replace=replace)
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
+    if _longest(plot) >= _MOST // _TILE:
+        raise FileFormatError(where, "has more cells than fit into one picture", "sweep fewer at a time")
     found = {name: path for name in dict.fromkeys(plot.names.values()) if (path := _picture(images, name))}
     if not found:
         first = next(iter(plot.names.values()), "")
         raise FileFormatError(
             images, f"holds none of the sweep's {len(set(plot.names.values()))} pictures", f"name them as {first}.png"
         )
-    tile = max(min(tile, _MOST // (_longest(plot) + 1)), 16)
+    tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
     small = {name: _small(path, tile) for name, path in found.items()}
     changed: dict[str, float] = {}
     if plot.analysis:
@@ -113,11 +120,7 @@ def _check(picture: Path, *, replace: bool) -> None:
 def read_manifest(path: Path) -> Plot:
     """What a manifest says of the pictures. Raises FileFormatError."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        axes = {name: axis for name, axis in content["axes"].items() if name in ("x", "y", "z")}
-        labels = {name: tuple(map(str, axis["cells"])) for name, axis in axes.items()}
-        names = {(cell["x"], cell["y"], cell["z"]): _stem(cell["file"]) for cell in content["cells"]}
-        return Plot(labels, names, any(axis["kind"] == ANALYSE for axis in axes.values()))
+        return _plot(json.loads(path.read_text("utf-8")))
     except OSError as error:
         hint = "name the sweep's folder: lbw sweep FOLDER --grid PICTURES"
         raise FileFormatError(path, f"cannot be read: {error.strerror}", hint) from error
@@ -125,6 +128,24 @@ def read_manifest(path: Path) -> Plot:
         raise FileFormatError(
             path, "is not the manifest of a sweep", "write one with lbw sweep INPUT -o DIR"
         ) from error
+
+
+def _plot(content: Any) -> Plot:
+    """A manifest's content understood. Raises ValueError, KeyError, TypeError or AttributeError where it is none."""
+    axes = {name: axis for name, axis in content["axes"].items() if name in ("x", "y", "z")}
+    labels = {name: _labels(axis["cells"]) for name, axis in axes.items()}
+    names = {(cell["x"], cell["y"], cell["z"]): _stem(cell["file"]) for cell in content["cells"]}
+    analysis = any(axis["kind"] == ANALYSE for axis in axes.values())
+    if analysis and set(labels) != {"x"}:
+        raise ValueError(labels)
+    return Plot(labels, names, analysis)
+
+
+def _labels(cells: Any) -> tuple[str, ...]:
+    """An axis' labels, as a picture can show them."""
+    if not cells:
+        raise ValueError(cells)
+    return tuple(map(str, cells))
 
 
 def _stem(file: Any) -> str:
@@ -139,12 +160,14 @@ def _picture(folder: Path, name: str) -> Path | None:
 
 
 def _small(path: Path, tile: int) -> Image:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            copy = image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=_FORMATS) as image:
+                copy = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileFormatError(path, f"is not a picture: {error}", "draw it again") from error
     copy.thumbnail((tile, tile))
     return copy
@@ -228,7 +251,7 @@ def _drawn(rows: Sequence[Row], paper: str, ink: str, faint: str) -> Image:
     font = ImageFont.load_default(max(width // 16, 11))
     gap, line = max(width // 30, 6), int(max(width // 16, 11) * 1.6)
     letters = max(int(width / font.getlength("0")), 4)
-    sides = [shortened(row.side, 2 * letters) for row in rows]
+    sides = [shortened(escape(row.side), 2 * letters) for row in rows]
     margin = gap + int(max(map(font.getlength, sides)))
     margin += gap * (margin > gap)
     columns = max(len(row.pictures) for row in rows)
@@ -243,7 +266,7 @@ def _drawn(rows: Sequence[Row], paper: str, ink: str, faint: str) -> Image:
         for i, picture in enumerate(row.pictures):
             left = margin + i * (width + gap)
             if row.captions:
-                caption = shortened(row.captions[i], letters)
+                caption = shortened(escape(row.captions[i]), letters)
                 draw.text((left + width / 2, top + line * 0.4), caption, ink, font, anchor="mm")
             if picture:
                 corner = (left + (width - picture.width) // 2, bottom - height)

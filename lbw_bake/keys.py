@@ -40,12 +40,14 @@ _COMPONENTS = {f"p{i}": component for i, component in enumerate(_PREFIXES.values
 _FLATTENED = ("lora_", "oft_", "lycoris_")
 
 _ROWS = [(role, spelling) for role, spellings in ROLES.items() for spelling in spellings]
-_ADAPTER = r"(?P<adapter{}>\.(?!(?:weight|bias)$)[^.]+)?"
+_ADAPTER = r"(?P<adapter{}>\.(?!(?:weight|bias)\Z)[^.]+)?"
 _SUFFIX = re.compile(
-    "|".join(rf"(?P<r{i}>{spelling.replace('*', _ADAPTER.format(i))}$)" for i, (_, spelling) in enumerate(_ROWS))
+    "|".join(rf"(?P<r{i}>{spelling.replace('*', _ADAPTER.format(i))}\Z)" for i, (_, spelling) in enumerate(_ROWS))
 )
 _ROLE_OF = {f"r{i}": role for i, (role, _) in enumerate(_ROWS)}
 _LONGEST_SUFFIX = 4  # dotted parts, the one before the suffix included
+# Characters of a name that is taken apart; models' longest have 150. Bounds the work of every pattern below.
+LONGEST_NAME = 512
 
 # Tensors that belong to no module: embeddings bundled with a LoRA, the projections all VeRA modules share.
 SHARED = re.compile(r"bundle_emb\..+|(?:.+\.)?vera_[AB]")
@@ -76,7 +78,9 @@ def _suffix(tail: str) -> tuple[int, str, str] | None:
 
 
 def parse_key(name: str) -> Key | None:
-    """Take a tensor name apart; None if it does not end in a role's spelling."""
+    """Take a tensor name apart; None if it does not end in a role's spelling, or is longer than any model's."""
+    if len(name) > LONGEST_NAME:
+        return None
     dot = name.find(".") if name.startswith(_FLATTENED) else -1
     # Tails repeat from module to module, whole names do not: only the tail goes through the regular expression.
     tail = name[dot:] if dot > 0 else ".".join(name.rsplit(".", _LONGEST_SUFFIX)[-_LONGEST_SUFFIX:])

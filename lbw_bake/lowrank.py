@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DeviceError
+from .updates import check_room, through_core
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -42,7 +43,8 @@ class LowRank:
         return len(self.down)
 
     def dense(self) -> Array:
-        """The update itself."""
+        """The update itself. Raises ValueError if it is larger than any layer."""
+        check_room(len(self.up), *self.down.shape[1:])
         return np.tensordot(self.up, self.down, 1)
 
     def times(self, factor: float) -> LowRank:
@@ -113,12 +115,14 @@ def _lora(arrays: Arrays, path: str) -> LowRank:
     del path
     up, down, mid = arrays["up"], arrays["down"], arrays.get("mid")
     if mid is not None:
-        down = np.einsum("pq...,qj->pj...", mid, down.reshape(len(down), -1))
+        down = through_core(mid, down.reshape(len(down), -1))
     return LowRank(up.reshape(len(up), -1), down)
 
 
 def _loha(arrays: Arrays, path: str) -> LowRank:
     (a, b), (c, d) = (_hada(arrays, n) for n in "12")
+    check_room(*a.shape, c.shape[1])
+    check_room(len(b), *d.shape)
     up: Array = np.einsum("oi,oj->oij", a, c).reshape(len(a), -1)
     down = np.einsum("ic,jc->ijc", b.reshape(len(b), -1), d.reshape(len(d), -1)).reshape(up.shape[1], -1)
     return LowRank(up, _with_kernel(down, b.shape[2:], path))
@@ -126,24 +130,27 @@ def _loha(arrays: Arrays, path: str) -> LowRank:
 
 def _hada(arrays: Arrays, n: str) -> Factors:
     left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
-    return (left, right) if core is None else (left.T, np.einsum("pq...,qi->pi...", core, right))
+    return (left, right) if core is None else (left.T, through_core(core, right))
 
 
 def _lokr(arrays: Arrays, path: str) -> LowRank:
     (a, b), (c, d) = _kron(arrays, "1", path), _kron(arrays, "2", path)
     kernel = d.shape[2:]
+    check_room(*a.shape, *c.shape)
+    check_room(*b.shape, *d.shape)
     return LowRank(np.kron(a, c), np.kron(b.reshape(*b.shape, *(1 for _ in kernel)), d))
 
 
 def _kron(arrays: Arrays, n: str, path: str) -> Factors:
     """One Kronecker factor as a product; a full one times the identity on its smaller side."""
     if (full := arrays.get(f"lokr_w{n}")) is not None:
+        check_room(min(full.shape[:2], default=1), min(full.shape[:2], default=1))
         if full.ndim == 2 and full.shape[1] < full.shape[0]:
             return full, np.eye(full.shape[1])
         return np.eye(len(full)), full
     left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
     if core is not None:
-        return left.T, np.einsum("pq...,qi->pi...", core, right)
+        return left.T, through_core(core, right)
     return left, _with_kernel(right, (), path) if n == "2" else right
 
 

@@ -21,7 +21,7 @@ from typing import IO
 import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
-from .alphas import ADAPTER_METADATA, scales_of
+from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .errors import NotBakeableError, OutputError
 from .families import Place
@@ -29,13 +29,13 @@ from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
-from .plan import agree, carriers_of
+from .plan import LEAVE_OUT, agree, carriers_of
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
-from .updates import Read, arrays_of
+from .updates import MISFIT, Read, arrays_of
 from .weights import FamilyWeights
 
 
@@ -125,7 +125,11 @@ def merge_parts(
         spool = files.enter_context(_temporary(output))
         layers = _layers(parts, [data.read for data in inputs], means or Means())
         for layer in layers:
-            for name, array in _add(layer, alpha, rank, device, lost[layer.place.block]).items():
+            try:
+                added = _add(layer, alpha, rank, device, lost[layer.place.block])
+            except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
+                raise NotBakeableError(f"{layer.stem}: its tensors do not fit together: {error}", LEAVE_OUT) from error
+            for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
         for data in inputs:
             data.check_unchanged()
@@ -247,8 +251,8 @@ def _alpha(parts: Sequence[Part]) -> float | None:
     for part in parts:
         with TensorData(part.lora.file) as data:
             for module, _ in part.lora.placed(part.weights.family):
-                if module.rank and (alpha := module.tensors.get("alpha")):
-                    return float(data.read(alpha[0]).reshape(-1)[0]) or 1.0
+                if module.rank and "alpha" in module.tensors:
+                    return known_alpha(module, data.read) or 1.0
     return None
 
 
@@ -260,7 +264,8 @@ def _stored_dtype(lora: Lora) -> str:
 
 def _spool(spool: IO[bytes], name: str, array: Array, dtype: str, start: int) -> Tensor:
     """Append an array, rounded once, to the data that is to become the file's."""
-    rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
     if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array).all():
         raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
     data = rounded.tobytes()

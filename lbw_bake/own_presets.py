@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .atomic import atomic_write, write_all
-from .checks import check
+from .checks import check_file
 from .errors import OutputError, PresetError
 from .presets import Preset, user_path
 from .presets.editing import with_preset
+from .presets.formats import LONGEST, read_data
 
 
 def own_path(named: Path | None = None) -> Path:
@@ -23,7 +24,11 @@ def own_path(named: Path | None = None) -> Path:
 def text_of(path: Path) -> str:
     """The file's text with its line ends, empty if there is no file. Raises PresetError."""
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        with path.open("rb") as file:
+            data = read_data(file)
+        if len(data) > LONGEST:
+            raise PresetError(f"{path}: is longer than {LONGEST >> 10} KiB", "split the file")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
@@ -50,6 +55,6 @@ def add_preset(added: Preset, *, replacing: bool) -> None:
 def saved_lines(name: str, path: Path) -> Iterator[tuple[str, str]]:
     """What is said of a preset that was written: labels, and the text of each; a check's findings too."""
     yield "written", f"{name} to {path}"
-    for finding in check(path.read_bytes(), path).findings:
+    for finding in check_file(path).findings:
         if finding.name == name:
             yield finding.rule.severity, f"{finding.message} ({finding.code})"

@@ -25,6 +25,8 @@ from .weights import FamilyWeights, matches_element
 
 DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 
+LEAVE_OUT = "no loader could apply this module; leave the file out"
+
 # Roles that are read as they are: re-encoded only where that changes nothing.
 _PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)
 
@@ -231,7 +233,10 @@ def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
 
 def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
     for role in module.algorithm.matrices:
-        edits |= {tensor.name: towards(tensor, weight, np.eye(tensor.shape[-1])) for tensor in module.tensors[role]}
+        for tensor in module.tensors[role]:
+            if len(tensor.shape) < 2 or tensor.shape[-2] != tensor.shape[-1] or not tensor.size:
+                raise NotBakeableError(f"{module.name}: {tensor.name} holds no square matrices", LEAVE_OUT)
+            edits[tensor.name] = towards(tensor, weight, np.eye(tensor.shape[-1]))
 
 
 def stored_as(tensor: Tensor, dtype: str | None) -> str:

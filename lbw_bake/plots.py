@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atomic import atomic_write, write_all
+from .console import escape
 from .elements import ELEMENTS, OTHERS
 from .errors import LbwError, OutputError
 from .families import OTHER
@@ -161,7 +162,7 @@ def _legend(axes: Axes, files: Sequence[Inspection], parts: Mapping[str, str], t
     entries = [(part, colours[part]) for part in dict.fromkeys(parts.values()) if part]
     if len(files) > 1:
         entries += [
-            (shortened(facts.lora.file.path.stem, 32), _tint(theme.ink, theme.paper, i))
+            (shortened(escape(facts.lora.file.path.stem), 32), _tint(theme.ink, theme.paper, i))
             for i, facts in enumerate(files)
         ]
     if len(entries) > 1:
@@ -185,7 +186,7 @@ def _title(files: Sequence[Inspection], *, elements: bool) -> tuple[str, str]:
         return f"Where {len(files)} LoRAs live, by {by}", ", ".join(families)
     shares = ", ".join(f"{name} {group.share:.0%}" for name, group in first.components.items())
     size = size_text(first.lora.file.size)
-    return shortened(first.lora.file.path.stem, 60), f"{first.family.title}, {size}, by {by}; {shares}"
+    return shortened(escape(first.lora.file.path.stem), 60), f"{first.family.title}, {size}, by {by}; {shares}"
 
 
 def _names(files: Sequence[Inspection], groups: Sequence[Mapping[str, Group]], *, elements: bool) -> list[str]:

@@ -14,7 +14,7 @@ from .errors import WeightError
 from .families import Family
 from .values import Evaluator, number_text
 
-_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d+)(?:-(\d+))?)?")
+_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d{1,4})(?:-(\d{1,4}))?)?")
 # Inspire's names for numbered blocks, as regular expressions over ours.
 _KINDS = {"in": r"IN\d+", "mid": "MID", "out": r"OUT\d+", "double": r"D\d+", "single": r"S\d+"}
 

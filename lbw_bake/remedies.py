@@ -26,9 +26,9 @@ from .errors import DeviceError, NotBakeableError
 from .families import Place
 from .lora import Lora
 from .modules import Module
-from .plan import Compute, Drop, Edit, Edits, Treatment, stored_as, towards
+from .plan import LEAVE_OUT, Compute, Drop, Edit, Edits, Treatment, stored_as, towards
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
-from .updates import Array, Arrays, Read, alpha_of
+from .updates import MISFIT, Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ class Remedies:
             return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
         if kind != "set":
             _require_torch()
-        return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
+        try:
+            return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
+        except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
+            raise NotBakeableError(f"{module.name}: its tensors do not fit together: {error}", LEAVE_OUT) from error
 
     def difference(self, module: Module, place: Place) -> Callable[[Read], Array] | None:
         """What makes the module's whole update on the base model, of the layer's shape; None if nothing can.

@@ -126,7 +126,7 @@ def _title(facts: Inspection) -> str:
 
 
 def _heading(facts: Inspection) -> str:
-    return escape(shortened(facts.lora.file.path.stem, _HEADING))
+    return shortened(escape(facts.lora.file.path.stem), _HEADING)
 
 
 def _balance(facts: Inspection) -> str:

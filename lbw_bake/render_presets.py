@@ -119,7 +119,7 @@ def _table() -> Table:
 def _print(*things: object) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
     for thing in things:
         if isinstance(thing, str):
             if thing:

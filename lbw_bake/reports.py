@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from urllib.parse import quote
 
 from . import __version__
 from .checks import STDIN, Checked
-from .console import escape, paint
+from .console import escape, json_text, paint
 from .presets.findings import ERROR, RULES, Finding
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -39,7 +38,7 @@ def as_json(results: Sequence[Checked]) -> Iterator[str]:
         }
         for path, finding in _all(results)
     ]
-    yield json.dumps(findings, ensure_ascii=False, indent=1)
+    yield json_text(findings, indent=1)
 
 
 def github(results: Sequence[Checked]) -> Iterator[str]:
@@ -63,7 +62,7 @@ def sarif(results: Sequence[Checked]) -> Iterator[str]:
         "columnKind": "unicodeCodePoints",
         "results": [_sarif_result(path, finding) for path, finding in _all(results)],
     }
-    yield json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, ensure_ascii=False, indent=1)
+    yield json_text({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1)
 
 
 FORMATS: dict[str, Callable[[Sequence[Checked]], Iterator[str]]] = {

@@ -15,11 +15,11 @@ import numpy as np
 from .atomic import atomic_write, claim, flush, write_all
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
-from .plan import Compute, Drop, Fill, Plan
+from .plan import LEAVE_OUT, Compute, Drop, Fill, Plan
 from .scaling import FLOATS, Bytes, Multiply, Transform, not_finite, numpy_dtype, round_to
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
-from .updates import Read
+from .updates import MISFIT, Read
 
 Backend = Callable[[Multiply], Transform]
 
@@ -241,7 +241,10 @@ def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
 
 def _computed(edit: Compute, read: Read) -> Iterator[Bytes]:
     """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a finite value that becomes infinite."""
-    values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
+    try:
+        values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
+    except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
+        raise NotBakeableError(f"{edit.name}: its tensors do not fit together: {error}", LEAVE_OUT) from error
     dtype = numpy_dtype(edit.dtype)
     step = PIECE // dtype.itemsize
     for start in range(0, len(values), step):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from .errors import WeightError, nearest
 from .families import OTHER, Family
 
-_DEPTHS = re.compile(r"(\d+)%-(\d+)%")
+_DEPTHS = re.compile(r"(\d{1,3})%-(\d{1,3})%")
 
 
 def select(text: str, family: Family) -> frozenset[str]:
@@ -35,7 +36,7 @@ def block_range(name: str, family: Family) -> range:
         return range(position, position + 1)
     positions = [i for i, block in enumerate(vocabulary) if block.rstrip("0123456789") == name]
     if not positions:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
     return range(positions[0], positions[-1] + 1)
 
 
@@ -56,7 +57,7 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
     selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)
     if not selected:
-        raise WeightError(f"{family.name} has no block {name!r}", nearest(name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
     return selected
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from .weights import (
     written_out,
 )
 
-_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+\.?\d*|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
+_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+(?:\.\d*)?|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +132,9 @@ class Spec:
 
 def parse_spec(text: str) -> Spec:
     """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
-    if Path(text).is_file():
-        return Spec(Path(text))
+    with suppress(OSError):  # a vector can be longer than a name may be
+        if Path(text).is_file():
+            return Spec(Path(text))
     match = _SPEC.fullmatch(text)
     if match is None:
         raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .lowrank import low_rank
 from .modules import Module
-from .updates import Read, Scale, arrays_of, hadamard_factor
+from .updates import MISFIT, Read, Scale, arrays_of, hadamard_factor, through_core
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -35,6 +35,7 @@ class Spectrum:
     effective_rank: float | None
 
 
+@np.errstate(all="ignore")  # NaN and infinity make values that say so
 def spectrum(module: Module, read: Read, scale_of: Scale) -> Spectrum | None:
     """The spectrum of a module's update at weight 1, biases left out.
 
@@ -47,7 +48,7 @@ def spectrum(module: Module, read: Read, scale_of: Scale) -> Spectrum | None:
     try:
         arrays = arrays_of(module, read)
         values = values_of(arrays, module.path) * abs(scale_of(module, read))
-    except (ValueError, np.linalg.LinAlgError):  # dtypes or shapes no trainer writes, NaN, infinity
+    except (*MISFIT, np.linalg.LinAlgError):  # NaN and infinity too
         return None
     if not values.size or not np.isfinite(values).all():
         return None
@@ -112,7 +113,7 @@ def _kron_factor(arrays: Arrays, n: str) -> Array:
         return np.linalg.svd(full.reshape(len(full), -1), compute_uv=False)
     left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
     if core is not None:
-        left, right = left.T, np.einsum("pq...,qi->pi...", core, right)
+        left, right = left.T, through_core(core, right)
     return _of_product(left, right.reshape(len(right), -1))
 
 

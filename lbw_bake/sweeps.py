@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 _OPEN = 64
 # What a prompt token, a list of them or a file system could take for something else.
 _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
-_UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f]+')
+_UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _LABEL_LENGTH = 60
 _SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -287,7 +287,7 @@ _LISTS: dict[str, Callable[[Sweep], list[str]]] = {
 
 def parse_size(text: str) -> int:
     """A size as people write it: `20GB`, `500 MB`, `1000`. Raises LbwError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
     if match is None:
         raise LbwError(f"{text!r} is no size", "write it as 20GB or 500MB")
     return int(float(match[1]) * _SIZES[match[2].upper()])

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from .errors import FileFormatError
 
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
+
+# The format's own limit, in bytes.
+LONGEST_HEADER = 100_000_000
+# JSON values a header may hold. A file needs 8 for each of its tensors, so this is a quarter of a million tensors,
+# ten times what the largest checkpoint has. Within 100 MB fit so many that reading them takes gigabytes.
+MOST_VALUES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +72,35 @@ def read_header(path: Path) -> TensorFile:
     Raises FileFormatError for anything that cannot be read as one, naming the violation.
     """
     status = _regular_file(path)
-    _judge(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(path, f"the header cannot be read: {error}") from error
-    metadata = header.pop("__metadata__", None) or {}
-    tensors = tuple(
-        Tensor(name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
-    )
+            header = file.read(length) if length <= LONGEST_HEADER else b""
+        _check_size(path, header)
+        _judge(path)
+        metadata, tensors = _parsed(header)
+    except OSError as error:
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check the disk and permissions") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(path, f"the header cannot be read: {error}", _AGAIN) from error
     return TensorFile(path, tensors, metadata, _LENGTH_BYTES + length, status.st_size, status.st_mtime_ns)
+
+
+def _check_size(path: Path, header: bytes) -> None:
+    """Refuse what would take gigabytes to read, before anything reads it: every value follows one of these signs."""
+    values = sum(map(header.count, (b",", b"[", b"{")))
+    if values > MOST_VALUES:
+        hint = f"lbw reads headers of up to {MOST_VALUES:,}"
+        raise FileFormatError(path, f"its header holds {values:,} values, more than any model needs", hint)
+
+
+def _parsed(header: bytes) -> tuple[Mapping[str, str], tuple[Tensor, ...]]:
+    """Metadata and tensors of a header that was judged. Raises ValueError for names that are listed twice."""
+    entries = json.loads(header, object_pairs_hook=_without_duplicates)
+    metadata = entries.pop("__metadata__", None) or {}
+    return metadata, tuple(
+        Tensor(name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in entries.items()
+    )
 
 
 class Header:
@@ -122,16 +146,34 @@ def _regular_file(path: Path) -> os.stat_result:
     return status
 
 
+_AGAIN, _CONVERT = "download or copy it again", "convert it to safetensors first"
+
 # First bytes of what people mistake for a safetensors file. They can also be the length of a valid header.
 _MAGIC = {
-    b"PK\x03\x04": "a zip archive (a PyTorch checkpoint?)",
-    b"\x80\x02": "a Python pickle",
-    b"GGUF": "a GGUF file",
+    b"PK\x03\x04": ("a zip archive (a PyTorch checkpoint?)", _CONVERT),
+    **{bytes((0x80, protocol)): ("a Python pickle", _CONVERT) for protocol in (2, 3, 4, 5)},
+    b"GGUF": ("a GGUF file", _CONVERT),
+    b"version ": ("a Git LFS pointer", "fetch the file it points to with git lfs pull"),
+    b"<!DOCTYP": ("a web page", "download the file itself"),
+    b"<!doctyp": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+}
+
+# What the library says in its own terms, in the user's.
+_REASONS = {
+    "header too small": "it is shorter than the 8 bytes every file begins with",
+    "header too large": f"it says its header is longer than {LONGEST_HEADER // 10**6} MB",
+    "invalid header length": "it ends before its header does",
+    "invalid header start": "its header does not begin with {",
+    "incomplete metadata, file not fully covered": "its data is longer or shorter than its tensors together",
+    "invalid shape, data type, or offset for tensor": "a tensor's bytes are not as many as its shape and dtype need",
+    "overflow computing buffer size from shape and/or element type": "a tensor's shape is larger than any file",
+    "invalid offset for tensor": "tensors overlap, leave a gap or end before they start; the first is",
 }
 
 
 def _judge(path: Path) -> None:
-    """Have the safetensors library check the header: lengths, JSON, ranges, dtypes, gaps."""
+    """Have the safetensors library check the header: lengths, JSON, ranges, dtypes, gaps. Raises FileFormatError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -140,17 +182,21 @@ def _judge(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             first = file.read(_LENGTH_BYTES)
-        for magic, what in _MAGIC.items():
+        for magic, (what, hint) in _MAGIC.items():
             if first.startswith(magic):
-                hint = "convert it to safetensors first"
                 raise FileFormatError(path, f"is {what}, not a safetensors file", hint) from error
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise FileFormatError(path, f"not a valid safetensors file: {reason}", "download or copy it again") from error
+        raise FileFormatError(path, f"not a valid safetensors file: {_reason(str(error))}", _AGAIN) from error
+
+
+def _reason(said: str) -> str:
+    said = said.removeprefix("Error while deserializing header: ")
+    known = next((start for start in _REASONS if said.startswith(start)), "")
+    return _REASONS.get(known, "") + said.removeprefix(known)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is listed twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{twice!r} is listed twice")
     return entries

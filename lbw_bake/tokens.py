@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .errors import LbwError, NotBakeableError, WeightError
 from .values import NUMBER, parse_number
 
-_TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:\s*([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
+_TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
 _SAMPLING = ("start", "stop", "step")
 _ALIASES = {"w": "lbw"}
 _KEYS = ("te", "unet", "lbw", "w", "lbwe", "x", *_SAMPLING)

@@ -23,7 +23,14 @@ Arrays = Mapping[str, Array]
 Read = Callable[[Tensor], Array]
 Scale = Callable[[Module, Read], float]  # what multiplies a module's product
 
+# What numpy raises for tensors of dtypes or shapes that no trainer writes.
+MISFIT = (ValueError, TypeError, IndexError)
+
 _BAND = 1 << 20  # elements of a LoHa update built at a time
+
+# Elements of the largest array built from a module's tensors, a gigabyte in float64. Thin factors of a few megabytes
+# could ask for terabytes.
+_LARGEST = 1 << 27
 
 
 def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
@@ -39,7 +46,7 @@ def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
     try:
         arrays = arrays_of(module, read)
         squared = inner(module, arrays, arrays, scale_of(module, read) ** 2)
-    except ValueError:  # dtypes or shapes no trainer writes
+    except MISFIT:
         return None
     return math.sqrt(max(squared, 0.0)) if math.isfinite(squared) else None
 
@@ -60,6 +67,7 @@ def alpha_of(module: Module, read: Read) -> float | None:
         return None
 
 
+@np.errstate(invalid="ignore")  # a signalling NaN is a value like another
 def arrays_of(module: Module, read: Read) -> dict[str, Array]:
     """The module's tensors that make up its update, by role, in float64."""
     return {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
@@ -78,6 +86,19 @@ def inner(module: Module, a: Arrays, b: Arrays, scale: float) -> float:
     return total
 
 
+def check_room(*sizes: int) -> None:
+    """Raises ValueError for an array of these sizes, if it is larger than any layer."""
+    if math.prod(sizes) > _LARGEST:
+        raise ValueError(f"{' x '.join(map(str, sizes))} numbers are more than any layer has")
+
+
+def through_core(core: Array, right: Array) -> Array:
+    """A Tucker core (p, q, *kernel) times (q, in): (p, in, *kernel). Raises ValueError."""
+    check_room(*core.shape[:1], *core.shape[2:], *right.shape[1:])
+    product: Array = np.einsum("pq...,qi->pi...", core, right)
+    return product
+
+
 # A matrix, or a stack of them for the pixels of a kernel, as left (out, p) x core (p, q, pixels) x right (q, in).
 Factors = tuple[Array, Array, Array | None]
 
@@ -88,6 +109,8 @@ def _matrix(left: Array, right: Array, core: Array | None = None) -> Factors:
 
 
 def _factored(a: Factors, b: Factors) -> float:
+    check_room(a[0].shape[1], b[0].shape[1])
+    check_room(len(a[1]), len(b[1]))
     outer, across = a[0].T @ b[0], a[1] @ b[1].T
     if a[2] is None or b[2] is None:
         return float((outer * across).sum())
@@ -109,7 +132,7 @@ def _glora(arrays: Arrays) -> Factors:
 def _loha(a: Arrays, b: Arrays) -> float:
     factors = [hadamard_factor(arrays, n) for arrays in (a, b) for n in "12"]
     rows, columns = len(factors[0][0]), factors[0][1].shape[1]
-    band = max(_BAND // columns, 1)
+    band = max(_BAND // max(columns, 1), 1)
     total = 0.0
     for start in range(0, rows, band):
         one, two, three, four = (left[start : start + band] @ right for left, right in factors)
@@ -122,7 +145,7 @@ def hadamard_factor(arrays: Arrays, n: str) -> tuple[Array, Array]:
     left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
     if core is None:
         return left, right.reshape(len(right), -1)
-    return left.T, np.einsum("pq...,qi->pi...", core, right).reshape(len(core), -1)
+    return left.T, through_core(core, right).reshape(len(core), -1)
 
 
 def _lokr(a: Arrays, b: Arrays) -> float:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from .errors import WeightError
 
-_NUMBER_PATTERN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-NUMBER = re.compile(_NUMBER_PATTERN, re.ASCII)
+_UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+NUMBER = re.compile(rf"[+-]?{_UNSIGNED}", re.ASCII)
 RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
 
 
@@ -29,7 +29,7 @@ def _variable(spelling: str, what: str, option: str) -> Variable:
 
 VARIABLES = (
     _variable(r"[RU]", "a random weight", "--seed"),
-    _variable(rf"X(?:([+-])({_NUMBER_PATTERN}))?", "a variable", "--x"),
+    _variable(rf"X(?:[+-]{_UNSIGNED})?", "a variable", "--x"),
     _variable(r"[Aa]", "a variable of the Inspire Pack, 4 by its default", "--a"),
     _variable(r"[Bb]", "a variable of the Inspire Pack, 1 by its default", "--b"),
 )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lbw_bake.scaling import FLOATS, Multiply, Survey, largest, numpy_dtype, survey
 
@@ -149,6 +151,29 @@ def test_a_middle_and_a_bit_is_rounded_up() -> None:
     """The classic: float32 would round 1 + 2**-8 + 2**-40 to the middle of two bfloat16 values, then to even."""
     bits = multiplied(np.array([1 + 2.0**-8, 1 + 2.0**-8 + 2.0**-40]), "F64", "BF16", 1.0)
     assert bits.tolist() == [0x3F80, 0x3F81]
+
+
+EXTREME = st.floats(allow_nan=False) | st.sampled_from((5e-324, -5e-324, 2.0**-1022, 1.7e308, -0.0, 2.0**-149, 65520.0))
+
+
+@pytest.mark.parametrize("source", ["F64", "F32"])
+@pytest.mark.parametrize("target", FORMATS)
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(EXTREME, min_size=1, max_size=20), factor=EXTREME.filter(bool))
+def test_any_value_times_any_factor_is_rounded_once(
+    source: str, target: str, values: list[float], factor: float
+) -> None:
+    """Huge and tiny factors, denormals and signed zeros among the values; a factor of 0 is a fill, no product."""
+    with np.errstate(over="ignore", under="ignore"):
+        array = np.array(values).astype(numpy_dtype(source))
+    assert_rounded(multiplied(array, source, target, factor), products_of(array, factor), target)
+
+
+@pytest.mark.parametrize("factor", [5e-324, 2.0**-1022, 1e-300, 2.0**-24, 2.0**-149, 1e38, 1.7e308])
+@SMALL
+def test_every_value_times_an_extreme_factor_is_rounded_once(dtype: str, factor: float) -> None:
+    table = Multiply(dtype, dtype, factor).table()
+    assert_rounded(table, products_of(FORMATS[dtype].decode(), factor), dtype)
 
 
 def multiplied(values: np.ndarray, source: str, target: str, factor: float) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import PresetError
 from .elements_file import read_elempresets
@@ -31,12 +32,15 @@ def _read_yaml(text: str, path: Path) -> Document:
     return read_yaml(text, path)
 
 
+# Bytes of a file that is read; those people share have a few thousand.
+LONGEST = 1 << 18
+
 _NUMBER = r"[+-]?[\d.]+"
 # A file is of the first format whose pattern its name matches; failing that, of the first one of whose lines it has.
 READERS: dict[str, Format] = {
     "elempresets": Format(read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?"),
     "inspire": Format(read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*"),
-    "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#]+:\s.*|---"),
+    "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#\s][^:#]*:\s.*|---"),
     "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*"),
 }
 
@@ -55,8 +59,15 @@ def kind_of(path: Path, text: str) -> str:
     return next(kind for kind, format_ in READERS.items() if any(re.fullmatch(format_.line, line) for line in lines))
 
 
+def read_data(file: BinaryIO) -> bytes:
+    """What a preset file holds, or its beginning if that is already more than any does."""
+    return file.read(LONGEST + 1)
+
+
 def decode(data: bytes) -> str | Finding:
-    """The text of a file, or what is wrong with its encoding."""
+    """The text of a file, or what is wrong with its size or encoding."""
+    if len(data) > LONGEST:
+        return Finding("LBW507", 1, 1, "", f"the file is longer than {LONGEST >> 10} KiB")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -84,7 +95,8 @@ def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
 def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
     """The presets of a file of any format. Raises PresetError for a file that has errors, naming the first."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = read_data(file)
     except OSError as error:
         raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path of the presets file") from error
     return _accepted(read_document(data, path, kind), path)

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..errors import WeightError, nearest
 from ..families import FAMILIES, Family
@@ -21,6 +22,7 @@ from .findings import Finding
 from .text import WIDE_COMMA, Piece
 
 RESERVED = ("XYZ", "ZYX")
+MOST_ITEMS = 500  # in one selector or list of rules: no family has so many blocks
 USUAL = 2.0  # weights beyond it are more often a lost decimal point than meant
 _BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
 _NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
@@ -170,6 +172,9 @@ def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterat
 def check_rules(rules: Iterable[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
     """What is wrong with block rules: unknown blocks, blocks that no one family has together, values."""
     rules = list(rules)
+    if len(rules) > MOST_ITEMS:
+        yield rules[0][0].finding("LBW507", f"{len(rules)} block rules are more than any family has blocks", name)
+        return
     unknown = [finding for selector, _ in rules for finding in check_selector(selector, name, families)]
     yield from unknown
     if not unknown:
@@ -190,6 +195,9 @@ def _check_together(selectors: Sequence[Piece], name: str, families: Sequence[Fa
 def check_selector(selector: Piece, name: str, families: Sequence[Family]) -> Iterator[Finding]:
     """What is wrong with a block selector: `IN04`, `IN04-IN08`, `NOT BASE`, several in a row."""
     items = list(selector.words())
+    if len(items) > MOST_ITEMS:
+        yield selector.finding("LBW507", f"{len(items)} selectors are more than any family has blocks", name)
+        return
     if len(items) == 1 and items[0].text.upper() == "NOT":
         yield selector.finding("LBW403", "NOT names no block", name, "write NOT IN04, or NOT IN04-IN08")
         return
@@ -212,6 +220,7 @@ def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Findin
     return item.finding("LBW403", message, name, hint if hint.startswith("did you mean") else "")
 
 
+@lru_cache(maxsize=1 << 14)
 def knows(family: Family, selector: str) -> bool:
     """Whether all blocks of a selector are the family's."""
     try:

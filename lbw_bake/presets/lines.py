@@ -67,8 +67,9 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
     if "#" in text and dialect is EXTENSION:
         where = line.part(text.index("#"))
         yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", text.partition(":")[0])
-        comment = re.search(r":.*?(\s*#.*)", text)
-        text = text[: comment.start(1)] if comment else text
+        colon = text.find(":")
+        comment = text.find("#", colon) if colon >= 0 else -1
+        text = text[:comment].rstrip() if comment >= 0 else text
     if ":" not in text and WIDE_COLON in text:
         yield line.part(text.index(WIDE_COLON)).finding("LBW103", "full-width colon after the name")
         text = text.replace(WIDE_COLON, ":", 1)

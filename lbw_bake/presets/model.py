@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,9 @@ from ..weights import Element, Source, Vector
 from .findings import Finding, in_order
 
 T = TypeVar("T")
+
+# Findings of one file; who has so many mends one kind of them first.
+MOST_FINDINGS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,13 @@ class Document:
 
 
 def document(items: Iterable[Preset | Finding]) -> Document:
-    """Presets and findings, as they were read, put in order; presets of one name become one."""
-    read = list(items)
+    """Presets and findings, as they were read, put in order; presets of one name become one.
+
+    Reading ends after `MOST_FINDINGS`.
+    """
+    read = _until_hopeless(items)
     presets = of_type(Preset, read)
-    findings = [*of_type(Finding, read), *_duplicates(presets)]
+    findings = [*of_type(Finding, read), *islice(_duplicates(presets), MOST_FINDINGS)]
     if not presets and not findings:
         findings.append(Finding("LBW110", 1, 1, "", "the file holds no presets"))
     merged: dict[str, Preset] = {}
@@ -86,6 +93,19 @@ def document(items: Iterable[Preset | Finding]) -> Document:
         first = merged.get(preset.name)
         merged[preset.name] = _joined(first, preset) if first else preset
     return Document(tuple(merged.values()), in_order(findings))
+
+
+def _until_hopeless(items: Iterable[Preset | Finding]) -> list[Preset | Finding]:
+    read: list[Preset | Finding] = []
+    findings = 0
+    for item in items:
+        read.append(item)
+        findings += isinstance(item, Finding)
+        if isinstance(item, Finding) and findings == MOST_FINDINGS:
+            message = f"{MOST_FINDINGS} findings; the rest is not read"
+            read.append(Finding("LBW111", item.line, item.column, "", message))
+            break
+    return read
 
 
 def of_type(kind: type[T], items: Iterable[object]) -> list[T]:

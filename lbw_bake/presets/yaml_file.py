@@ -17,7 +17,7 @@ from ..families import FAMILIES, Family
 from ..values import NUMBER
 from ..weights import Element, Rules
 from .findings import Finding
-from .grammar import LBW, check_name, check_rules, knows, read_element, read_source, read_values
+from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
 from .lines import without_mark
 from .model import Document, Entry, Preset, document, of_type
 from .text import WIDE_COLON, WIDE_COMMA, Piece
@@ -178,7 +178,7 @@ class _Reader:
 
     def _are_blocks(self, pairs: Pairs) -> bool:
         """Whether a mapping's keys are blocks rather than families, be they spelled right or wrong."""
-        keys = [str(key.value) for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        keys = [str(key.value) for key, _ in pairs[:MOST_ITEMS] if isinstance(key, yaml.ScalarNode)]
         if any(key in ENTRY_KEYS for key in keys):
             return False
         if any(knows(family, key) for family in FAMILIES.values() for key in keys):
