@@ -32,7 +32,7 @@ demo: $(VENV)/runtime.stamp
 	$(BIN)/lbw diff $(DEMO).safetensors $(DEMO)-midd.safetensors
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
