@@ -35,7 +35,7 @@ def fuzz_header(data: bytes) -> None:
     from lbw_bake.errors import LbwError
     from lbw_bake.families import FAMILIES
     from lbw_bake.inspection import inspect
-    from lbw_bake.plan import agree, make_plan
+    from lbw_bake.planning import agree, make_plan
     from lbw_bake.render_inspection import inspection_json
     from lbw_bake.sources import Weights
     from lbw_bake.tensordata import TensorData

@@ -123,7 +123,7 @@ def merge(
     `rank` truncates every product to that rank; the options are those of `lbw merge`. Raises what `bake` raises.
     """
     from .merging import merge_parts, read_parts
-    from .plan import DTYPES
+    from .planning import DTYPES
     from .remedies import Means
 
     given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]

@@ -49,7 +49,7 @@ def mix(
 
     from . import console, mixer
     from .lora import read_lora
-    from .plan import agree
+    from .planning import agree
     from .presets import load_presets
     from .recipes import Recipe
     from .sources import Weights

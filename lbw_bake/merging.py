@@ -23,13 +23,15 @@ import numpy as np
 from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
+from .edits import LEAVE_OUT
 from .errors import NotBakeableError, OutputError
+from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
 from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
-from .plan import LEAVE_OUT, agree, carriers_of
+from .planning import agree
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights

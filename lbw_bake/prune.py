@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from .alphas import ADAPTER_METADATA
+from .edits import Drop
+from .factors import REMOVED, ZEROED
 from .keys import DENOISER
-from .plan import REMOVED, ZEROED, Decision, Drop, Plan
+from .plan import Decision, Plan
 from .tensordata import TensorData
 from .updates import alpha_of
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from .families import Place
 from .lora import Lora
 from .modules import Module
-from .plan import DTYPES, Plan, Treat, Treatment, make_plan
+from .plan import Plan, Treat, Treatment
+from .planning import DTYPES, make_plan
 from .sources import Weights
 from .tensordata import TensorData
 from .weights import FamilyWeights

@@ -22,11 +22,12 @@ import numpy as np
 from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
+from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .families import Place
 from .lora import Lora
 from .modules import Module
-from .plan import LEAVE_OUT, Compute, Drop, Edit, Edits, Treatment, stored_as, towards
+from .plan import Treatment
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
 from .updates import MISFIT, Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights

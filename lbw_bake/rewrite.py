@@ -13,9 +13,10 @@ from threading import Thread
 import numpy as np
 
 from .atomic import atomic_write, claim, flush, write_all
+from .edits import LEAVE_OUT, Compute, Drop, Fill
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
-from .plan import LEAVE_OUT, Compute, Drop, Fill, Plan
+from .plan import Plan
 from .scaling import FLOATS, Bytes, Multiply, Transform, not_finite, numpy_dtype, round_to
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile

@@ -18,7 +18,8 @@ from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
 from .metadata import record_of, records_in
-from .plan import DTYPES, Plan, agree
+from .plan import Plan
+from .planning import DTYPES, agree
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .tensordata import TensorData

@@ -24,7 +24,7 @@ from .errors import LbwError, OutputError, WeightError
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora, read_lora
-from .plan import agree
+from .planning import agree
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .selectors import select

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .edits import Compute, Drop, Edit, Fill
 from .errors import FileFormatError, VerificationError
 from .metadata import DataHashes
-from .plan import Compute, Drop, Edit, Fill, Plan
+from .plan import Plan
 from .scaling import FLOATS, Multiply, itemsize, numpy_dtype
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header

@@ -40,7 +40,7 @@ from safetensors.numpy import load_file
 
 from lbw_bake.errors import FileFormatError
 from lbw_bake.lora import read_lora
-from lbw_bake.plan import make_plan
+from lbw_bake.planning import make_plan
 from lbw_bake.rewrite import Target, rewrite
 from lbw_bake.scaling import Multiply, Transform, numpy_dtype
 from lbw_bake.tensordata import TensorData

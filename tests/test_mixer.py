@@ -14,7 +14,7 @@ from lbw_bake.errors import AmbiguousFamilyError, WeightError
 from lbw_bake.families import FAMILIES, OTHER
 from lbw_bake.lora import Lora, read_lora
 from lbw_bake.mixer import HIGH, LOW, Mix
-from lbw_bake.plan import agree
+from lbw_bake.planning import agree
 from lbw_bake.presets import load_presets
 from lbw_bake.sources import Weights
 from lbw_bake.tokens import parse_token

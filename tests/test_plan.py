@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from conftest import MODULE, SD1_BLOCKS, Run, kohya_lora, unet_lora, write
 
+from lbw_bake.edits import Drop, Fill
 from lbw_bake.errors import AmbiguousFamilyError, LbwError, WeightCountError
+from lbw_bake.factors import Look
 from lbw_bake.families import Family
 from lbw_bake.lora import Lora, read_lora
-from lbw_bake.plan import Drop, Fill, Look, Plan, agree, make_plan
+from lbw_bake.plan import Plan
+from lbw_bake.planning import agree, make_plan
 from lbw_bake.scaling import Multiply, Survey
 from lbw_bake.sources import Weights
 from lbw_bake.tensorfile import Tensor

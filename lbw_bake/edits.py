@@ -1,0 +1,72 @@
+"""What becomes of one tensor: it is multiplied, filled, computed or left out; else it is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .algorithms import Shape
+from .scaling import FLOAT8, Multiply, itemsize
+from .tensorfile import Tensor
+from .updates import Array, Read
+
+LEAVE_OUT = "no loader could apply this module; leave the file out"
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """All elements of a tensor become this value."""
+
+    value: float
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The tensor is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A tensor takes the place of this one: its name, dtype and shape, and what makes its values when it is written.
+
+    `values` reads what it needs of the input and returns them in float64; they are rounded once.
+    """
+
+    name: str
+    dtype: str
+    shape: Shape
+    values: Callable[[Read], Array]
+
+
+Edit = Multiply | Fill | Drop | Compute
+Edits = Mapping[str, Edit]
+
+
+def edited(tensor: Tensor, edit: Multiply | Fill | Compute | None) -> Tensor:
+    """The tensor that results, of the right length."""
+    if isinstance(edit, Compute):
+        tensor = replace(tensor, name=edit.name, shape=edit.shape)
+    elif edit is None:
+        return tensor
+    dtype = edit.target if isinstance(edit, Multiply) else edit.dtype
+    if dtype == tensor.dtype and not isinstance(edit, Compute):
+        return tensor
+    return replace(tensor, dtype=dtype, start=0, end=tensor.size * itemsize(dtype))
+
+
+def stored_as(tensor: Tensor, dtype: str | None) -> str:
+    """The dtype of new values in place of a tensor's: its own unless another is asked for, or it is a float8."""
+    return dtype or ("BF16" if tensor.dtype in FLOAT8 else tensor.dtype)
+
+
+def towards(tensor: Tensor, weight: float, neutral: Array | float) -> Compute:
+    """N + weight (tensor - N) for a neutral N, in float32: half precision has no room for small differences from 1."""
+
+    def values(read: Read) -> Array:
+        blended: Array = neutral + weight * (read(tensor).astype(np.float64) - neutral)
+        return blended
+
+    return Compute(tensor.name, "F32", tensor.shape, values)

@@ -1,0 +1,140 @@
+"""What a weight does to one module: which of its tensors take the factor, and how they are stored.
+
+What must be known of tensor data (would a factor overflow?) is asked of `look`, a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from .algorithms import ADDITIVE, MAGNITUDES, present
+from .edits import LEAVE_OUT, Compute, Drop, Edit, Fill, towards
+from .errors import NotBakeableError
+from .modules import Module
+from .scaling import FLOAT8, FLOATS, Multiply, Survey, largest
+from .tensorfile import Tensor
+
+Look = Callable[[Tensor, Multiply], Survey]
+
+COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
+
+# Roles that are read as they are: re-encoded only where that changes nothing.
+_PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)
+
+
+def weigh(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> str:
+    """Add to the edits of a treatment, if there is one, what gives a module its weight; returns what that is called.
+
+    `dtype` (`F16`) is what floating tensors become, None keeps theirs. Raises NotBakeableError.
+    """
+    if weight == 1.0 or module.algorithm.fixed:
+        action = COPIED
+    elif weight == 0.0:
+        action = _neutralise(module, edits)
+    else:
+        action = SCALED
+        _scale(module, weight, dtype, look, edits)
+    _encode(module, dtype, look, edits)
+    return action
+
+
+def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
+    """Weight 0: zeros where trainers start with zeros; modules no value makes neutral are removed."""
+    algorithm = module.algorithm
+    values = dict.fromkeys(carriers_of(module, "grow"), 0.0) if algorithm.exact else algorithm.neutral
+    if values is None or "magnitude" in module.tensors:
+        edits |= {tensor.name: Drop() for tensor in module.all_tensors}
+        return REMOVED
+    for role, value in values.items():
+        edits |= {tensor.name: Fill(value, tensor.dtype) for tensor in module.tensors.get(role, ())}
+    _turn_back(module, 0.0, edits)
+    edits |= {tensor.name: Drop() for tensor in module.tensors.get("dora_scale", ())}
+    return ZEROED
+
+
+def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
+    for role in module.algorithm.matrices:
+        for tensor in module.tensors[role]:
+            if len(tensor.shape) < 2 or tensor.shape[-2] != tensor.shape[-1] or not tensor.size:
+                raise NotBakeableError(f"{module.name}: {tensor.name} holds no square matrices", LEAVE_OUT)
+            edits[tensor.name] = towards(tensor, weight, np.eye(tensor.shape[-1]))
+
+
+def carriers_of(module: Module, column: str) -> list[str]:
+    """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
+    factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
+    return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
+
+
+def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    _turn_back(module, weight, edits)
+    treated = set(edits)
+    columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
+    choices = [carriers_of(module, column) for column in columns]
+    narrow = [tensor for tensor in module.all_tensors if tensor.dtype in FLOAT8]
+    widened = {}
+    if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):
+        widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow if tensor.name not in treated}
+        edits |= widened
+    limit = 0.0
+    # Position by position: the factors of one product are alternatives of each other, those of two are not.
+    for roles in zip(*choices, strict=True):
+        # A treatment has answered for the products; what adds to them is scaled as always.
+        if treated and (roles[0] not in ADDITIVE or module.tensors[roles[0]][0].name in treated):
+            continue
+        for role in dict.fromkeys(roles):
+            steps = {
+                tensor: _step(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
+                for tensor in module.tensors[role]
+            }
+            surveys = {tensor: look(tensor, step) for tensor, step in steps.items() if step.may_overflow}
+            if not any(survey.overflows for survey in surveys.values()):
+                edits |= {tensor.name: step for tensor, step in steps.items()}
+                break
+            limits = [largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak]
+            limit = max(limit, min(limits))
+        else:
+            raise NotBakeableError(
+                f"{module.name}: weight {weight:g} overflows {', '.join(sorted({t.dtype for t in steps}))}; "
+                f"the largest safe weight is {limit:.6g}",
+                "use a smaller weight, or write wider numbers with --dtype f32",
+            )
+
+
+def _exact(module: Module, roles: Iterable[str], weight: float, look: Look) -> bool:
+    """Whether the product with every value of these tensors has a place in their own dtype."""
+    tensors = [tensor for role in roles for tensor in module.tensors[role]]
+    return not any(look(tensor, _step(module, tensor, None, weight)).inexact for tensor in tensors)
+
+
+def _step(module: Module, tensor: Tensor, dtype: str | None, factor: float) -> Multiply:
+    if tensor.dtype not in FLOATS:
+        raise NotBakeableError(
+            f"{module.name}: {tensor.name} has dtype {tensor.dtype}, which cannot be multiplied by {factor:g}",
+            "convert the LoRA to a floating dtype first",
+        )
+    return Multiply(tensor.dtype, dtype or tensor.dtype, factor)
+
+
+def _encode(module: Module, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    """Give every floating tensor not yet multiplied its new dtype."""
+    if dtype is None:
+        return
+    for role, group in module.tensors.items():
+        for tensor in group:
+            edit = edits.get(tensor.name)
+            if tensor.dtype not in FLOATS or tensor.dtype == dtype or isinstance(edit, Multiply | Drop | Compute):
+                continue
+            if isinstance(edit, Fill):
+                edits[tensor.name] = Fill(edit.value, dtype)
+                continue
+            step = Multiply(tensor.dtype, dtype, 1.0)
+            if role in _PRECIOUS and look(tensor, step).inexact:
+                continue
+            if step.may_overflow and look(tensor, step).overflows:
+                raise NotBakeableError(
+                    f"{module.name}: {tensor.name} holds values beyond {dtype}", "choose --dtype bf16 or f32"
+                )
+            edits[tensor.name] = step

@@ -1,0 +1,98 @@
+"""Planning a bake: weights on which the families agree, and for every module what becomes of it. Deciding is pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from .edits import Edit
+from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
+from .factors import Look, weigh
+from .families import Family, Place
+from .lora import Lora
+from .modules import Module
+from .plan import Decision, Plan, Treat, Treatment
+from .remarks import remarks, some
+from .weights import FamilyWeights
+
+DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
+
+
+def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyWeights:
+    """The weights for the file's family, where all families that fit it agree on every module.
+
+    Families for which there are none do not count, unless there are none for any: then the first one's error is
+    raised. Raises AmbiguousFamilyError.
+    """
+    resolved: list[FamilyWeights] = []
+    errors: list[LbwError] = []
+    for family in lora.candidates:
+        try:
+            resolved.append(weights_for(family))
+        except LbwError as error:
+            errors.append(error)
+    if not resolved:
+        raise errors[0]
+    if len(resolved) == 1:
+        return resolved[0]
+    meanings = [
+        {module.name: weights.of(place, module.path) for module, place in lora.placed(weights.family)}
+        for weights in resolved
+    ]
+    if any(meaning != meanings[0] for meaning in meanings):
+        raise AmbiguousFamilyError(lora.file.path, [weights.family.name for weights in resolved])
+    return resolved[0]
+
+
+def _no_treatment(*_: object) -> str:
+    return ""
+
+
+def make_plan(
+    lora: Lora, weights: FamilyWeights, look: Look, dtype: str | None = None, treat: Treat = _no_treatment
+) -> Plan:
+    """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
+
+    `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, and where
+    an infinity would be written.
+    """
+    placed = list(lora.placed(weights.family))
+    weighed = [(module, place, weights.of(place, module.path)) for module, place in placed]
+    treatments = _treatments(lora, weighed, dtype, treat)
+    decisions = tuple(
+        _decide(module, place, weight, dtype, look, treatments.get(module.name)) for module, place, weight in weighed
+    )
+    plan = Plan(lora, weights, decisions)
+    return replace(plan, warnings=tuple(remarks(plan)))
+
+
+def _decide(
+    module: Module, place: Place, weight: float, dtype: str | None, look: Look, treatment: Treatment | None
+) -> Decision:
+    edits: dict[str, Edit] = dict(treatment.edits) if treatment else {}
+    action = weigh(module, weight, dtype, look, edits)
+    return Decision(module, place, weight, action, edits, treatment)
+
+
+def _treatments(
+    lora: Lora, weighed: Iterable[tuple[Module, Place, float]], dtype: str | None, treat: Treat
+) -> dict[str, Treatment]:
+    """Module name -> treatment, for those that need one. Raises NotBakeableError if any has none."""
+    asked = [
+        (module, place, treat(module, place, weight, dtype))
+        for module, place, weight in weighed
+        if weight not in (0.0, 1.0) and not module.linear and not module.algorithm.fixed
+    ]
+    refused = [(module, place, answer) for module, place, answer in asked if isinstance(answer, str)]
+    if refused:
+        kinds = Counter(module.algorithm_name for module, _, _ in refused)
+        what = ", ".join(f"{count} {name}" for name, count in kinds.items())
+        blocks = some(dict.fromkeys(place.block for _, place, _ in refused))
+        ways = dict.fromkeys(way for _, _, way in refused if way)
+        raise NotBakeableError(
+            f"{lora.file.path}: {what} modules (the first is {refused[0][0].name}) cannot take "
+            "a weight other than 0 or 1 exactly: their update is not proportional to any tensor in the file",
+            "; ".join((f"give 0 or 1 to {blocks}", *ways)),
+        )
+    return {module.name: answer for module, _, answer in asked if isinstance(answer, Treatment)}

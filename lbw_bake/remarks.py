@@ -1,0 +1,80 @@
+"""What is said of decisions: everything that somebody who bakes a file should know and may not expect."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from .factors import REMOVED, ZEROED
+from .plan import Plan
+from .weights import matches_element
+
+
+def some(names: Iterable[str], limit: int = 8) -> str:
+    """Names in words, the first of them if they are many."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def remarks(plan: Plan) -> Iterator[str]:
+    """What there is to say of a plan."""
+    for remark in _REMARKS:
+        yield from remark(plan)
+
+
+def _unknown(plan: Plan) -> Iterator[str]:
+    if unknown := plan.lora.unknown(plan.weights.family):
+        names = some((tensor.name for tensor in unknown), 5)
+        yield f"{len(unknown)} unknown tensors copied untouched: {names}"
+
+
+def _of_a_relative(plan: Plan) -> Iterator[str]:
+    weights, family = plan.weights, plan.weights.family
+    if weights.layout is not None and weights.layout not in map(len, family.layouts):
+        matched = [block for block in family.blocks if block not in weights.unlisted]
+        yield f"{weights.layout} weights are not a layout of {family.name}; matched by name: {some(matched, 30)}"
+
+
+def _unlisted(plan: Plan) -> Iterator[str]:
+    unlisted = (decision for decision in plan.decisions if decision.place.block in plan.weights.unlisted)
+    zeroed = [decision.place.block for decision in unlisted if decision.action in (ZEROED, REMOVED)]
+    if zeroed:
+        blocks = [block for block in plan.weights.family.blocks if block in zeroed]
+        yield f"{len(zeroed)} modules zeroed because the weights do not list their blocks: {some(blocks, 30)}"
+
+
+def _idle_elements(plan: Plan) -> Iterator[str]:
+    for element in plan.weights.options.elements:
+        if not any(matches_element(element, plan.weights.family, d.place, d.module.path) for d in plan.decisions):
+            yield f"element rule {element} matches no module"
+
+
+def _fixed(plan: Plan) -> Iterator[str]:
+    if fixed := [d.module.name for d in plan.decisions if d.module.algorithm.fixed and d.weight != 1.0]:
+        yield f"{len(fixed)} absolute values kept, which no weight scales: {some(fixed, 3)}"
+
+
+def _neutral(plan: Plan) -> Iterator[str]:
+    """Modules for which zeros are not all that a weight of 0 takes."""
+    found = defaultdict(list)
+    for decision in plan.decisions:
+        if decision.weight == 0.0 and not decision.module.linear:
+            found[decision.module.algorithm_name, decision.action].append(decision.module.name)
+    for (name, action), modules in found.items():
+        done = "removed" if action == REMOVED else "made neutral (magnitudes and rescales with them)"
+        yield f"{len(modules)} {name} modules at weight 0 {done}: {some(modules, 3)}"
+
+
+def _inexact(plan: Plan) -> Iterator[str]:
+    """What is not exact, block by block."""
+    found: dict[tuple[str, str, str], list[float | None]] = defaultdict(list)
+    for decision in plan.decisions:
+        if (treatment := decision.treatment) and treatment.caveat:
+            found[decision.place.block, decision.module.algorithm_name, treatment.caveat].append(treatment.error)
+    for (block, name, caveat), errors in found.items():
+        known = [100 * error for error in errors if error is not None]
+        span = " to ".join(dict.fromkeys(f"{bound(known):.3g}" for bound in (min, max))) + " %" if known else ""
+        yield f"{block}: {len(errors)} {name} modules {caveat}{span}"
+
+
+_REMARKS = (_unknown, _of_a_relative, _unlisted, _idle_elements, _fixed, _neutral, _inexact)
