@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from lbw_bake.atomic import TEMPORARY_SUFFIX
 from lbw_bake.cli import main as lbw
+from lbw_bake.temporary import TEMPORARY_SUFFIX
 
 from .files import Case, sdxl_lora
 

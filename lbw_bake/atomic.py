@@ -1,36 +1,18 @@
-"""A file appears complete under its name, or not at all.
-
-It is written beside its name, under one that only `lbw` makes, and locked as long as it is written: whoever finds such
-a file and can take its lock has found what a killed run left behind, and removes it.
-"""
+"""A file appears complete under its name, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
-import secrets
 import stat
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from functools import cache
 from io import FileIO
 from pathlib import Path
 
 from .errors import OutputError
-
-if sys.platform != "win32":
-    import fcntl
-
-# Hidden, and not ending in .safetensors: web UIs that scan the folder must not offer a half-written file.
-TEMPORARY_SUFFIX = ".lbw-partial"
-_TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}", re.DOTALL)
-_NAME_LIMIT = 200  # of the 255 bytes a file name may have, the rest being ours
-
-# Where nothing can be locked, what was not written to for a day is taken for left behind.
-_STALE_SECONDS = 24 * 60 * 60
+from .temporary import clear_leftovers, lock, temporary_file
 
 _HINTS = {
     errno.ENOSPC: "make room on the disk and run it again",
@@ -68,12 +50,12 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     is on disk before it takes the name; without, an existing path is left alone. Raises OutputError for what the
     system refuses, and for a path that is no regular file or write-protected.
     """
-    _clear(path.parent)
+    clear_leftovers(path.parent)
     with _refusals(path):
         old = _status(path)
         if replace and old:
             _check_protection(path, old)
-        with _temporary(path) as (file, temporary):
+        with temporary_file(path) as (file, temporary):
             if replace and old:
                 _take_after(temporary, old)
             yield file
@@ -87,7 +69,7 @@ def claim(path: Path) -> Iterator[None]:
         yield
         return
     with _refusals(path), FileIO(path) as file:
-        if _lock(file) is False:
+        if lock(file) is False:
             raise OutputError(f"{path}: another process is about to replace it", "wait until that is done")
         yield
 
@@ -141,65 +123,6 @@ def _check_protection(path: Path, old: os.stat_result) -> None:
     """Renaming asks nobody whether the file that loses its name may be written to; who protected it meant it."""
     if not old.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         raise OutputError(f"{path}: is write-protected", "choose another output, or make it writable first")
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[tuple[FileIO, Path]]:
-    """A new file beside the path, locked while it is open, and its name, which is gone afterwards."""
-    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
-    while True:
-        temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-        try:
-            with FileIO(temporary, "xb") as file:
-                if _locked_as(file, temporary):
-                    yield file, temporary
-                    return
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _locked_as(file: FileIO, name: Path) -> bool:
-    """Lock a new file; false if another process took it for left behind before it was locked."""
-    if _lock(file) is False:
-        return False
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), name.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _lock(file: FileIO) -> bool | None:
-    """Take a file's lock, kept until it is closed: whether it was free; None where there are no locks."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        except OSError:  # a file system without locks
-            return None
-        return True
-    return None
-
-
-@cache
-def _clear(folder: Path) -> None:
-    """Remove what killed runs left in a folder; once in a process, because looking through a large one takes time."""
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                _remove_if_left(Path(entry.path))
-
-
-def _remove_if_left(temporary: Path) -> None:
-    with contextlib.suppress(OSError), FileIO(temporary, "r+b") as file:
-        free = _lock(file)
-        if free is None:
-            free = time.time() - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
-            if sys.platform == "win32":
-                file.close()  # it removes no open file
-        if free:
-            temporary.unlink()
 
 
 def _take_after(temporary: Path, old: os.stat_result) -> None:

@@ -65,11 +65,11 @@ def test_commands_do_their_work_through_the_public_api() -> None:
     assert {name for unit, dots, name in imports() if unit in commands and dots > 0} & core == set()
 
 
-def test_atomic_alone_makes_files() -> None:
+def test_files_are_made_in_one_place() -> None:
     """What another module opened for writing would be there half after a crash."""
     writing = re.compile(
         r"""\.write_(text|bytes)\(|\.touch\(|open\([^)\n]*["'][rb+]*[wax+]|FileIO\([^)\n]*["'][rb]*[wax+]"""
     )
     assert writing.search('path.open("wb")')
     writers = {unit(path) for path in PACKAGE.rglob("*.py") if writing.search(path.read_text(encoding="utf-8"))}
-    assert writers == {"atomic"}
+    assert writers == {"temporary"}

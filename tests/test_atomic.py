@@ -22,9 +22,10 @@ import pytest
 from conftest import Run, bound_by_permissions, lbw, measured, python, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake import atomic
-from lbw_bake.atomic import TEMPORARY_SUFFIX, atomic_write, write_all
+from lbw_bake import temporary
+from lbw_bake.atomic import atomic_write, write_all
 from lbw_bake.errors import OutputError
+from lbw_bake.temporary import TEMPORARY_SUFFIX
 
 REPLACE = pytest.mark.parametrize("replace", [False, True], ids=["new", "replaced"])
 
@@ -269,7 +270,7 @@ class TestLeftovers:
 
     @staticmethod
     def write_another(folder: Path) -> None:
-        atomic._clear.cache_clear()  # as in a process of its own
+        temporary.clear_leftovers.cache_clear()  # as in a process of its own
         with atomic_write(folder / "another", replace=True):
             pass
 

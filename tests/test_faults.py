@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import Run, kohya_lora, write
 
-from lbw_bake import atomic, tensordata
+from lbw_bake import atomic, temporary, tensordata
 
 SHORT = 0  # no error: the system takes or gives less than it was asked to
 KINDS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EINTR": errno.EINTR, "short": SHORT}
@@ -101,7 +101,7 @@ def disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         return call
 
     with monkeypatch.context() as patch:
-        for module in (atomic, tensordata):
+        for module in (atomic, temporary, tensordata):
             patch.setattr(module, "FileIO", File)
         patch.setattr(io, "open", opened)
         for name in CALLS:

@@ -16,7 +16,7 @@ from formulas import FORMULAS, Formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbw_bake import atomic
+from lbw_bake import atomic, temporary
 from lbw_bake.scaling import FLOATS, Multiply, largest, numpy_dtype, round_to
 from lbw_bake.verify import nearest
 
@@ -129,7 +129,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], None]:
                     fault.harm(arriving)
                 return super().write(arriving)
 
-        monkeypatch.setattr(atomic, "FileIO", Faulty)
+        monkeypatch.setattr(temporary, "FileIO", Faulty)
 
     return install
 
