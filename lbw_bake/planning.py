@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from .edits import Edit
+from .edits import LEAVE_OUT, Compute, Edit
 from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
 from .factors import Look, weigh
 from .families import Family, Place
@@ -54,8 +54,8 @@ def make_plan(
 ) -> Plan:
     """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
 
-    `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, and where
-    an infinity would be written.
+    `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, where an
+    infinity would be written, and where two tensors would have one name.
     """
     placed = list(lora.placed(weights.family))
     weighed = [(module, place, weights.of(place, module.path)) for module, place in placed]
@@ -64,7 +64,16 @@ def make_plan(
         _decide(module, place, weight, dtype, look, treatments.get(module.name)) for module, place, weight in weighed
     )
     plan = Plan(lora, weights, decisions)
+    _check_names(plan)
     return replace(plan, warnings=tuple(remarks(plan)))
+
+
+def _check_names(plan: Plan) -> None:
+    """Raise NotBakeableError if a computed tensor would take the name of another one."""
+    if any(isinstance(edit, Compute) and edit.name != name for name, edit in plan.edits.items()):
+        name, times = Counter(tensor.name for tensor in plan.layout()).most_common(1)[0]
+        if times > 1:
+            raise NotBakeableError(f"{plan.lora.file.path}: the result would hold {name} {times} times", LEAVE_OUT)
 
 
 def _decide(

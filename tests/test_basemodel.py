@@ -386,6 +386,18 @@ def test_a_base_that_does_not_fit(
     assert not target.exists()
 
 
+def test_a_difference_takes_no_other_tensors_name(tmp_path: Path, run: Run) -> None:
+    name = MODULE.removeprefix("lora_")
+    tensors = {f"oft_{name}.oft_blocks": np.zeros((2, 4, 4), np.float32), f"{MODULE}.diff": np.ones((8, 8), np.float32)}
+    source = write(tmp_path / "lora.safetensors", tensors)
+    base = write(tmp_path / "base.safetensors", {LAYER: np.ones((8, 8), np.float32)})
+    options = ("-w", "MID=0.5", "--base", base, "--family", "sd1")
+    code, _, error = run("bake", source, "-o", tmp_path / "baked.safetensors", *options)
+    assert code == 1
+    assert f"the result would hold {MODULE}.diff 2 times" in error
+    assert not (tmp_path / "baked.safetensors").exists()
+
+
 def test_a_base_is_read_only_where_it_is_needed(tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "lora.safetensors", unet_lora())
     base = pickle(tmp_path / "base.ckpt")
