@@ -79,14 +79,22 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
     """
     if update.rank <= rank:
         return update, 0.0
+    where = device_for(device)
+    if where == "cuda":
+        import torch
+
+        with suppress(torch.OutOfMemoryError):
+            return _truncated(update, rank, where)
+    return _truncated(update, rank, "cpu")
+
+
+def device_for(device: str) -> str:
+    """Where truncation runs: on CUDA where there is one, unless `device` is `cpu`. Raises DeviceError without torch."""
     try:
         import torch
     except ImportError:
         raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch") from None
-    if device != "cpu" and torch.cuda.is_available():
-        with suppress(torch.OutOfMemoryError):
-            return _truncated(update, rank, "cuda")
-    return _truncated(update, rank, "cpu")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:

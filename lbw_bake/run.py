@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -60,64 +60,69 @@ class Outcome:
 def run(job: Job) -> list[Outcome]:
     """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
     began = time.perf_counter()
+    how = job.outputs[0][1]
     try:
-        lora = read_lora(job.input, job.outputs[0][1].family)
+        lora = read_lora(job.input, how.family)
     except LbwError as error:
         return [_failed(job, output, error, began) for output, _ in job.outputs]
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
-    targets = [target for _, target in planned if target]
-    if not targets:
-        return [outcome for outcome, _ in planned]
-    how = job.outputs[0][1]
     try:
-        device, backend = choose_backend(how.device, lora.file.size * len(targets))
-        if how.rank:
-            return [
-                _truncate(outcome, target, recipe, began) if target else outcome
-                for (outcome, target), (_, recipe) in zip(planned, job.outputs, strict=True)
-            ]
-        baked = rewrite(targets, backend, strict=how.strict, verify=how.verify)
-        sizes = dict(zip((target.output for target in targets), baked.sizes, strict=True))
+        written = iter(_write([target for _, target in planned if target], how))
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
-    return [
-        replace(
-            outcome,
-            status=BAKED,
-            nbytes=sizes[target.output],
-            seconds=seconds,
-            device=device,
-            verified=how.verify,
-            warnings=(*outcome.warnings, *baked.warnings),
-        )
-        if target
-        else outcome
-        for outcome, target in planned
-    ]
+    return [_baked(outcome, next(written), how, seconds) if target else outcome for outcome, target in planned]
 
 
-def _truncate(outcome: Outcome, target: Target, recipe: Recipe, began: float) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """One output that is there: its bytes, where it was computed, and what there is to say of it."""
+
+    nbytes: int
+    device: str
+    warnings: tuple[str, ...]
+
+
+def _write(targets: Sequence[Target], how: Recipe) -> list[_Written]:
+    """Write the outputs of one input; their recipes differ in weights alone. Raises LbwError."""
+    if not targets:
+        return []
+    if how.rank:
+        return [_truncate(target, how, how.rank) for target in targets]
+    device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
+    rewritten = rewrite(targets, backend, strict=how.strict, verify=how.verify)
+    return [_Written(nbytes, device, rewritten.warnings) for nbytes in rewritten.sizes]
+
+
+def _truncate(target: Target, how: Recipe, rank: int) -> _Written:
     """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
+    from .lowrank import device_for
     from .merging import Part, merge_parts
     from .remedies import Means
 
+    device = device_for(how.device)
     merged = merge_parts(
         [Part(target.plan.lora, target.plan.weights, target.preset)],
         target.output,
-        rank=recipe.rank,
-        dtype=DTYPES[recipe.dtype],
-        device=recipe.device,
+        rank=rank,
+        dtype=DTYPES[how.dtype],
+        device=how.device,
         replace=target.replace,
-        means=Means(recipe.base, recipe.dora_norm, device=recipe.device),
+        means=Means(how.base, how.dora_norm, device=how.device),
     )
-    lost = (
-        f"truncated to rank {recipe.rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error
-    )
-    warnings = (*outcome.warnings, *merged.warnings, *lost)
-    seconds = time.perf_counter() - began
+    lost = (f"truncated to rank {rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error)
+    return _Written(merged.nbytes, device, (*merged.warnings, *lost))
+
+
+def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> Outcome:
     return replace(
-        outcome, status=BAKED, nbytes=merged.nbytes, seconds=seconds, device=recipe.device, warnings=warnings
+        outcome,
+        status=BAKED,
+        nbytes=written.nbytes,
+        seconds=seconds,
+        device=written.device,
+        verified=how.verify,
+        warnings=(*outcome.warnings, *written.warnings),
     )
 
 
