@@ -86,7 +86,7 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
             continue
         for role in dict.fromkeys(roles):
             steps = {
-                tensor: _step(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
+                tensor: step_of(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
                 for tensor in module.tensors[role]
             }
             surveys = {tensor: look(tensor, step) for tensor, step in steps.items() if step.may_overflow}
@@ -106,10 +106,11 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
 def _exact(module: Module, roles: Iterable[str], weight: float, look: Look) -> bool:
     """Whether the product with every value of these tensors has a place in their own dtype."""
     tensors = [tensor for role in roles for tensor in module.tensors[role]]
-    return not any(look(tensor, _step(module, tensor, None, weight)).inexact for tensor in tensors)
+    return not any(look(tensor, step_of(module, tensor, None, weight)).inexact for tensor in tensors)
 
 
-def _step(module: Module, tensor: Tensor, dtype: str | None, factor: float) -> Multiply:
+def step_of(module: Module, tensor: Tensor, dtype: str | None, factor: float) -> Multiply:
+    """What multiplies a tensor, stored in a dtype (None keeps). Raises NotBakeableError if it holds no floats."""
     if tensor.dtype not in FLOATS:
         raise NotBakeableError(
             f"{module.name}: {tensor.name} has dtype {tensor.dtype}, which cannot be multiplied by {factor:g}",

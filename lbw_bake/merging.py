@@ -128,7 +128,8 @@ def merge_parts(
         layers = _layers(parts, [data.read for data in inputs], means or Means())
         for layer in layers:
             try:
-                added = _add(layer, alpha, rank, device, lost[layer.place.block])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    added = _add(layer, alpha, rank, device, lost[layer.place.block])
             except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
                 raise NotBakeableError(f"{layer.stem}: its tensors do not fit together: {error}", LEAVE_OUT) from error
             for name, array in added.items():
@@ -268,7 +269,11 @@ def _spool(spool: IO[bytes], name: str, array: Array, dtype: str, start: int) ->
     """Append an array, rounded once, to the data that is to become the file's."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
-    if not np.isfinite(rounded.astype(np.float64)).all() and np.isfinite(array).all():
+    if not np.isfinite(array).all():
+        raise NotBakeableError(
+            f"{name}: the sum is not finite", "leave out what holds NaN or infinity, or use smaller weights"
+        )
+    if not np.isfinite(rounded.astype(np.float64)).all():
         raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
     data = rounded.tobytes()
     spool.write(data)

@@ -24,6 +24,7 @@ from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, stored_as, towards
 from .errors import DeviceError, NotBakeableError
+from .factors import step_of
 from .families import Place
 from .lora import Lora
 from .modules import Module
@@ -178,7 +179,7 @@ class Remedies:
         from .nonlinear import Rotation, rotation_error
 
         edits: dict[str, Edit] = {
-            tensor.name: Multiply(tensor.dtype, stored_as(tensor, dtype), weight)
+            tensor.name: step_of(module, tensor, stored_as(tensor, dtype), weight)
             for tensor in module.tensors["oft_blocks"]
         }
         # kohya reads one alpha for the whole file.

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import strategies
 from conftest import MODULE, ROOT, Entry, Run, python, unet_lora, write, write_header, write_raw
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lbw_bake import alphas
@@ -350,6 +350,13 @@ ODD = {
 @pytest.mark.parametrize("command", ODD.values(), ids=ODD)
 @RELAXED
 @given(entries=strategies.modules())
+@example(entries=[(f"{MODULE}.oft_blocks", "I64", (0, 0, 0, 0), b"")])
+@example(
+    entries=[  # finite factors whose product is not
+        (f"{MODULE}.lokr_w1", "F64", (1, 1), np.float64(1e300).tobytes()),
+        (f"{MODULE}.lokr_w2", "F64", (2, 2), np.full(4, 1e300).tobytes()),
+    ]
+)
 def test_modules_of_any_shapes_and_dtypes_are_read_or_refused(command: tuple[str, ...], entries: list[Entry]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = write_raw(Path(folder) / "a.safetensors", entries)

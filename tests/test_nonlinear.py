@@ -250,7 +250,9 @@ def test_dora_is_exact_at_any_weight(weight: float, checkpoints: Mapping[str, Pa
     original = DORAS[0].tensors("float32")
     baked = bake_tensors(original, f"--weights=MID={weight!r}", "--base", checkpoints["linear"], "--family", "sd1")
     w = base("linear").astype(np.float64)
-    assert_close(a1111(roles(baked), w, 0.6), a1111(roles(original), w, 0.6 * weight), 2e-5)
+    # A small weight makes a small difference of magnitudes, which float32 has to hold.
+    tolerance = 2e-5 + 4e-7 / abs(weight)
+    assert_close(a1111(roles(baked), w, 0.6), a1111(roles(original), w, 0.6 * weight), tolerance)
 
 
 class TestDora:
