@@ -48,7 +48,7 @@ class Share:
         """Relative distance of the baked update from exactly that multiple of the original."""
         if not self.original:
             return None
-        rest = max(self.baked - self.both**2 / self.original, 0.0)
+        rest = max(self.baked - self.both / self.original * self.both, 0.0)
         return math.sqrt(rest / self.baked) if self.baked else 0.0
 
 

@@ -312,9 +312,9 @@ def _write(
 def _by_block(lost: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
     """Relative distance of each block's update, from the absolute distances and norms of its modules."""
     return {
-        block: math.sqrt(sum(error**2 for error, _ in pairs) / total)
+        block: math.sqrt(sum(error * error for error, _ in pairs) / total)
         for block, pairs in lost.items()
-        if (total := sum(size**2 for _, size in pairs))
+        if (total := sum(size * size for _, size in pairs))
     }
 
 

@@ -239,7 +239,9 @@ class Remedies:
         import torch
 
         cuda = self._means.device != "cpu" and torch.cuda.is_available()
-        return torch.from_numpy(array.astype(np.float64)).to("cuda" if cuda else "cpu")
+        with np.errstate(invalid="ignore"):  # a signalling NaN is a value like another
+            wide = array.astype(np.float64)
+        return torch.from_numpy(wide).to("cuda" if cuda else "cpu")
 
 
 def _kind(module: Module) -> str:

@@ -23,8 +23,8 @@ Arrays = Mapping[str, Array]
 Read = Callable[[Tensor], Array]
 Scale = Callable[[Module, Read], float]  # what multiplies a module's product
 
-# What numpy raises for tensors of dtypes or shapes that no trainer writes.
-MISFIT = (ValueError, TypeError, IndexError)
+# What tensors of dtypes, shapes or values lead to that no trainer writes.
+MISFIT = (ValueError, TypeError, IndexError, OverflowError)
 
 _BAND = 1 << 20  # elements of a LoHa update built at a time
 

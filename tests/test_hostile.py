@@ -351,6 +351,9 @@ ODD = {
 @RELAXED
 @given(entries=strategies.modules())
 @example(entries=[(f"{MODULE}.oft_blocks", "I64", (0, 0, 0, 0), b"")])
+@example(entries=[(f"{MODULE}.oft_blocks", "F16", (1, 1, 1), b"\x00}")])  # a signalling NaN
+@example(entries=[*LORA, (f"{MODULE}.alpha", "F64", (), np.float64(1e300).tobytes())])
+@example(entries=[(f"{MODULE}.diff_b", "F64", (1,), np.float64(1e100).tobytes())])
 @example(
     entries=[  # finite factors whose product is not
         (f"{MODULE}.lokr_w1", "F64", (1, 1), np.float64(1e300).tobytes()),
