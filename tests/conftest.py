@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer.main
+from hypothesis import settings
 from safetensors.numpy import load_file, save_file
 
 from lbw_bake.cli import main
@@ -25,6 +26,10 @@ Run = Callable[..., tuple[int, str, str]]
 BakeTensors = Callable[..., Tensors]
 BakeFile = Callable[..., Path]
 Entry = tuple[str, str, tuple[int, ...], bytes]  # name, dtype, shape, data
+
+# The same examples every time, so that a change is judged by itself; LBW_EXPLORE=1 looks for new ones.
+settings.register_profile("lbw", derandomize=not os.environ.get("LBW_EXPLORE"))
+settings.load_profile("lbw")
 
 ROOT = Path(__file__).parents[1]
 
