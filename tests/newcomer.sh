@@ -13,8 +13,8 @@ git clone --quiet "$root" "$folder/lbw"
 make -C "$folder/lbw" demo
 
 # The README's commands want LoRAs of some names; all are the demo's.
-mkdir -p "$folder/work/loras"
-cd "$folder/work"
+mkdir -p "$folder/desk/loras"
+cd "$folder/desk"
 for name in doraemon x a b loras/one; do
     ln "$folder/lbw/demo/doraemon.safetensors" "$name.safetensors"
 done
