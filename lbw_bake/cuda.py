@@ -28,16 +28,27 @@ def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
     """The device to multiply `nbytes` on (`auto`, `cpu`, `cuda`), and its backend. Raises DeviceError."""
     if device == "cpu" or (device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and driver_present())):
         return "cpu", Multiply.transform
+    if algebra_device(device) == "cpu":
+        return "cpu", Multiply.transform
+    import torch
+
+    return "cuda", torch_backend(torch.device("cuda"))
+
+
+def algebra_device(device: str) -> str:
+    """Where linear algebra runs (`auto`, `cpu`, `cuda`): on CUDA wherever there is one. Raises DeviceError."""
+    if device == "cpu":
+        return "cpu"
     try:
         import torch
     except ImportError:
         missing = "torch is not installed"
     else:
         if torch.cuda.is_available():
-            return "cuda", torch_backend(torch.device("cuda"))
+            return "cuda"
         missing = "torch finds no CUDA device"
     if device == "auto":
-        return "cpu", Multiply.transform
+        return "cpu"
     raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
 
 

@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .cuda import algebra_device
 from .errors import DeviceError
 from .updates import check_room, through_core
 
@@ -75,26 +77,18 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
     """The nearest update of a lower rank (Eckart-Young), and its relative Frobenius distance.
 
     QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one with room.
-    Raises DeviceError without torch.
+    Raises DeviceError without torch, and without CUDA where that is asked for.
     """
     if update.rank <= rank:
         return update, 0.0
-    where = device_for(device)
-    if where == "cuda":
+    if find_spec("torch") is None:
+        raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch")
+    if algebra_device(device) == "cuda":
         import torch
 
         with suppress(torch.OutOfMemoryError):
-            return _truncated(update, rank, where)
+            return _truncated(update, rank, "cuda")
     return _truncated(update, rank, "cpu")
-
-
-def device_for(device: str) -> str:
-    """Where truncation runs: on CUDA where there is one, unless `device` is `cpu`. Raises DeviceError without torch."""
-    try:
-        import torch
-    except ImportError:
-        raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch") from None
-    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:

@@ -22,6 +22,7 @@ import numpy as np
 from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
+from .cuda import algebra_device
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
@@ -205,6 +206,10 @@ class Remedies:
     def _base(self) -> BaseModel:
         return BaseModel(cast("Path", self._means.base), self._family)
 
+    @cached_property
+    def _device(self) -> str:
+        return algebra_device(self._means.device)
+
     def _reading(self, module: Module, base: BaseWeight, role: str) -> Reading:
         """How the magnitude is read, by its shape; the factors are checked against the base weight."""
         import torch
@@ -238,10 +243,9 @@ class Remedies:
     def _tensor(self, array: Array) -> torch.Tensor:
         import torch
 
-        cuda = self._means.device != "cpu" and torch.cuda.is_available()
         with np.errstate(invalid="ignore"):  # a signalling NaN is a value like another
             wide = array.astype(np.float64)
-        return torch.from_numpy(wide).to("cuda" if cuda else "cpu")
+        return torch.from_numpy(wide).to(self._device)
 
 
 def _kind(module: Module) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .atomic import check_output
-from .cuda import choose_backend
+from .cuda import algebra_device, choose_backend
 from .errors import FileFormatError, LbwError, StrictError
 from .families import OTHER
 from .jobs import Job
@@ -96,11 +96,10 @@ def _write(targets: Sequence[Target], how: Recipe) -> list[_Written]:
 
 def _truncate(target: Target, how: Recipe, rank: int) -> _Written:
     """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
-    from .lowrank import device_for
     from .merging import Part, merge_parts
     from .remedies import Means
 
-    device = device_for(how.device)
+    device = algebra_device(how.device)
     merged = merge_parts(
         [Part(target.plan.lora, target.plan.weights, target.preset)],
         target.output,

@@ -55,9 +55,12 @@ def test_a_file_baked_on_cuda_is_the_one_baked_on_the_cpu(tmp_path: Path, bake_f
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_cuda_is_refused_with_a_way_out(tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize(
+    "command", [("bake", "-w", "*=0.5"), ("bake", "-w", "*=0.5", "--rank", "1"), ("merge", "--rank", "1")], ids=" ".join
+)
+def test_cuda_without_cuda_is_refused_with_a_way_out(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", unet_lora())
-    code, _, error = run("bake", source, "-w", "*=0.5", "--device", "cuda", "-o", tmp_path / "b.safetensors")
+    code, _, error = run(*command, source, "--device", "cuda", "-o", tmp_path / "b.safetensors")
     assert code == 1
     assert "no CUDA device" in error
     assert "hint: use --device cpu" in error
