@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import AlphaError, NotBakeableError
+from .errors import AlphaError
 from .lora import Lora
 from .modules import Module
 from .updates import Read, Scale, alpha_of
@@ -45,21 +45,21 @@ def scales_of(lora: Lora, *beside: Path) -> Scale:
     def scale_of(module: Module, read: Read) -> float:
         if not module.rank or ("lokr_w1" in module.tensors and "lokr_w2" in module.tensors):
             return 1.0
+        if "alpha" in module.tensors:
+            return known_alpha(lora.file.path, module, read) / module.rank
         try:
-            if "alpha" in module.tensors:
-                return float(read(module.tensors["alpha"][0]).reshape(-1)[0]) / module.rank
             return _peft_scale(module, module.rank, config())
-        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise AlphaError(lora.file.path, f"the alpha of {module.name} cannot be read: {error}", _MEND) from error
 
     return scale_of
 
 
-def known_alpha(module: Module, read: Read) -> float:
-    """The alpha of a module that has one. Raises NotBakeableError if it is no number."""
+def known_alpha(path: Path, module: Module, read: Read) -> float:
+    """The alpha of a module that has a tensor of it. Raises AlphaError, naming the file, if it is no number."""
     alpha = alpha_of(module, read)
     if alpha is None:
-        raise NotBakeableError(f"{module.name}: its alpha is no number", "leave this file out")
+        raise AlphaError(path, f"the alpha of {module.name} is no number", "leave this file out")
     return alpha
 
 

@@ -255,7 +255,7 @@ def _alpha(parts: Sequence[Part]) -> float | None:
         with TensorData(part.lora.file) as data:
             for module, _ in part.lora.placed(part.weights.family):
                 if module.rank and "alpha" in module.tensors:
-                    return known_alpha(module, data.read) or 1.0
+                    return known_alpha(part.lora.file.path, module, data.read) or 1.0
     return None
 
 
