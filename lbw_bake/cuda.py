@@ -74,11 +74,11 @@ def _where_there_is_room(
     except torch.OutOfMemoryError:
         return step.transform()
 
-    def transform(data: Bytes) -> Bytes:
+    def transform(data: Bytes, out: Bytes) -> None:
         try:
-            return there(data)
+            there(data, out)
         except torch.OutOfMemoryError:
-            return step.transform()(data)
+            step.transform()(data, out)
 
     return transform
 
@@ -91,10 +91,10 @@ def _by_table(step: Multiply, device: torch.device) -> Transform:
     table = torch.from_numpy(entries.view(f"i{entries.itemsize}").copy()).to(device)
     wide = step.source in ("F16", "BF16")
 
-    def transform(data: Bytes) -> Bytes:
-        bits = torch.from_numpy(data.copy()).to(device)
+    def transform(data: Bytes, out: Bytes) -> None:
+        bits = torch.from_numpy(data).to(device)
         index = bits.view(torch.int16).to(torch.int32) & 0xFFFF if wide else bits.to(torch.int32)
-        return np.asarray(table.index_select(0, index).cpu().numpy()).view(np.uint8)
+        out[:] = table.index_select(0, index).cpu().numpy().view(np.uint8)
 
     return transform
 
@@ -104,10 +104,10 @@ def _by_product(step: Multiply, device: torch.device) -> Transform:
 
     dtype = {"F32": torch.float32, "F64": torch.float64}[step.source]
 
-    def transform(data: Bytes) -> Bytes:
-        values = torch.from_numpy(data.copy()).to(device).view(dtype)
+    def transform(data: Bytes, out: Bytes) -> None:
+        values = torch.from_numpy(data).to(device).view(dtype)
         products = (values.double() * step.factor).to(dtype)
         kept = torch.where(values.isnan(), values, products)
-        return np.asarray(kept.cpu().numpy()).view(np.uint8)
+        out[:] = kept.cpu().numpy().view(np.uint8)
 
     return transform

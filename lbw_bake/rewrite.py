@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import Queue
-from threading import Thread
 
 import numpy as np
 
@@ -17,12 +16,16 @@ from .edits import LEAVE_OUT, Compute, Drop, Fill
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Plan
-from .scaling import FLOATS, Bytes, Multiply, Transform, not_finite, numpy_dtype, round_to
+from .scaling import FLOATS, Bytes, Multiply, Transform, itemsize, not_finite, numpy_dtype, round_to
+from .sink import Consumer, Sink
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
 from .updates import MISFIT, Read
 
 Backend = Callable[[Multiply], Transform]
+
+# From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
+_LONG = 8 * PIECE
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,38 +122,6 @@ class _Strange:
         return (f"{found} are kept as they are (the first is {next(iter(self._tensors))})",)
 
 
-class _Hashing:
-    """Hashes pieces on a thread of its own while the next ones are read, multiplied and written."""
-
-    def __init__(self, hashes: DataHashes) -> None:
-        self._hashes = hashes
-        self._lots: Queue[list[Bytes]] = Queue(maxsize=2)
-        self._lot: list[Bytes] = []
-        self._size = 0
-        self._thread = Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def put(self, piece: Bytes) -> None:
-        """Take in the next bytes, which must stay as they are."""
-        self._lot.append(piece)
-        self._size += len(piece)
-        if self._size >= PIECE:
-            self._lots.put(self._lot)
-            self._lot, self._size = [], 0
-
-    def finish(self) -> None:
-        """Wait until everything is hashed; the thread ends."""
-        if self._thread.is_alive():
-            self._lots.put(self._lot)
-            self._lots.put([])
-            self._thread.join()
-
-    def _work(self) -> None:
-        while lot := self._lots.get():
-            for piece in lot:
-                self._hashes.update(piece.data)
-
-
 class _Writer:
     """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
 
@@ -165,9 +136,11 @@ class _Writer:
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
-        self._hashing = _Hashing(self._hashes) if self._hashes else None
-        if self._hashing:
-            outputs.callback(self._hashing.finish)
+        consumers: list[Consumer] = [partial(write_all, self._file)]
+        if self._hashes:
+            consumers.append(self._hashes.update)
+        self._sink = Sink(min(PIECE, source.size), *consumers)
+        outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
         write_all(self._file, self._encoded_header())
@@ -183,21 +156,23 @@ class _Writer:
             return None
         if isinstance(edit, Fill):
             for constant in _constant(edit, self._layout[tensor.name].nbytes):
-                self._put(constant)
+                self._sink.put(constant)
             return None
         if isinstance(edit, Compute):
             for computed in _computed(edit, self._data.read):
-                self._put(computed)
+                self._sink.put(computed)
             return None
-        transform = self._backend(edit) if edit else None
-        return lambda piece: self._put(transform(piece) if transform else piece)
+        if edit is None:
+            return self._sink.put
+        transform, before, after = self._backend(edit), itemsize(edit.source), itemsize(edit.target)
+        return lambda piece: transform(piece, self._sink.room(len(piece) // before * after))
 
     def finish(self) -> int:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""
         self._copy_run()
+        self._sink.drain()
         size = self._file.tell()
-        if self._hashing:
-            self._hashing.finish()
+        if self._hashes:
             self._file.seek(0)
             write_all(self._file, self._encoded_header())
         return size
@@ -213,11 +188,6 @@ class _Writer:
     def _encoded_header(self) -> bytes:
         return self._header.encode(self._hashes.metadata() if self._hashes else self._metadata)
 
-    def _put(self, piece: Bytes) -> None:
-        if self._hashing:
-            self._hashing.put(piece)
-        write_all(self._file, piece.data)
-
     def _extend_run(self, tensor: Tensor) -> None:
         start, end = self._run
         if end != self._offset + tensor.start:
@@ -227,8 +197,11 @@ class _Writer:
 
     def _copy_run(self) -> None:
         start, end = self._run
-        if start < end:
-            self._data.copy(start, end, self._file)
+        if end - start >= _LONG:
+            self._sink.drain()
+            start = self._data.kernel_copy(start, end, self._file)
+        for piece in self._data.between(start, end):
+            self._sink.put(piece)
         self._run = (0, 0)
 
 

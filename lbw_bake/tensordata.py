@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .atomic import write_all
 from .errors import FileFormatError
 from .scaling import FLOATS, Bytes, Multiply, Survey, numpy_dtype, survey
 from .tensorfile import Tensor, TensorFile
@@ -26,6 +25,7 @@ class TensorData:
 
     def __init__(self, source: TensorFile) -> None:
         self._source = source
+        self._buffer = np.empty(0, np.uint8)
         try:
             self._file = FileIO(source.path)
         except OSError as error:
@@ -43,19 +43,36 @@ class TensorData:
         self._file.close()
 
     def pieces(self, tensor: Tensor, step: int = PIECE) -> Iterator[Bytes]:
-        """A tensor's bytes in pieces of so many."""
-        return self._pieces(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step)
+        """A tensor's bytes in pieces of so many. A piece is good until the next one is asked for."""
+        return self.between(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step)
 
     def all_pieces(self) -> Iterator[Bytes]:
-        """The bytes of the whole data section."""
-        return self._pieces(self._source.data_start, self._source.size)
+        """The bytes of the whole data section, in pieces like those of a tensor."""
+        return self.between(self._source.data_start, self._source.size)
 
-    def copy(self, start: int, end: int, target: FileIO) -> int:
-        """Append a range of the file to the target, by the kernel where it can; returns its length."""
-        position = self._kernel_copy(start, end, target)
-        for piece in self._pieces(position, end):
-            write_all(target, piece.data)
-        return end - start
+    def between(self, start: int, end: int, step: int = PIECE) -> Iterator[Bytes]:
+        """The bytes of a range of the file, in pieces like those of a tensor."""
+        # Memory that is new for every piece would cost as much time as the arithmetic.
+        if min(step, end - start) > len(self._buffer):
+            self._buffer = np.empty(min(step, end - start), np.uint8)
+        self._file.seek(start)
+        for position in range(start, end, step):
+            piece = self._buffer[: min(step, end - position)]
+            self._read_into(piece.data)
+            yield piece
+
+    def kernel_copy(self, start: int, end: int, target: FileIO) -> int:
+        """Have the kernel append as much of a range of the file as it will to the target; returns where it stopped."""
+        position = start
+        while position < end and hasattr(os, "copy_file_range"):
+            try:
+                count = os.copy_file_range(self._file.fileno(), target.fileno(), end - position, offset_src=position)
+            except OSError:  # not on this file system; or a fault, and then reading or writing says whose
+                break
+            if not count:
+                break
+            position += count
+        return position
 
     def read(self, tensor: Tensor) -> npt.NDArray[Any]:
         """A tensor's values: float32 for floats (float64 stays), else its own integers.
@@ -92,27 +109,6 @@ class TensorData:
             raise FileFormatError(self._source.path, "was replaced while it was read", "run it again")
         if (status.st_size, status.st_mtime_ns) != (self._source.size, self._source.modified_ns):
             raise FileFormatError(self._source.path, "changed while it was read", "run it again")
-
-    def _pieces(self, start: int, end: int, step: int = PIECE) -> Iterator[Bytes]:
-        """The bytes of a range of the file."""
-        self._file.seek(start)
-        for position in range(start, end, step):
-            piece = np.empty(min(step, end - position), np.uint8)
-            self._read_into(piece.data)
-            yield piece
-
-    def _kernel_copy(self, start: int, end: int, target: FileIO) -> int:
-        """Copy as much of a range as the kernel will; returns where it stopped."""
-        position = start
-        while position < end and hasattr(os, "copy_file_range"):
-            try:
-                count = os.copy_file_range(self._file.fileno(), target.fileno(), end - position, offset_src=position)
-            except OSError:  # not on this file system; or a fault, and then reading or writing says whose
-                break
-            if not count:
-                break
-            position += count
-        return position
 
     def _read_into(self, view: memoryview) -> None:
         while view:

@@ -20,6 +20,7 @@ from hypothesis import settings
 from safetensors.numpy import load_file, save_file
 
 from lbw_bake.cli import main
+from lbw_bake.scaling import Bytes, Multiply, Transform, itemsize
 
 Tensors = dict[str, np.ndarray]
 Run = Callable[..., tuple[int, str, str]]
@@ -271,3 +272,11 @@ def entries_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         for name, entry in header_of(path).items()
         if name != "__metadata__"
     }
+
+
+def transformed(step: Multiply, data: Bytes, backend: Callable[[Multiply], Transform] = Multiply.transform) -> Bytes:
+    """What becomes of bytes: in a place that is not aligned, as some have in a file."""
+    before, after = itemsize(step.source), itemsize(step.target)
+    out = np.zeros(1 + len(data) // before * after, np.uint8)[1:]
+    backend(step)(data, out)
+    return out.copy()

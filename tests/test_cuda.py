@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BakeFile, Run, data_of, unet_lora, write
+from conftest import BakeFile, Run, data_of, transformed, unet_lora, write
 
 from lbw_bake import cuda
 from lbw_bake.cuda import choose_backend
@@ -33,7 +33,7 @@ def test_torch_writes_the_bytes_that_numpy_writes(device: str, source: str) -> N
     backend = torch_backend(torch.device(device))
     for target, factor in itertools.product({source, "F16", "BF16", "F32"}, (0.3, -1.5, 1e5)):
         step = Multiply(source, target, factor)
-        assert backend(step)(data).tobytes() == step.transform()(data).tobytes(), step
+        assert transformed(step, data, backend).tobytes() == transformed(step, data).tobytes(), step
 
 
 @pytest.mark.parametrize("when", ["at once", "later"])
@@ -44,7 +44,8 @@ def test_what_the_device_has_no_room_for_is_done_on_the_cpu(when: str, monkeypat
     monkeypatch.setattr(cuda, "_by_table", full if when == "at once" else lambda *_: full)
     step = Multiply("F16", "F16", 0.3)
     data = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
-    assert cuda.torch_backend(torch.device("cpu"))(step)(data).tobytes() == step.transform()(data).tobytes()
+    backend = cuda.torch_backend(torch.device("cpu"))
+    assert transformed(step, data, backend).tobytes() == transformed(step, data).tobytes()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

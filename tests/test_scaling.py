@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
+from conftest import transformed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,8 +180,8 @@ def test_every_value_times_an_extreme_factor_is_rounded_once(dtype: str, factor:
 
 def multiplied(values: np.ndarray, source: str, target: str, factor: float) -> np.ndarray:
     """Bit patterns of a small target."""
-    result = Multiply(source, target, factor).transform()(values.astype(numpy_dtype(source)).view(np.uint8))
-    return result.view(f"u{numpy_dtype(target).itemsize}")
+    data = values.astype(numpy_dtype(source)).view(np.uint8)
+    return transformed(Multiply(source, target, factor), data).view(f"u{numpy_dtype(target).itemsize}")
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -187,7 +189,7 @@ def multiplied(values: np.ndarray, source: str, target: str, factor: float) -> n
 def test_wide_dtypes_multiply_in_float64(dtype: str, factor: float) -> None:
     bits = np.random.default_rng(0).integers(0, 256, 400_000, np.uint8)
     values = bits.view(numpy_dtype(dtype))
-    result = Multiply(dtype, dtype, factor).transform()(bits)
+    result = transformed(Multiply(dtype, dtype, factor), bits)
     with np.errstate(all="ignore"):
         expected = products_of(values, factor).astype(numpy_dtype(dtype))
     expected[np.isnan(values)] = values[np.isnan(values)]
@@ -198,7 +200,7 @@ def test_wide_dtypes_multiply_in_float64(dtype: str, factor: float) -> None:
 @pytest.mark.parametrize(("source", "target"), [("F16", "F16"), ("F16", "F32"), ("F32", "BF16"), ("F8_E5M2", "BF16")])
 def test_a_piece_of_any_length_is_multiplied_element_by_element(source: str, target: str, length: int) -> None:
     data = np.random.default_rng(1).integers(0, 124, length * numpy_dtype(source).itemsize, np.uint8)
-    transform = Multiply(source, target, 0.3).transform()
+    transform = partial(transformed, Multiply(source, target, 0.3))
     step = 1000 * numpy_dtype(source).itemsize
     pieces = [transform(data[start : start + step]).tobytes() for start in range(0, len(data), step)]
     assert transform(data).tobytes() == b"".join(pieces)

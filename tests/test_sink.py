@@ -1,0 +1,82 @@
+"""What goes into a sink comes out of it in order, once for each consumer, however slow; and nobody sees it change."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from lbw_bake.sink import Consumer, Sink
+
+SIZE = 1000
+
+
+def pieces() -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(0)
+    for length in (0, 1, SIZE - 1, SIZE, SIZE + 1, 3 * SIZE, *rng.integers(0, SIZE, 200)):
+        yield rng.integers(0, 256, length, np.uint8)
+
+
+def slow(into: bytearray, seed: int) -> Consumer:
+    """Takes its time before it looks: by then a buffer that was filled too early would hold something else."""
+    chance = random.Random(seed)
+
+    def consume(data: memoryview) -> None:
+        time.sleep(chance.choice((0, 0, 0.002)))
+        into.extend(data)
+
+    return consume
+
+
+def test_every_consumer_gets_all_bytes_in_their_order() -> None:
+    got = bytearray(), bytearray()
+    with closing(Sink(SIZE, *map(slow, got, (1, 2)))) as sink:
+        for piece in pieces():
+            sink.put(piece)
+        sink.drain()
+        wanted = b"".join(piece.tobytes() for piece in pieces())
+        assert got == (wanted, wanted)
+
+
+def test_drained_bytes_are_consumed_before_others_follow() -> None:
+    got = bytearray()
+    with closing(Sink(SIZE, slow(got, 3))) as sink:
+        for piece in pieces():
+            sink.put(piece)
+            before = len(got)
+            sink.drain()
+            assert bytes(got[before:]) == piece.tobytes()
+
+
+def test_buffers_are_used_again() -> None:
+    addresses = set()
+    with closing(Sink(SIZE, lambda _: None)) as sink:
+        for _ in range(50):
+            room = sink.room(SIZE)
+            addresses.add(room.__array_interface__["data"][0])
+    assert len(addresses) == 3
+
+
+def full(_: memoryview) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_what_a_consumer_raises_reaches_who_drains() -> None:
+    with closing(Sink(SIZE, full)) as sink:
+        sink.put(np.zeros(1, np.uint8))
+        with pytest.raises(OSError, match="No space left"):
+            sink.drain()
+
+
+def test_what_a_consumer_raises_stops_who_fills() -> None:
+    with closing(Sink(SIZE, full)) as sink, pytest.raises(OSError, match="No space left"):
+        fill(sink)
+
+
+def fill(sink: Sink) -> None:
+    for _ in range(10):
+        sink.put(np.zeros(SIZE, np.uint8))
