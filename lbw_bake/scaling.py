@@ -49,6 +49,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+@cache
 def largest(name: str) -> float:
     """The largest finite value of a safetensors float dtype."""
     dtype = numpy_dtype(name)
