@@ -8,7 +8,8 @@ preset_files() {
     git ls-files "$@" -- ':(icase)*preset*.yaml' ':(icase)*preset*.yml' ':(icase)*preset*.txt'
 }
 
-if [ -z "$(preset_files)" ]; then
+found=$(preset_files)  # ends the script where git fails
+if [ -z "$found" ]; then
     echo "no preset files" >&2
     exit 0
 fi

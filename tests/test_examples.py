@@ -52,7 +52,9 @@ def test_the_script_runs_from_top_to_bottom(lora: Path, tmp_path: Path) -> None:
     assert names == {"midd", "vector", "face", "token", "gentle", "both"}
 
 
-def test_the_comfyui_node_bakes_once_and_loads_what_it_baked(lora: Path, tmp_path: Path, host: Any) -> None:
+def test_the_comfyui_node_bakes_once_and_loads_what_it_baked(
+    lora: Path, tmp_path: Path, host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded: list[Path] = []
 
     def load_torch_file(path: str, *, safe_load: bool) -> dict[str, np.ndarray]:
@@ -78,6 +80,12 @@ def test_the_comfyui_node_bakes_once_and_loads_what_it_baked(lora: Path, tmp_pat
     assert strengths == (0.7, 0.7)
     (baked,) = set(loaded)
     assert weight_of(lora, baked, "MID") == pytest.approx(0.5)
+    presets = tmp_path / "presets.yaml"
+    monkeypatch.setenv("LBW_PRESETS", str(presets))
+    for weight in (0.25, 0.75):
+        presets.write_text(f"MINE: {{MID: {weight}, '*': 1}}\n")
+        node().load(None, None, lora.name, "MINE", 0.7)
+        assert weight_of(lora, loaded[-1], "MID") == pytest.approx(weight, rel=1e-3)
 
 
 def test_the_web_ui_script_bakes_and_prompts(lora: Path, host: Any) -> None:
@@ -107,7 +115,7 @@ def test_what_the_api_page_says_runs(lora: Path, tmp_path: Path, monkeypatch: py
     write(tmp_path / "loras" / "y.safetensors", unet_lora())
     (tmp_path / "my-presets.yaml").write_text("MINE: {MID: 1}\n")
     page = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
-    names: dict[str, Any] = {"Path": Path}
+    names = {"__name__": "__main__"}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, names)
     assert {path.name for path in tmp_path.rglob("*midd*")} == {"doraemon-midd.safetensors"}

@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from lbw_bake import bake
+from lbw_bake import Weights, bake
 
 
 class LoadBakedLora:
@@ -49,12 +49,12 @@ class LoadBakedLora:
 
 def baked_file(source: Path, weights: str, folder: Path) -> Path:
     """The LoRA with these weights in the folder, baked if it is not there yet."""
-    state = source.stat()
-    key = hashlib.sha256(f"{source}|{state.st_size}|{state.st_mtime_ns}|{weights}".encode()).hexdigest()[:16]
+    state, meant = source.stat(), Weights.of(weights)  # what a preset says, not its name, which may say more tomorrow
+    key = hashlib.sha256(f"{source}|{state.st_size}|{state.st_mtime_ns}|{meant}".encode()).hexdigest()[:16]
     baked = folder / f"{source.stem}-{key}.safetensors"
     if not baked.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        bake(source, baked, weights, replace=True)
+        bake(source, baked, meant, replace=True)
     return baked
 
 
