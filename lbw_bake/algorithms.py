@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 Shape = tuple[int, ...]
 
@@ -136,8 +137,21 @@ _RANK_AXES = {"down": 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "a2": 0
 
 
 def algorithm_of(roles: Collection[str]) -> Algorithm | None:
-    """The algorithm of a module with these roles, or None if they make up no known one."""
-    return next((algorithm for algorithm in ALGORITHMS if algorithm.owns(roles)), None)
+    """The algorithm of a module with these roles, or None if they make up no known one.
+
+    Two that exclude each other under one name are an algorithm of their own, which only removal makes neutral: some
+    loaders take the one, some the other.
+    """
+    return _algorithm_of(frozenset(roles))
+
+
+@cache
+def _algorithm_of(roles: frozenset[str]) -> Algorithm | None:
+    owners = [algorithm for algorithm in ALGORITHMS if algorithm.owns(roles)]
+    rivals = [owner for owner in owners if owner.products or owner.matrices or not owner.exact]
+    if len(rivals) > 1:
+        return Algorithm(" and ".join(rival.name for rival in rivals), (), exact=False)
+    return next(iter(owners), None)
 
 
 def rank_of(shapes: Mapping[str, Shape]) -> int | None:

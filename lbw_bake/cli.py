@@ -302,8 +302,9 @@ def main(args: Sequence[str] | None = None) -> None:
     # A bake makes many small values and no cycles.
     gc.set_threshold(50_000)
     if args is None:
-        # Ended by the system, a bake still takes its half-written file along.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        # Ended by the system or a terminal that closes, a bake still takes its half-written file along.
+        for name in {"SIGTERM", "SIGHUP"} & {each.name for each in signal.Signals}:
+            signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
         app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
     except LbwError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .alphas import scales_of
-from .errors import LbwError
+from .errors import LbwError, NotALoraError
 from .families import OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
@@ -76,7 +76,7 @@ class Comparison:
 
     @property
     def matches_record(self) -> bool | None:
-        """Whether every module got what the record says, None if there is no record."""
+        """Whether every module got what the record says, None if there is no record or nothing could be measured."""
         return None if self.contradictions is None else not self.contradictions
 
     @property
@@ -100,12 +100,17 @@ class Comparison:
 
 
 def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
-    """Measure the weight every block of `baked` got. Raises FileFormatError, NotALoraError."""
+    """Measure the weight every block of `baked` got.
+
+    Raises FileFormatError, and NotALoraError also where the files have no module in common.
+    """
     one = read_lora(original, family)
     two = read_lora(baked, family or one.candidates[0].name)
     known = one.candidates[0]
     old = {module.name: (module, place) for module, place in one.placed(known)}
     new = {module.name: module for module, _ in two.placed(known)}
+    if not old.keys() & new.keys():
+        raise NotALoraError(baked, f"has no module in common with {original}", "compare a LoRA with what became of it")
     shares: dict[str, tuple[Module, Place, Share]] = {}
     unmeasured: list[str] = []
     # A file baked elsewhere has left PEFT's configuration behind; its loader will be given it.
@@ -158,16 +163,21 @@ def _sum(shares: Iterable[Share]) -> Share:
 def _contradictions(
     original: Lora, baked: Lora, family: Family, shares: Mapping[str, tuple[Module, Place, Share]]
 ) -> tuple[str, ...] | None:
-    """What the records that were added say, against what was measured; None if none was added."""
+    """What the records that were added say, against what was measured; None if none was added, or nothing measured."""
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
-    if not records or any(isinstance(record, dict) and record.keys() & _UNVERIFIABLE for record in records):
+    if (
+        not records
+        or not shares
+        or any(isinstance(record, dict) and record.keys() & _UNVERIFIABLE for record in records)
+    ):
         return None
     try:
         bakes = [_recorded_weights(record, family) for record in records]
     except (LbwError, TypeError, ValueError, OverflowError, KeyError, AttributeError):
         return ("its lbw_bake record cannot be read",)
     written = {module.name: module for module in baked.grouping.modules}
-    found = []
+    known = {module.name for module in original.grouping.modules}
+    found = [f"{name} was added, of which its record says nothing" for name in written if name not in known]
     for name, (module, place, share) in shares.items():
         said = math.prod(weights.of(place, module.path) for weights in bakes)
         if share.weight is not None and not _agrees(share, said, written.get(name)):

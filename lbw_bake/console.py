@@ -47,7 +47,8 @@ def _escaped(character: str) -> str:
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON, characters that drive a terminal escaped as JSON has it; null for what is no number."""
-    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    plain = "utf" not in (sys.stdout.encoding or "").lower()  # what another encoding lacks has an escape in JSON
+    text = json.dumps(_finite(value), ensure_ascii=plain, allow_nan=False, indent=indent)
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
 
 

@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -24,7 +24,7 @@ from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .edits import LEAVE_OUT
-from .errors import NotBakeableError, OutputError
+from .errors import NotBakeableError, OutputError, UnknownFamilyError
 from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
@@ -63,12 +63,23 @@ class Merged:
 def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:
     """Read the headers and settle the weights of what is to be merged.
 
-    Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if the files are of different families.
+    Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if no family fits all of the files.
     """
+    read = [(read_lora(path, family), weights) for path, weights in loras]
+    common = read[0][0].candidates
+    for lora, _ in read:
+        fitting = tuple(candidate for candidate in common if candidate in lora.candidates)
+        if not fitting:
+            kinds = [" or ".join(each.name for each in families) for families in (common, lora.candidates)]
+            raise UnknownFamilyError(
+                f"{lora.file.path} is {kinds[1]}, {read[0][0].file.path} is {kinds[0]}: different models do not add up",
+                "merge LoRAs of one family; --family names it where it is told wrong",
+            )
+        common = fitting
     parts: list[Part] = []
-    for path, weights in loras:
-        lora = read_lora(path, family or (parts[0].weights.family.name if parts else None))
-        parts.append(Part(lora, agree(lora, weights.for_family), weights.preset))
+    for lora, weights in read:
+        one = replace(lora, candidates=(parts[0].weights.family,) if parts else common)
+        parts.append(Part(one, agree(one, weights.for_family), weights.preset))
     return parts
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from .factors import REMOVED, ZEROED
+from .families import OTHER
 from .plan import Plan
 from .weights import matches_element
 
@@ -43,6 +44,15 @@ def _unlisted(plan: Plan) -> Iterator[str]:
         yield f"{len(zeroed)} modules zeroed because the weights do not list their blocks: {some(blocks, 30)}"
 
 
+def _idle_rules(plan: Plan) -> Iterator[str]:
+    """Blocks named one by one where there is nothing: a slip of the pen. Many files have no text encoder."""
+    family = plan.weights.family
+    here = {decision.place.block for decision in plan.decisions}
+    if idle := plan.weights.named - here - {*family.text_encoder_blocks, OTHER}:
+        blocks = some(block for block in family.blocks if block in idle)
+        yield f"the file has no module in {blocks}; its blocks are {some((b for b in family.blocks if b in here), 30)}"
+
+
 def _idle_elements(plan: Plan) -> Iterator[str]:
     for element in plan.weights.options.elements:
         if not any(matches_element(element, plan.weights.family, d.place, d.module.path) for d in plan.decisions):
@@ -77,4 +87,4 @@ def _inexact(plan: Plan) -> Iterator[str]:
         yield f"{block}: {len(errors)} {name} modules {caveat}{span}"
 
 
-_REMARKS = (_unknown, _of_a_relative, _unlisted, _idle_elements, _fixed, _neutral, _inexact)
+_REMARKS = (_unknown, _of_a_relative, _unlisted, _idle_rules, _idle_elements, _fixed, _neutral, _inexact)

@@ -185,11 +185,14 @@ def comparison(facts: Comparison) -> None:
     for contradiction in (facts.contradictions or ())[:5]:
         message("error", contradiction)
     if facts.contradictions is None:
-        message("done", "there is no new lbw_bake record to hold it to")
+        message(
+            "done", "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
+        )
     elif facts.contradictions:
         message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
     else:
-        message("done", "it is what its lbw_bake record says")
+        unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
+        message("done", f"it is what its lbw_bake record says{unsure}")
 
 
 def comparison_json(facts: Comparison) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -134,14 +134,13 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     """What is to become of one output: its outcome so far, and its target if there is work to do."""
     try:
         if records_in(lora.file.metadata) and not job.named:
-            return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
+            return _skipped(Outcome(job.input, output, SKIPPED), ["was baked before; name it to bake it again"], recipe)
         weights = agree(lora, recipe.weights.for_family)
         with TensorData(lora.file) as data:
             plan = plan_by(recipe, lora, weights, data)
         outcome = _planned(job, output, plan, began)
         if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
-            warnings = (*outcome.warnings, *_differences(output, plan, recipe))
-            return replace(outcome, status=SKIPPED, warnings=warnings), None
+            return _skipped(outcome, _differences(output, plan, recipe), recipe)
         if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
             check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
@@ -153,6 +152,13 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     return outcome, Target(
         plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata
     )
+
+
+def _skipped(outcome: Outcome, warnings: Iterable[str], recipe: Recipe) -> tuple[Outcome, None]:
+    warnings = (*outcome.warnings, *warnings)
+    if warnings and recipe.strict:
+        raise StrictError(outcome.input, warnings)
+    return replace(outcome, status=SKIPPED, warnings=warnings), None
 
 
 def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:

@@ -106,7 +106,9 @@ class Weights:
 
     def for_family(self, family: Family) -> FamilyWeights:
         """What they mean for a family. Raises PresetError, WeightError."""
-        return resolve(self.source_for(family), family, self.options)
+        resolved = resolve(self.source_for(family), family, self.options)
+        # A preset is for many files, and names blocks that some of them lack.
+        return replace(resolved, named=frozenset()) if self.preset else resolved
 
 
 def _elements_of(preset: Preset) -> tuple[Element, ...]:

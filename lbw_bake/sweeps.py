@@ -178,7 +178,7 @@ def _weights_of(choices: Sequence[tuple[str, str]], start: _Start, family: Famil
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()
     unlisted = frozenset(weights[0].unlisted).intersection(*(one.unlisted for one in weights))
     options = replace(weights[0].options, elements=(*elements, *added))
-    return FamilyWeights(family, blocks, weights[0].layout, unlisted, options)
+    return FamilyWeights(family, blocks, weights[0].layout, unlisted, options=options)
 
 
 def _combined(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -73,13 +73,15 @@ class Options:
 class FamilyWeights:
     """The resolved weights of a family: a finite float for every block, `OTHER` included.
 
-    `layout` is the length of the vector they came from, None for rules; `unlisted` the blocks it did not list.
+    `layout` is the length of the vector they came from, None for rules; `unlisted` the blocks it did not list, `named`
+    those a rule names one by one.
     """
 
     family: Family
     blocks: Mapping[str, float]
     layout: int | None = None
     unlisted: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
     options: Options = field(default_factory=Options)
 
     def of(self, place: Place, path: str) -> float:
@@ -147,11 +149,14 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
     options = options or Options()
     evaluate = Evaluator(x=options.x, seed=options.seed, a=options.a, b=options.b)
     layout = None
+    named: frozenset[str] = frozenset()
     if isinstance(source, Vector):
         layout = len(source.values)
         listed = _by_layout(source.values, family, evaluate)
     elif isinstance(source, Rules):
         listed = _by_rules(source.rules, family, evaluate)
+        chosen = (select(selector, family) for selector, _ in source.rules if selector != "*")
+        named = frozenset[str]().union(*(blocks for blocks in chosen if len(blocks) == 1))
     else:
         listed = weigh_positions(source.rules, family, evaluate)
     unlisted = frozenset(family.blocks) - listed.keys()
@@ -161,7 +166,7 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
     weights[OTHER] = listed.get(OTHER, options.other)
     for element in options.elements:
         select(element.blocks, family)
-    return FamilyWeights(family, weights, layout, unlisted, options)
+    return FamilyWeights(family, weights, layout, unlisted, named, options)
 
 
 def matches_element(element: Element, family: Family, place: Place, path: str) -> bool:

@@ -45,6 +45,8 @@ class TestExitCodes:
             (WARNED, (), 0),
             (WARNED, ("--strict",), 1),
             (WRONG, (), 1),
+            ("A: 17\n", (), 1),
+            ("A: R\n", (), 1),
             (WRONG, ("--format", "xml"), 2),
             (WRONG, ("--kind", "csv"), 2),
         ],

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODULE, SD1_BLOCKS, BakeFile, Run, metadata_of, unet_lora, write
+from conftest import MODULE, SD1_BLOCKS, BakeFile, Run, kohya_lora, metadata_of, unet_lora, write
 from formulas import FORMULAS, Formula
 from safetensors.numpy import load_file
 
@@ -154,3 +154,34 @@ def test_what_is_no_lora_is_refused(original: Path, tmp_path: Path, run: Run) ->
         code, out, error = run("diff", *pair)
         assert (code, out) == (1, "")
         assert error.startswith(f"error: {tmp_path / 'bad.safetensors'}: ")
+
+
+def test_files_without_a_common_module_are_not_compared(original: Path, tmp_path: Path, run: Run) -> None:
+    other = write(tmp_path / "other.safetensors", kohya_lora(["unet_double_blocks_0_img_attn_proj"], width=3072))
+    code, out, error = run("diff", original, other, "--family", "flux")
+    assert (code, out) == (1, "")
+    code, out, error = run("diff", original, write(tmp_path / "one.safetensors", kohya_lora(["unet_conv_in"])))
+    assert (code, out) == (1, "")
+    assert f"has no module in common with {original}" in error
+
+
+def test_a_module_that_the_record_does_not_tell_of_contradicts_it(
+    original: Path, bake_file: BakeFile, tmp_path: Path, run: Run
+) -> None:
+    baked = bake_file(original, "-p", "MIDD")
+    more = write(tmp_path / "more.safetensors", load_file(baked) | kohya_lora(["unet_conv_in"]), metadata_of(baked))
+    code, out, _ = run("diff", original, more, "--json")
+    assert code == 1
+    facts = json.loads(out)
+    assert facts["matches_record"] is False
+    assert facts["contradictions"] == ["lora_unet_conv_in was added, of which its record says nothing"]
+
+
+def test_what_cannot_be_measured_is_not_certified(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    dora = unet_lora([SD1_BLOCKS[1]], text_encoder="")
+    (up,) = (name for name in dora if name.endswith("lora_up.weight"))
+    dora[up.replace("lora_up.weight", "dora_scale")] = np.ones((1, 8), np.float32)
+    source = write(tmp_path / "dora.safetensors", dora)
+    code, out, _ = run("diff", source, bake_file(source, "-w", "*=1"), "--json")
+    assert code == 0
+    assert json.loads(out)["matches_record"] is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, metadata_of, unet_lora, write
+from conftest import Run, kohya_lora, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake.errors import WeightError
@@ -154,3 +154,24 @@ def test_what_truncation_cannot_heed_is_refused(
     assert code == 2
     assert "--rank" in error
     assert not out.exists()
+
+
+def test_loras_of_different_models_do_not_add_up(tmp_path: Path, run: Run) -> None:
+    sd1 = write(tmp_path / "sd1.safetensors", kohya_lora(["unet_input_blocks_1_1_proj_in"], width=320))
+    flux = write(tmp_path / "flux.safetensors", kohya_lora(["unet_double_blocks_0_img_attn_proj"], width=3072))
+    code, out, error = run("merge", sd1, flux, "-o", tmp_path / "c.safetensors")
+    assert (code, out) == (1, "")
+    assert "flux.safetensors is flux" in error
+    assert "sd1.safetensors is sd1" in error
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path: Path, run: Run) -> None:
+    either = write(tmp_path / "either.safetensors", kohya_lora(["unet_input_blocks_4_1_proj_in"], width=640))
+    sdxl = write(
+        tmp_path / "sdxl.safetensors",
+        kohya_lora(["unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"], width=640),
+    )
+    for pair in ((either, sdxl), (sdxl, either)):
+        assert run("merge", *pair, "-o", tmp_path / "c.safetensors", "--force")[0] == 0
+        assert json.loads(run("inspect", tmp_path / "c.safetensors", "--json")[1])["family"] == "sdxl"

@@ -415,6 +415,22 @@ class TestElements:
         assert "element rule MID:attn:0.5 matches no module" in error
 
     @pytest.mark.parametrize(
+        ("weights", "said"),
+        [
+            ("IN03=0.5 in05=1 *=1", "the file has no module in IN03; its blocks are "),
+            ("M00=0.5 IN03=0 *=1", "the file has no module in IN03, MID; its blocks are "),
+            ("IN00-IN04=0.5 BASE=0 OTHER=0 *=1", ""),  # ranges and text encoders are named for many files
+        ],
+    )
+    def test_a_block_that_is_named_and_empty_is_said(self, weights: str, said: str, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", kohya_lora(["unet_input_blocks_5_1_proj_in"], width=640))
+        code, out, _ = run("bake", source, "-w", weights, "-o", tmp_path / "b.safetensors", "--json", "--family", "sd1")
+        assert code == 0
+        warnings = [warning for warning in json.loads(out)["warnings"] if "no module in" in warning]
+        assert len(warnings) == bool(said)
+        assert all(warning.startswith(said) for warning in warnings)
+
+    @pytest.mark.parametrize(
         "rule", ["IN05", "IN05:attn", "IN05:attn:0.5:1", "IN05:attn:", "IN05:attn:nan", "IN55:attn:1", "NOT:attn:1"]
     )
     def test_what_is_no_rule_is_an_error(self, rule: str, tmp_path: Path, run: Run) -> None:

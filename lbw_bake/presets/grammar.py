@@ -130,7 +130,7 @@ def read_values(
     lengths = dialect.lengths or sorted({length for family in families for length in family.lengths})
     if len(values) in dialect.rare:
         yield whole.finding("LBW309", f"only some versions of {dialect.tool} take {len(values)} values", name)
-    elif len(values) not in lengths and not (len(values) == 1 and findings):
+    elif len(values) not in lengths and not (len(values) == 1 and any(finding.is_error for finding in findings)):
         yield _wrong_length(len(values), lengths, whole, name, dialect, families)
     yield Vector(tuple(_capital(value.text, dialect) for value in values))
 
