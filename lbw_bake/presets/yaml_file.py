@@ -18,8 +18,7 @@ from ..values import NUMBER
 from ..weights import Element, Rules
 from .findings import Finding
 from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
-from .lines import without_mark
-from .model import Document, Entry, Preset, document, of_type
+from .model import Entry, Preset, of_type
 from .text import WIDE_COLON, WIDE_COMMA, Piece
 
 DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
@@ -76,24 +75,16 @@ def compose(text: str) -> yaml.Node | None:
         loader.dispose()
 
 
-def read_yaml(text: str, path: Path) -> Document:
+def read_yaml(text: str, path: Path) -> Iterator[Preset | Finding]:
     """Read a presets.yaml."""
-    return document(_read(text, path))
-
-
-def _read(text: str, path: Path) -> Iterator[Preset | Finding]:
-    for item in without_mark(text):
-        if isinstance(item, Finding):
-            yield item
-            continue
-        try:
-            root = compose(item)
-        except yaml.YAMLError as error:
-            yield _syntax_error(error, item)
-        except _RefusedError as refused:
-            yield refused.finding
-        else:
-            yield from _Reader(item, path).presets(root)
+    try:
+        root = compose(text)
+    except yaml.YAMLError as error:
+        yield _syntax_error(error, text)
+    except _RefusedError as refused:
+        yield refused.finding
+    else:
+        yield from _Reader(text, path).presets(root)
 
 
 def _syntax_error(error: yaml.YAMLError, text: str) -> Finding:
