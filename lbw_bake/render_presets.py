@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from .console import escape
 from .families import OTHER, Family
-from .presets import Entry, Preset, builtin_path, user_path
+from .presets import Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
-from .presets.writers import source_text
+from .presets.writers import source_json, source_text
 from .values import number_text
-from .weights import FamilyWeights, Rules, Vector
+from .weights import FamilyWeights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +33,7 @@ def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
     for column in ("preset", "weights", "for", "from", "description"):
         table.add_column(column, no_wrap=column != "description", overflow="fold")
     for preset in presets:
-        families = list(dict.fromkeys(_for(entry) for entry in preset.entries))
+        families = dict.fromkeys(entry.scope or "any" for entry in preset.entries)
         about = ", ".join(families) or "elements"
         row = (preset.name, preset_bars(preset, family), about, origin(preset.path), preset.description)
         table.add_row(*map(escape, row))
@@ -47,7 +47,7 @@ def preset_lines(preset: Preset) -> None:
     for column in ("for", "", "as written"):
         table.add_column(column, overflow="fold", no_wrap=column == "for")
     for entry in preset.entries:
-        table.add_row(_for(entry), escape(entry_bars(entry)), escape(source_text(entry.source)))
+        table.add_row(entry.scope or "any", escape(entry_bars(entry)), escape(source_text(entry.source)))
     for element in preset.elements:
         table.add_row("element", "", escape(element))
     _print(table)
@@ -79,7 +79,8 @@ def preset_json(preset: Preset) -> Mapping[str, Any]:
         "line": preset.line,
         "builtin": preset.path == builtin_path(),
         "entries": [
-            {"family": entry.family, "layout": entry.length, "weights": _entry_json(entry)} for entry in preset.entries
+            {"family": entry.family, "layout": entry.length, "weights": source_json(entry.source)}
+            for entry in preset.entries
         ],
         "elements": list(map(str, preset.elements)),
     }
@@ -96,18 +97,6 @@ def weights_json(preset: Preset, weights: FamilyWeights) -> Mapping[str, Any]:
         "unlisted": [block for block in weights.family.blocks if block in weights.unlisted],
         "elements": list(map(str, weights.options.elements)),
     }
-
-
-def _entry_json(entry: Entry) -> list[str] | dict[str, str] | str:
-    if isinstance(entry.source, Vector):
-        return list(entry.source.values)
-    if isinstance(entry.source, Rules) and len(dict(entry.source.rules)) == len(entry.source.rules):
-        return dict(entry.source.rules)
-    return source_text(entry.source)
-
-
-def _for(entry: Entry) -> str:
-    return entry.family or (f"{entry.length} values" if entry.length else "any")
 
 
 def _table() -> Table:

@@ -169,9 +169,8 @@ def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterat
     yield source
 
 
-def check_rules(rules: Iterable[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
+def check_rules(rules: Sequence[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
     """What is wrong with block rules: unknown blocks, blocks that no one family has together, values."""
-    rules = list(rules)
     if len(rules) > MOST_ITEMS:
         yield rules[0][0].finding("LBW507", f"{len(rules)} block rules are more than any family has blocks", name)
         return
@@ -211,8 +210,8 @@ def check_selector(selector: Piece, name: str, families: Sequence[Family]) -> It
 
 
 def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Finding:
-    where = families[0].name if len(families) == 1 else "no family"
-    message = f"{where} has no block {item.text}" if len(families) == 1 else f"{where} has a block {item.text}"
+    nowhere = f"{families[0].name} has no block" if len(families) == 1 else "no family has a block"
+    message = f"{nowhere} {item.text}"
     if item.text.upper() == "NOT":
         return item.finding("LBW403", message, name, "NOT comes first and turns the whole list around")
     blocks = dict.fromkeys(block for family in families for block in ("BASE", *family.blocks))

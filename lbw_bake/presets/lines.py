@@ -48,10 +48,10 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
     text = line.text
     if "#" in text and dialect is EXTENSION:
         where = line.part(text.index("#"))
-        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", text.partition(":")[0])
-        colon = text.find(":")
-        comment = text.find("#", colon) if colon >= 0 else -1
-        text = text[:comment].rstrip() if comment >= 0 else text
+        head, _, values = text.partition(":")
+        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", head)
+        if "#" in values:
+            text = f"{head}:{values.partition('#')[0]}".rstrip()
     if ":" not in text and WIDE_COLON in text:
         yield line.part(text.index(WIDE_COLON)).finding("LBW103", "full-width colon after the name")
         text = text.replace(WIDE_COLON, ":", 1)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import PresetError
-from ..families import Family
+from ..families import FAMILIES, Family
 from ..weights import Element, Source, Vector
 from .findings import Finding, in_order
 
 T = TypeVar("T")
+
+# Keys of a preset in presets.yaml, beside families.
+DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
 
 # Findings of one file; who has so many mends one kind of them first.
 MOST_FINDINGS = 250
@@ -32,6 +35,19 @@ class Entry:
     def length(self) -> int | None:
         """How many values it has, None for rules."""
         return len(self.source.values) if isinstance(self.source, Vector) else None
+
+    @property
+    def scope(self) -> str:
+        """What it is for, in words; empty for rules of any family."""
+        return self.family or (f"{self.length} values" if self.length else "")
+
+    @property
+    def families(self) -> list[Family]:
+        """The families it is written for; of several with layouts of its length, the first."""
+        if self.family:
+            return [FAMILIES[self.family]]
+        fitting = [family for family in FAMILIES.values() if self.length in (None, *map(len, family.layouts))]
+        return fitting if self.length is None else fitting[:1]
 
 
 @dataclass(frozen=True, slots=True)
