@@ -79,7 +79,7 @@ def sweep(
 
     [dim]lbw sweep x.safetensors -o plot --x "values=0,0.5,1" --y "blocks=17ALL"[/dim]
     """
-    from . import render_sweep
+    from . import console, render_sweep
 
     if grid:
         from .grid import assemble
@@ -97,7 +97,7 @@ def sweep(
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
     from . import Options, Recipe, Weights, make_sweep, write_sweep
-    from .sweeps import parse_size
+    from .sweeps import manifest, parse_size
     from .values import parse_number
 
     parse_number(repr(at), "--at")
@@ -117,4 +117,4 @@ def sweep(
         sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force)
         render_sweep.written(plot, output, sizes, quiet=quiet)
     if json_output:
-        render_sweep.manifest_json(plot)
+        console.print_json(manifest(plot))

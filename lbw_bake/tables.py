@@ -6,7 +6,7 @@ rich is imported where a table is drawn: the commands that print a line start fa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .console import escape
@@ -14,7 +14,6 @@ from .console import escape
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.measure import Measurement
-    from rich.table import Table as RichTable
 
 _BAR, _SHORTEST_BAR = 24, 6
 _WIDE = 240  # what is not a terminal has no width to keep to
@@ -44,45 +43,27 @@ class Bar:
         return Measurement(_SHORTEST_BAR, _BAR)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table; a column whose name ends in `>` is aligned to the right, one without a name is for bars."""
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str | Bar]], *, stderr: bool = False
+) -> None:
+    """A title and a table, on stdout unless told otherwise.
 
-    columns: tuple[str, ...]
-    rows: list[tuple[str | Bar, ...]] = field(default_factory=list)
-
-    def add_row(self, *cells: str | Bar) -> None:
-        """Add a row, a cell for every column."""
-        self.rows.append(cells)
-
-
-def table(*columns: str) -> Table:
-    """An empty table of these columns."""
-    return Table(columns)
-
-
-def print_table(title: str, rows: Table, *, stderr: bool = False) -> None:
-    """A title and a table, on stdout unless told otherwise."""
+    A column whose name ends in `>` is aligned to the right, one without a name is for bars.
+    """
     from rich.console import Console
+    from rich.table import Table
 
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDE
     console.print(escape(title), style="bold", soft_wrap=True)
-    console.print(_drawn(rows))
-
-
-def _drawn(rows: Table) -> RichTable:
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-    for column in rows.columns:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
         name = column.strip("> ")
-        justify = "right" if column.endswith(">") else "left"
-        drawn.add_column(escape(name), justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
-    for cells in rows.rows:
-        drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
-    return drawn
+        table.add_column(escape(name), justify="right" if column.endswith(">") else "left", no_wrap=bool(name))
+    for cells in rows:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
+    console.print(table)
 
 
 def size_text(nbytes: float) -> str:
