@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from .families import OTHER, Family
 from .presets import Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
 from .presets.writers import source_json, source_text
+from .tables import console_for
 from .values import number_text
 from .weights import FamilyWeights
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BAR = 24
-_WIDE = 240  # what is not a terminal has no width to keep to
 
 
 def origin(path: Path) -> str:
@@ -106,9 +105,7 @@ def _table() -> Table:
 
 
 def _print(*things: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
+    console = console_for()
     for thing in things:
         if isinstance(thing, str):
             if thing:

@@ -5,6 +5,7 @@ rich is imported where a table is drawn: the commands that print a line start fa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,12 +51,9 @@ def print_table(
 
     A column whose name ends in `>` is aligned to the right, one without a name is for bars.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _WIDE
+    console = console_for(stderr=stderr)
     console.print(escape(title), style="bold", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -64,6 +62,15 @@ def print_table(
     for cells in rows:
         table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
     console.print(table)
+
+
+def console_for(*, stderr: bool = False) -> Console:
+    """What tables are printed on; FORCE_COLOR gives what is not a terminal colours, but no width to keep to."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def size_text(nbytes: float) -> str:
