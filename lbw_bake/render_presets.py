@@ -41,7 +41,6 @@ def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
 
 def preset_lines(preset: Preset) -> None:
     """A preset as written, entry by entry, on stdout."""
-    _print(f"{preset.name} ({origin(preset.path)}, line {preset.line})", preset.description)
     table = _table()
     for column in ("for", "", "as written"):
         table.add_column(column, overflow="fold", no_wrap=column == "for")
@@ -49,12 +48,12 @@ def preset_lines(preset: Preset) -> None:
         table.add_row(entry.scope or "any", escape(entry_bars(entry)), escape(source_text(entry.source)))
     for element in preset.elements:
         table.add_row("element", "", escape(element))
-    _print(table)
+    _print(table, f"{preset.name} ({origin(preset.path)}, line {preset.line})", preset.description)
 
 
 def weights_table(preset: Preset, weights: FamilyWeights) -> None:
     """The weight of every block of a family, on stdout."""
-    _print(f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})", preset.description)
+    title = f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})"
     table = _table()
     table.add_column("block")
     table.add_column("weight", justify="right")
@@ -62,11 +61,10 @@ def weights_table(preset: Preset, weights: FamilyWeights) -> None:
     for block, weight in weights.blocks.items():
         if block != OTHER:
             size = "█" * round(min(abs(weight), 1.0) * _BAR)
-            note = "not listed" if block in weights.unlisted else size
-            table.add_row(block, number_text(weight), note)
+            table.add_row(block, number_text(weight), "not listed" if block in weights.unlisted else size)
     for element in weights.options.elements:
         table.add_row("element", "", escape(element))
-    _print(table)
+    _print(table, title, preset.description)
 
 
 def preset_json(preset: Preset) -> Mapping[str, Any]:
@@ -104,11 +102,9 @@ def _table() -> Table:
     return Table(box=None, pad_edge=False, header_style="bold")
 
 
-def _print(*things: object) -> None:
+def _print(table: Table, *lines: str) -> None:
+    """Lines that say something, and a table, on stdout."""
     console = console_for()
-    for thing in things:
-        if isinstance(thing, str):
-            if thing:
-                console.print(escape(thing), soft_wrap=True)
-        else:
-            console.print(thing)
+    for line in filter(None, lines):
+        console.print(escape(line), soft_wrap=True)
+    console.print(table)
