@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import jsonschema
 import pytest
@@ -129,8 +129,8 @@ class TestReading:
 
 class TestKinds:
     def test_the_command_line_knows_all(self) -> None:
-        assert {kind.value for kind in cli_presets.Kind} == READERS.keys() == WRITERS.keys()
-        assert {form.value for form in cli_presets.Format} == reports.FORMATS.keys()
+        assert set(get_args(cli_presets.Kind)) == READERS.keys() == WRITERS.keys()
+        assert set(get_args(cli_presets.Format)) == reports.FORMATS.keys()
 
     @pytest.mark.parametrize(
         ("name", "kind"),
