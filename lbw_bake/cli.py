@@ -24,7 +24,6 @@ from .errors import LbwError
 
 app = typer.Typer(
     name="lbw",
-    help="Bake LoRA block weights into the LoRA itself.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -6,7 +6,7 @@ rich is imported where a table is drawn: the commands that print a line start fa
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,6 @@ class Bar:
 
     value: float
     whole: float
-
-    def __str__(self) -> str:
-        return self.text(_BAR)
 
     def text(self, width: int) -> str:
         """The bar in a column of this width."""
@@ -75,20 +72,22 @@ def console_for(*, stderr: bool = False) -> Console:
 
 def size_text(nbytes: float) -> str:
     """A number of bytes as people say it: `144 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 10 else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
+    return _in_units(nbytes, (" bytes", " kB", " MB", " GB"), precise=10)
 
 
 def count_text(count: float) -> str:
     """A number of things as people say it: `19.3M`."""
-    for unit in ("", "k", "M"):
-        if count < 1000:
-            return f"{count:.0f}{unit}" if not unit or count >= 100 else f"{count:.1f}{unit}"
-        count /= 1000
-    return f"{count:.2f}G"
+    return _in_units(count, ("", "k", "M", "G"), precise=100)
+
+
+def _in_units(number: float, units: Sequence[str], precise: float) -> str:
+    """A number in the unit that suits it, each a thousand of the one before; below `precise` with a decimal."""
+    *smaller, largest = units
+    for unit in smaller:
+        if number < 1000:
+            return f"{number:.0f}{unit}" if unit == units[0] or number >= precise else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.2f}{largest}"
 
 
 def distinct(names: Iterable[str]) -> str:

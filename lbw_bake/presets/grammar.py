@@ -183,8 +183,6 @@ def check_rules(rules: Sequence[tuple[Piece, Piece]], name: str, families: Seque
 
 
 def _check_together(selectors: Sequence[Piece], name: str, families: Sequence[Family]) -> Iterator[Finding]:
-    if any(all(knows(family, selector.text) for selector in selectors) for family in families):
-        return
     best = max(families, key=lambda family: sum(knows(family, selector.text) for selector in selectors))
     for selector in selectors:
         if not knows(best, selector.text):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -99,7 +99,7 @@ def document(items: Iterable[Preset | Finding]) -> Document:
 
     Reading ends after `MOST_FINDINGS`.
     """
-    read = _until_hopeless(items)
+    read = list(_until_hopeless(items))
     presets = of_type(Preset, read)
     findings = [*of_type(Finding, read), *islice(_duplicates(presets), MOST_FINDINGS)]
     if not presets and not findings:
@@ -111,17 +111,14 @@ def document(items: Iterable[Preset | Finding]) -> Document:
     return Document(tuple(merged.values()), in_order(findings))
 
 
-def _until_hopeless(items: Iterable[Preset | Finding]) -> list[Preset | Finding]:
-    read: list[Preset | Finding] = []
+def _until_hopeless(items: Iterable[Preset | Finding]) -> Iterator[Preset | Finding]:
     findings = 0
     for item in items:
-        read.append(item)
+        yield item
         findings += isinstance(item, Finding)
         if isinstance(item, Finding) and findings == MOST_FINDINGS:
-            message = f"{MOST_FINDINGS} findings; the rest is not read"
-            read.append(Finding("LBW111", item.line, item.column, "", message))
-            break
-    return read
+            yield Finding("LBW111", item.line, item.column, "", f"{MOST_FINDINGS} findings; the rest is not read")
+            return
 
 
 def of_type(kind: type[T], items: Iterable[object]) -> list[T]:
@@ -138,7 +135,7 @@ def _joined(first: Preset, second: Preset) -> Preset:
     )
 
 
-def _duplicates(presets: Iterable[Preset]) -> Iterable[Finding]:
+def _duplicates(presets: Iterable[Preset]) -> Iterator[Finding]:
     seen: dict[str, dict[tuple[str | None, int | None], int]] = {}
     for preset in presets:
         kinds = {(entry.family, entry.length): preset.line for entry in preset.entries}

@@ -30,11 +30,11 @@ Pairs = list[tuple[yaml.Node, yaml.Node]]
 
 
 class _RefusedError(Exception):
-    """What no preset file needs, and what the findings about it are."""
+    """A finding about what no preset file needs."""
 
-    def __init__(self, code: str, mark: Any, message: str) -> None:
-        super().__init__(message)
-        self.finding = _at(code, mark, message)
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
 
 
 def _at(code: str, mark: Any, message: str) -> Finding:
@@ -53,12 +53,13 @@ class _Loader(yaml.SafeLoader):
         """A node and those below it."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _RefusedError("LBW502", event.start_mark, f"alias *{event.anchor}")
+            raise _RefusedError(_at("LBW502", event.start_mark, f"alias *{event.anchor}"))
         if (tag := getattr(event, "tag", None)) not in (None, "!"):
-            raise _RefusedError("LBW502", event.start_mark, f"tag {tag}")
+            raise _RefusedError(_at("LBW502", event.start_mark, f"tag {tag}"))
         self._nodes += 1
         if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
-            raise _RefusedError("LBW507", event.start_mark, "the file is too large or too deeply nested for presets")
+            message = "the file is too large or too deeply nested for presets"
+            raise _RefusedError(_at("LBW507", event.start_mark, message))
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -67,11 +68,7 @@ class _Loader(yaml.SafeLoader):
 
 def compose(text: str) -> yaml.Node | None:
     """The root node, None for an empty file. Raises yaml.YAMLError and what `read_yaml` makes findings of."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
+    return yaml.compose(text, _Loader)
 
 
 def read_yaml(text: str, path: Path) -> Iterator[Preset | Finding]:
@@ -87,14 +84,12 @@ def read_yaml(text: str, path: Path) -> Iterator[Preset | Finding]:
 
 
 def _syntax_error(error: yaml.YAMLError, text: str) -> Finding:
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "cannot be read"
-    else:  # a character YAML does not allow
+    if not isinstance(error, yaml.MarkedYAMLError):  # a character YAML does not allow
         before = text[: getattr(error, "position", 0)]
-        mark = None
         problem = f"the character {text[len(before) : len(before) + 1]!r} is not allowed"
         return Finding("LBW501", before.count("\n") + 1, len(before) - before.rfind("\n"), "", problem)
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or error.context or "cannot be read"
     line = text.split("\n")[mark.line - 1 : mark.line + 1] if mark else []
     if mark and any(wide in one for one in line for wide in (WIDE_COLON, WIDE_COMMA)):
         return _at("LBW103", mark, f"not valid YAML: {problem}; full-width punctuation nearby")
