@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .presets import Document, Finding, Preset, builtin_path, read_document, rea
 from .presets.findings import in_order
 from .presets.formats import read_data
 from .values import number_text
-from .weights import FamilyWeights, resolve
+from .weights import resolve
 
 STDIN = Path("-")
 SUFFIXES = (".yaml", ".yml", ".txt")
@@ -86,17 +86,10 @@ def _difference(preset: Preset, builtin: Preset) -> str:
             return "has variables, the built-in one has numbers"
         except LbwError:
             continue
-        if difference := _first_difference(ours, theirs):
-            return difference
-    return ""
-
-
-def _first_difference(ours: FamilyWeights, theirs: Mapping[str, float]) -> str:
-    # A short vector is silent about the blocks it does not list.
-    silent = ours.unlisted if ours.layout else frozenset()
-    for block in ours.family.blocks:
-        mine, their = ours.blocks[block], theirs[block]
-        if block not in silent and mine != their:
-            values = f"{number_text(mine)} for {block}, the built-in one {number_text(their)}"
-            return f"has {values} ({ours.family.name})"
+        # A short vector is silent about the blocks it does not list.
+        silent = ours.unlisted if ours.layout else ()
+        differing = (one for one in family.blocks if one not in silent and ours.blocks[one] != theirs[one])
+        if block := next(differing, None):
+            values = f"{number_text(ours.blocks[block])} for {block}, the built-in one {number_text(theirs[block])}"
+            return f"has {values} ({family.name})"
     return ""

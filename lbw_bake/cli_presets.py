@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from .completion import all_preset_names, element_rules, family_names
 from .errors import PresetError
-
-if TYPE_CHECKING:
-    from . import Checked
 
 app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
@@ -50,11 +47,16 @@ def validate(
     Exits 1 if a file has errors. docs/preset-rules.md explains every code.
     """
     from . import checks, console, reports
+    from . import validate as check_file
+    from .presets.formats import read_data
 
     for file in files:
         if file != checks.STDIN and not file.exists():
             raise typer.BadParameter(f"{console.escape(file)} does not exist", param_hint="FILE")
-    results = [_checked(file, kind) for file in checks.find_preset_files(files)]
+    results = [
+        checks.check(read_data(sys.stdin.buffer), file, kind) if file == checks.STDIN else check_file(file, kind=kind)
+        for file in checks.find_preset_files(files)
+    ]
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
     for line in reports.FORMATS[format_ or default](results):
         typer.echo(line)
@@ -68,16 +70,6 @@ def validate(
         console.message("done", f"{found} in {presets} of {_count(len(results), 'file')}")
     if errors or (strict and warnings):
         raise typer.Exit(1)
-
-
-def _checked(file: Path, kind: str | None) -> Checked:
-    from . import checks
-    from . import validate as validate_file
-    from .presets.formats import read_data
-
-    if file == checks.STDIN:
-        return checks.check(read_data(sys.stdin.buffer), file, kind)
-    return validate_file(file, kind=kind)
 
 
 def _count(number: int, what: str) -> str:

@@ -11,14 +11,13 @@ from ..weights import Source, Vector, resolve
 from .model import Entry, Preset
 
 _LEVELS = "▁▂▃▄▅▆▇█"
-_BELOW, _ABOVE, _OPEN = "-", "+", "?"
 
 
 def bar(weight: float) -> str:
     """A character for a weight from 0 to 1; `-` for one below, `+` for one above."""
     if weight < 0:
-        return _BELOW
-    return _ABOVE if weight > 1 else _LEVELS[round(weight * (len(_LEVELS) - 1))]
+        return "-"
+    return "+" if weight > 1 else _LEVELS[round(weight * (len(_LEVELS) - 1))]
 
 
 def preset_bars(preset: Preset, family: Family | None = None) -> str:
@@ -54,7 +53,7 @@ def _written(value: str) -> str:
     try:
         return bar(float(value))
     except ValueError:
-        return _OPEN
+        return "?"
 
 
 def _grouped(marks: Iterable[tuple[str, str]]) -> str:

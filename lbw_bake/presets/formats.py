@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,13 +30,10 @@ class Format:
 
     def read(self, text: str, path: Path) -> Document:
         """What a text in this format says, and what is wrong with it."""
-        return document(self._with_mark(text, path))
-
-    def _with_mark(self, text: str, path: Path) -> Items:
-        if text.startswith(_BYTE_ORDER_MARK):
-            message = "the file begins with a byte order mark, which some tools take for a part of the first name"
-            yield Finding("LBW102", 1, 1, "", message)
-        yield from self.items(text.removeprefix(_BYTE_ORDER_MARK), path)
+        unmarked = text.removeprefix(_BYTE_ORDER_MARK)
+        message = "the file begins with a byte order mark, which some tools take for a part of the first name"
+        mark = () if unmarked == text else (Finding("LBW102", 1, 1, "", message),)
+        return document(chain(mark, self.items(unmarked, path)))
 
 
 def _read_yaml(text: str, path: Path) -> Items:

@@ -235,17 +235,15 @@ def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Elemen
         yield written.strip().finding("LBW401", f"element rule {written.strip().shown()} has {colons}, not 2", name)
         return
     blocks, words, weight = parts
-    findings = [*_check_element_blocks(blocks, name, dialect), *_check_element_weight(weight, name)]
+    findings = list(_check_element_blocks(blocks, name, dialect))
+    if variable_of(weight.text):
+        message = f"{weight.shown()} is not a number, which element rules need"
+        findings.append(weight.finding("LBW303", message, name))
+    else:
+        findings += check_value(weight, name, EXTENSION)
     yield from findings
     if not any(finding.is_error for finding in findings):
         yield Element(blocks.text, words.text, float(weight.text))
-
-
-def _check_element_weight(weight: Piece, name: str) -> Iterator[Finding]:
-    if variable_of(weight.text):
-        yield weight.finding("LBW303", f"{weight.shown()} is not a number, which element rules need", name)
-    else:
-        yield from check_value(weight, name, EXTENSION)
 
 
 def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
