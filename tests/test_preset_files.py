@@ -246,6 +246,14 @@ class TestConverting:
         assert (code, out, error) == (0, "", f"written: {back} ({kind}, 2 presets read)\n")
         assert back.read_text(encoding="utf-8") == text
 
+    def test_a_name_for_several_lengths_becomes_one_list(self) -> None:
+        """The vectors that fit any family stand together, whatever stands between them in the file."""
+        lines = [",".join(["1"] + ["0.5"] * more) for more in (19, 16)]
+        (preset,) = parse_presets("".join(f"A:{line}\n" for line in lines), Path("x"), "inspire")
+        assert [entry.family for entry in preset.entries] == [None, "flux", None]
+        (again,) = parse_presets(WRITERS["yaml"]([preset], None).text, Path("x.yaml"))
+        assert [source_text(entry.source) for entry in again.entries if entry.family is None] == lines
+
     @VALID
     def test_every_valid_file_survives_yaml(self, path: Path, tmp_path: Path) -> None:
         written = WRITERS["yaml"](read_presets(path), None)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 from ..errors import LbwError, PresetError
 from ..families import OTHER, Family
@@ -86,8 +85,10 @@ WRITERS: dict[str, Callable[[Iterable[Preset], Family | None], Written]] = {
 def parts_of(preset: Preset) -> list[tuple[str, str]]:
     """What a preset says, as keys and YAML values."""
     parts = [(DESCRIPTION, _quoted(" ".join(preset.description.split())))] if preset.description else []
-    for family, entries in groupby(preset.entries, key=lambda entry: entry.family):
-        parts.append((family or ANY_FAMILY, sources_yaml([entry.source for entry in entries])))
+    sources: dict[str, list[Source]] = {}
+    for entry in preset.entries:
+        sources.setdefault(entry.family or ANY_FAMILY, []).append(entry.source)
+    parts += ((key, sources_yaml(of_key)) for key, of_key in sources.items())
     if preset.elements:
         rules = [str(element) for element in preset.elements]
         parts.append((ELEMENTS, json.dumps(rules) if len(rules) > 1 else _quoted_value(rules[0])))
