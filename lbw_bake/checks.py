@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FileFormatError, LbwError, WeightError
-from .families import FAMILIES, Family
-from .presets import Document, Entry, Finding, Preset, builtin_path, read_document, read_presets
+from .presets import Document, Finding, Preset, builtin_path, read_document, read_presets
 from .presets.findings import in_order
 from .presets.formats import read_data
 from .values import number_text
-from .weights import FamilyWeights, resolve
+from .weights import resolve
 
 STDIN = Path("-")
 SUFFIXES = (".yaml", ".yml", ".txt")
@@ -79,8 +78,7 @@ def _difference(preset: Preset, builtin: Preset) -> str:
     """How a preset differs from the built-in one of its name, in words; empty where it does not."""
     if preset.elements and list(map(str, preset.elements)) != list(map(str, builtin.elements)):
         return "has other element rules than the built-in one"
-    for name in dict.fromkeys(family.name for entry in preset.entries for family in _families_of(entry)):
-        family = FAMILIES[name]
+    for family in dict.fromkeys(family for entry in preset.entries for family in entry.families):
         try:
             theirs = resolve(builtin.source_for(family), family).blocks
             ours = resolve(preset.source_for(family), family)
@@ -88,25 +86,10 @@ def _difference(preset: Preset, builtin: Preset) -> str:
             return "has variables, the built-in one has numbers"
         except LbwError:
             continue
-        if difference := _first_difference(ours, theirs):
-            return difference
+        # A short vector is silent about the blocks it does not list.
+        silent = ours.unlisted if ours.layout else ()
+        differing = (one for one in family.blocks if one not in silent and ours.blocks[one] != theirs[one])
+        if block := next(differing, None):
+            values = f"{number_text(ours.blocks[block])} for {block}, the built-in one {number_text(theirs[block])}"
+            return f"has {values} ({family.name})"
     return ""
-
-
-def _first_difference(ours: FamilyWeights, theirs: Mapping[str, float]) -> str:
-    # A short vector is silent about the blocks it does not list.
-    silent = ours.unlisted if ours.layout else frozenset()
-    for block in ours.family.blocks:
-        mine, their = ours.blocks[block], theirs[block]
-        if block not in silent and mine != their:
-            values = f"{number_text(mine)} for {block}, the built-in one {number_text(their)}"
-            return f"has {values} ({ours.family.name})"
-    return ""
-
-
-def _families_of(entry: Entry) -> list[Family]:
-    """The families an entry is written for: by its length the first whose own it is."""
-    if entry.family:
-        return [FAMILIES[entry.family]]
-    own = [family for family in FAMILIES.values() if entry.length in (None, *map(len, family.layouts))]
-    return own if entry.length is None else own[:1]

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,20 +15,7 @@ import typer
 
 from .cli_inspect import diff, inspect
 from .cli_mix import mix
-from .cli_options import (
-    BaseModelPath,
-    Device,
-    DoraNorm,
-    DoraNormName,
-    Dtype,
-    FamilyName,
-    Inexact,
-    InexactName,
-    Json,
-    running,
-    weighing,
-    writing,
-)
+from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, Json, running, weighing, writing
 from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .cli_sweep import sweep
@@ -38,7 +24,6 @@ from .errors import LbwError
 
 app = typer.Typer(
     name="lbw",
-    help="Bake LoRA block weights into the LoRA itself.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -55,13 +40,6 @@ def _version(value: bool) -> None:
 
         typer.echo("\n".join(description()))
         raise typer.Exit
-
-
-def _refuse(*mistakes: tuple[bool, str, str]) -> None:
-    """Say what is wrong with the options, if anything is."""
-    for wrong, option, message in mistakes:
-        if wrong:
-            raise typer.BadParameter(message, param_hint=option)
 
 
 @app.callback()
@@ -131,13 +109,13 @@ def bake(
     layout: Annotated[int | None, weighing("--layout", help="The preset's entry of this vector length.")] = None,
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    dtype: Dtype = "keep",
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
     base: BaseModelPath = None,
-    dora_norm: DoraNormName = DoraNorm.comfyui,
-    inexact: InexactName = Inexact.refuse,
+    dora_norm: DoraNorm = "comfyui",
+    inexact: Inexact = "refuse",
     prune: Annotated[bool, writing("--prune", help="Leave out modules of weight 0 where that is safe.")] = False,
-    device: Annotated[Device, running("--device", help="Where to multiply.")] = Device.auto,
+    device: Annotated[Device, running("--device", help="Where to multiply.")] = "auto",
     recursive: Annotated[bool, running("--recursive", "-r", help="Look into subfolders too.")] = False,
     include: Annotated[list[str] | None, running("--include", help="Of a folder, only files like *style*.")] = None,
     exclude: Annotated[list[str] | None, running("--exclude", help="Of a folder, no files like *style*.")] = None,
@@ -171,11 +149,11 @@ def bake(
     from . import Naming, Options, Recipe, Weights, make_batch, render, run_batch
     from .values import parse_number
 
-    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype is not Dtype.keep or rank
+    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype != "keep" or rank
     ways = sum((bool(preset), weights is not None, token is not None))
     places = sum((output is not None, out_dir is not None, in_place))
     texts = (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token, name)
-    _refuse(
+    mistakes = (
         (any(text is not None and not text.strip() for text in texts), "--weights", "an empty text says nothing"),
         (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
@@ -189,38 +167,39 @@ def bake(
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
         (rank is not None and in_place, "--rank", "writes another file; give -o or --out-dir"),
         (
-            rank is not None and (prune or verify or inexact is Inexact.allow or not metadata_update),
+            rank is not None and (prune or verify or inexact == "allow" or not metadata_update),
             "--rank",
             "writes every module anew; leave out --prune, --verify, --inexact and --no-metadata-update",
         ),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
-    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other}
-    numbers |= {option: number for option, number in (("x", x), ("a", a), ("b", b)) if number is not None}
+    for wrong, option, message in mistakes:
+        if wrong:
+            raise typer.BadParameter(message, param_hint=option)
+    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other, "x": x, "a": a, "b": b}
     for option, number in numbers.items():
-        parse_number(repr(number), f"--{option}")
-    read = partial(
-        Weights.parse,
-        weights,
-        token=token,
-        elements=element or (),
-        element_presets=element_preset or (),
-        presets=presets,
-        options=Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b),
-        layout=layout,
-    )
-    asked = [read(preset=one) for one in preset] if preset else [read()]
+        if number is not None:
+            parse_number(repr(number), f"--{option}")
     recipes = [
         Recipe(
-            one,
+            Weights.parse(
+                weights,
+                preset=one,
+                token=token,
+                elements=element or (),
+                element_presets=element_preset or (),
+                presets=presets,
+                options=Options(strength, te, unet, rest, other, invert, x, seed, a=a, b=b),
+                layout=layout,
+            ),
             family=family,
-            dtype=dtype.value,
+            dtype=dtype,
             rank=rank,
             base=base,
-            dora_norm=dora_norm.value,
-            inexact=inexact is Inexact.allow,
+            dora_norm=dora_norm,
+            inexact=inexact == "allow",
             prune=prune,
-            device=device.value,
+            device=device,
             strict=strict,
             verify=verify,
             update_metadata=metadata_update,
@@ -229,7 +208,7 @@ def bake(
             in_place=in_place,
             skip_existing=skip_existing,
         )
-        for one in asked
+        for one in preset or (None,)
     ]
     template = name or ("{stem}-{preset}" if len(recipes) > 1 else "{stem}")
     batch = make_batch(
@@ -254,13 +233,13 @@ def merge(
     ],
     output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
-    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    dtype: Dtype = "keep",
     base: BaseModelPath = None,
-    dora_norm: DoraNormName = DoraNorm.comfyui,
+    dora_norm: DoraNorm = "comfyui",
     force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    device: Annotated[Device, running("--device", help="Where to truncate.")] = Device.auto,
+    device: Annotated[Device, running("--device", help="Where to truncate.")] = "auto",
     quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -275,10 +254,10 @@ def merge(
         output,
         family=family,
         rank=rank,
-        dtype=dtype.value,
+        dtype=dtype,
         base=base,
-        dora_norm=dora_norm.value,
-        device=device.value,
+        dora_norm=dora_norm,
+        device=device,
         replace=force,
     )
     render.merged(merged, output, quiet=quiet, json=json_output)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .cli_options import FamilyName, Json
 from .errors import LbwError
 
-
-class Theme(str, Enum):
-    """The background of a picture."""
-
-    light = "light"
-    dark = "dark"
+Theme = Literal["light", "dark"]
 
 
 def inspect(
@@ -28,7 +22,7 @@ def inspect(
         bool, typer.Option("--spectrum", help="Also the strongest direction, and how many there are (slower).")
     ] = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw it too: a .png or .svg file.")] = None,
-    theme: Annotated[Theme, typer.Option("--theme", help="Background of the picture.")] = Theme.light,
+    theme: Annotated[Theme, typer.Option("--theme", help="Background of the picture.")] = "light",
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing picture.")] = False,
     family: FamilyName = None,
     json_output: Json = False,
@@ -58,7 +52,7 @@ def inspect(
     elif read:
         render_inspection.inspection(read[0], elements=elements, spectra=spectrum)
     if plot and read:
-        plots.draw(read, plot, elements=elements, theme=theme.value, replace=force)
+        plots.draw(read, plot, elements=elements, theme=theme, replace=force)
         console.message("written", str(plot))
     if len(read) < len(files):
         raise typer.Exit(1)

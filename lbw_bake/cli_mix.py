@@ -8,17 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import (
-    BaseModelPath,
-    DoraNorm,
-    DoraNormName,
-    Dtype,
-    FamilyName,
-    Inexact,
-    InexactName,
-    weighing,
-    writing,
-)
+from .cli_options import BaseModelPath, DoraNorm, Dtype, FamilyName, Inexact, weighing
 from .errors import LbwError
 
 
@@ -32,10 +22,10 @@ def mix(
         Path | None, weighing("--presets", help="A presets file on top of your own; new ones are saved to it.")
     ] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    dtype: Dtype = "keep",
     base: BaseModelPath = None,
-    dora_norm: DoraNormName = DoraNorm.comfyui,
-    inexact: InexactName = Inexact.refuse,
+    dora_norm: DoraNorm = "comfyui",
+    inexact: Inexact = "refuse",
 ) -> None:
     """Find weights with sliders, one for each block beside its strength; save them as a preset, bake them.
 
@@ -62,10 +52,10 @@ def mix(
     recipe = Recipe(
         asked,
         family=family,
-        dtype=dtype.value,
+        dtype=dtype,
         base=base,
-        dora_norm=dora_norm.value,
-        inexact=inexact is Inexact.allow,
+        dora_norm=dora_norm,
+        inexact=inexact == "allow",
     )
     mixed = Mixer(Desk(lora, start, recipe, presets)).run()
     if mixed is None:

@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .completion import family_names
-
-
-class Dtype(str, Enum):
-    """What floating tensors are stored as."""
-
-    keep = "keep"
-    f16 = "f16"
-    bf16 = "bf16"
-    f32 = "f32"
-
-
-class Device(str, Enum):
-    """Where the arithmetic runs."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class DoraNorm(str, Enum):
-    """Whose reading of DoRA magnitudes along the output axis is meant."""
-
-    comfyui = "comfyui"
-    lycoris = "lycoris"
-
-
-class Inexact(str, Enum):
-    """What becomes of modules that cannot be baked exactly."""
-
-    refuse = "refuse"
-    allow = "allow"
-
 
 weighing = partial(typer.Option, rich_help_panel="Weights")
 writing = partial(typer.Option, rich_help_panel="Output")
@@ -53,13 +20,19 @@ FamilyName = Annotated[
 ]
 Json = Annotated[bool, running("--json", help="Print one JSON object per file on stdout.")]
 
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Annotated[
+    Literal["keep", "f16", "bf16", "f32"], writing("--dtype", help="Store floating tensors in this dtype.")
+]
 BaseModelPath = Annotated[
     Path | None,
     _exact("--base", exists=True, help="The base model, a .safetensors file or a diffusers folder: exact results."),
 ]
-DoraNormName = Annotated[
-    DoraNorm, _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant.")
+DoraNorm = Annotated[
+    Literal["comfyui", "lycoris"],
+    _exact("--dora-norm", help="Whose reading of DoRA magnitudes per output row is meant."),
 ]
-InexactName = Annotated[
-    Inexact, _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near.")
+Inexact = Annotated[
+    Literal["refuse", "allow"],
+    _exact("--inexact", help="Without --base: refuse, or do the nearest thing and say how near."),
 ]

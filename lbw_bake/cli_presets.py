@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from .completion import all_preset_names, element_rules, family_names
 from .errors import PresetError
-
-if TYPE_CHECKING:
-    from . import Checked
 
 app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
@@ -26,22 +22,8 @@ Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is ther
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
-class Kind(str, Enum):
-    """The formats of preset files."""
-
-    yaml = "yaml"
-    lbwpresets = "lbwpresets"
-    elempresets = "elempresets"
-    inspire = "inspire"
-
-
-class Format(str, Enum):
-    """How findings are printed."""
-
-    text = "text"
-    json = "json"
-    github = "github"
-    sarif = "sarif"
+Kind = Literal["yaml", "lbwpresets", "elempresets", "inspire"]
+Format = Literal["text", "json", "github", "sarif"]
 
 
 def validate(
@@ -65,13 +47,18 @@ def validate(
     Exits 1 if a file has errors. docs/preset-rules.md explains every code.
     """
     from . import checks, console, reports
+    from . import validate as check_file
+    from .presets.formats import read_data
 
     for file in files:
         if file != checks.STDIN and not file.exists():
             raise typer.BadParameter(f"{console.escape(file)} does not exist", param_hint="FILE")
-    results = [_checked(file, kind.value if kind else None) for file in checks.find_preset_files(files)]
+    results = [
+        checks.check(read_data(sys.stdin.buffer), file, kind) if file == checks.STDIN else check_file(file, kind=kind)
+        for file in checks.find_preset_files(files)
+    ]
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
-    for line in reports.FORMATS[format_.value if format_ else default](results):
+    for line in reports.FORMATS[format_ or default](results):
         typer.echo(line)
     errors = sum(result.errors for result in results)
     warnings = sum(len(result.findings) for result in results) - errors
@@ -83,16 +70,6 @@ def validate(
         console.message("done", f"{found} in {presets} of {_count(len(results), 'file')}")
     if errors or (strict and warnings):
         raise typer.Exit(1)
-
-
-def _checked(file: Path, kind: str | None) -> Checked:
-    from . import checks
-    from . import validate as validate_file
-    from .presets.formats import read_data
-
-    if file == checks.STDIN:
-        return checks.check(read_data(sys.stdin.buffer), file, kind)
-    return validate_file(file, kind=kind)
 
 
 def _count(number: int, what: str) -> str:
@@ -166,8 +143,9 @@ def add(
 
     [dim]lbw presets add FACE 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0 -d "sharper faces"[/dim]
     """
+    from . import console
     from .families import family_named
-    from .own_presets import add_preset, own_path
+    from .own_presets import add_preset, own_path, saved_lines
     from .presets import Entry, Preset
     from .weights import parse_elements, parse_source, written_out
 
@@ -180,7 +158,8 @@ def add(
     elements = tuple(rule for text in element or () for rule in parse_elements(text))
     added = Preset(name.strip(), entries, path, 1, description.strip(), elements)
     add_preset(added, replacing=force)
-    _tell(path, name.strip())
+    for label, text in saved_lines(added.name, path):
+        console.message(label, text)
 
 
 @app.command()
@@ -225,10 +204,10 @@ def convert(
 
     if not source.exists():
         raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
-    kind = to.value if to else kind_by_name(target)
+    kind = to or kind_by_name(target)
     if kind is None:
         raise typer.BadParameter(f"{console.escape(target)} does not tell its format; give --to", param_hint="OUT")
-    presets = read_presets(source, from_.value if from_ else None)
+    presets = read_presets(source, from_)
     written = WRITERS[kind](presets, family_named(family) if family else None)
     if str(target) == "-":
         typer.echo(written.text, nl=False)
@@ -249,12 +228,3 @@ def print_schema() -> None:
     from .presets.schema import schema
 
     typer.echo(json.dumps(schema(), indent=2))
-
-
-def _tell(path: Path, name: str) -> None:
-    """Say what was written, and what a check has to say of it."""
-    from . import console
-    from .own_presets import saved_lines
-
-    for label, text in saved_lines(name, path):
-        console.message(label, text)

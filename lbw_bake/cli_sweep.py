@@ -9,17 +9,7 @@ from typing import Annotated
 import typer
 
 from .cli_inspect import Theme
-from .cli_options import (
-    BaseModelPath,
-    Device,
-    DoraNorm,
-    DoraNormName,
-    Dtype,
-    FamilyName,
-    Inexact,
-    InexactName,
-    writing,
-)
+from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, writing
 from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
@@ -57,11 +47,11 @@ def sweep(
     layout: Annotated[int | None, _start("--layout", help="The presets' entries of this vector length.")] = None,
     presets: Annotated[Path | None, _start("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
-    dtype: Annotated[Dtype, writing("--dtype", help="Store floating tensors in this dtype.")] = Dtype.keep,
+    dtype: Dtype = "keep",
     base: BaseModelPath = None,
-    dora_norm: DoraNormName = DoraNorm.comfyui,
-    inexact: InexactName = Inexact.refuse,
-    device: Annotated[Device, writing("--device", help="Where to multiply.")] = Device.auto,
+    dora_norm: DoraNorm = "comfyui",
+    inexact: Inexact = "refuse",
+    device: Annotated[Device, writing("--device", help="Where to multiply.")] = "auto",
     max_size: Annotated[str, writing("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
     yes: Annotated[bool, writing("--yes", help="Write it all, however much it is.")] = False,
     force: Annotated[bool, writing("--force", "-f", help="Replace existing files.")] = False,
@@ -71,7 +61,7 @@ def sweep(
     ] = None,
     tile: Annotated[int, _grid("--tile", min=16, help="The longer side of each picture in it.")] = 512,
     threshold: Annotated[int, _grid("--threshold", min=0, max=255, help="A change below this is none.")] = 20,
-    theme: Annotated[Theme, _grid("--theme", help="Background of the picture.")] = Theme.light,
+    theme: Annotated[Theme, _grid("--theme", help="Background of the picture.")] = "light",
     json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
@@ -79,13 +69,13 @@ def sweep(
 
     [dim]lbw sweep x.safetensors -o plot --x "values=0,0.5,1" --y "blocks=17ALL"[/dim]
     """
-    from . import render_sweep
+    from . import console, render_sweep
 
     if grid:
         from .grid import assemble
 
         picture = output or grid / "grid.png"
-        made = assemble(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme.value, replace=force)
+        made = assemble(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme, replace=force)
         render_sweep.assembled(made, picture, quiet=quiet, json=json_output)
         return
     if source is None or (output is None and not dry_run):
@@ -97,7 +87,7 @@ def sweep(
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
     from . import Options, Recipe, Weights, make_sweep, write_sweep
-    from .sweeps import parse_size
+    from .sweeps import manifest, parse_size
     from .values import parse_number
 
     parse_number(repr(at), "--at")
@@ -105,11 +95,11 @@ def sweep(
     recipe = Recipe(
         Weights.parse(base_weights, presets=presets, options=Options(seed=seed), layout=layout),
         family=family,
-        dtype=dtype.value,
+        dtype=dtype,
         base=base,
-        dora_norm=dora_norm.value,
-        inexact=inexact is Inexact.allow,
-        device=device.value,
+        dora_norm=dora_norm,
+        inexact=inexact == "allow",
+        device=device,
     )
     plot = make_sweep(source, given, recipe, analyse=analyse, at=at, presets=presets)
     render_sweep.planned(plot, quiet=quiet)
@@ -117,4 +107,4 @@ def sweep(
         sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force)
         render_sweep.written(plot, output, sizes, quiet=quiet)
     if json_output:
-        render_sweep.manifest_json(plot)
+        console.print_json(manifest(plot))

@@ -13,7 +13,7 @@ from .presets.editing import with_preset
 from .presets.formats import LONGEST, read_data
 
 
-def own_path(named: Path | None = None) -> Path:
+def own_path(named: Path | None) -> Path:
     """The file to change, found through links. Raises PresetError unless it is a presets.yaml."""
     path = (named or user_path()).resolve()
     if path.suffix.lower() not in (".yaml", ".yml"):

@@ -14,7 +14,8 @@ from .errors import WeightError
 from .families import Family
 from .values import Evaluator, number_text
 
-_POSITION = re.compile(r"(default|base)|(in|mid|out|double|single)(?:(\d{1,4})(?:-(\d{1,4}))?)?")
+_POSITION = re.compile(r"default|base|(?:in|mid|out|double|single)(?:\d{1,4}(?:-\d{1,4})?)?")
+_PARTS = re.compile(r"-|(?<=[a-z])(?=\d)")
 # Inspire's names for numbered blocks, as regular expressions over ours.
 _KINDS = {"in": r"IN\d+", "mid": "MID", "out": r"OUT\d+", "double": r"D\d+", "single": r"S\d+"}
 
@@ -61,16 +62,13 @@ def weigh_positions(rules: Iterable[tuple[str, str]], family: Family, evaluate: 
 
 def _at_positions(selector: str, family: Family) -> frozenset[str]:
     """The blocks that `in3` or `in1-4` means, if that is the same for a LoRA of any of the family's layouts."""
-    match = _POSITION.fullmatch(selector)
-    if match is None:
-        raise WeightError(f"% rules know no {selector!r}", "known: default base in mid out double single, in3, in1-4")
-    kind, first, last = match[2], match[3], match[4]
+    kind, *numbers = _PARTS.split(selector)
     found = [_of_kind(kind, layout) for layout in family.layouts]
     if not any(found):
         raise WeightError(f"{family.name} has no {kind} blocks", "name its blocks: IN04=0.5 D07=1")
-    if first is None:
+    if not numbers:
         return frozenset().union(*found)
-    span = slice(max(int(first) - 1, 0), int(last or first))
+    span = slice(max(int(numbers[0]) - 1, 0), int(numbers[-1]))
     common = frozenset.intersection(*map(frozenset, found))
     meanings = [frozenset(blocks[span]) for blocks in found]
     if not all(meanings) or len({meaning & common for meaning in meanings}) > 1:

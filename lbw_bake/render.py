@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import error, error_lines, message, print_json
-from .errors import LbwError
 from .jobs import Batch
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
-from .tables import Bar, print_table, shortened, size_text, table
+from .tables import Bar, print_table, shortened, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,35 +23,35 @@ if TYPE_CHECKING:
     from .merging import Merged
 
 _VALUE = 40  # characters of a metadata value
-_COMPARED = ("block", "modules>", "weight>", "error>", "")
 
 
 class Report:
     """Outcomes as they come in, on stderr: a progress bar by bytes on a terminal, plain lines elsewhere."""
 
     def __init__(self, batch: Batch, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
-        self._quiet, self._verbose, self._json = quiet, verbose, json
-        self._total, self._problems = batch.nbytes, batch.problems
+        self._batch, self._quiet, self._verbose, self._json = batch, quiet, verbose, json
         self._counts: Counter[str] = Counter()
         self._several = sum(len(job.outputs) for job in batch.jobs) > 1
         self._bar: Progress | None = None
 
     def __enter__(self) -> Report:
         if self._several and not self._quiet and sys.stderr.isatty():
-            self._bar = _progress(self._total)
+            self._bar = _progress(self._batch.nbytes)
             self._bar.start()
-        for problem in self._problems:
-            self._add_error(problem)
+        for problem in self._batch.problems:
+            self._counts[FAILED] += 1
+            if self._json:
+                facts = {"input": None, "output": None, "status": FAILED}
+                print_json({**facts, "error": problem.message, "hint": problem.hint})
+            error(problem)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._bar:
             self._bar.stop()
         if self._several and not self._quiet:
-            counts = ", ".join(
-                f"{self._counts[status]} {said}" for status, said in _SUMMARY.items() if self._said(status)
-            )
-            message("done", counts)
+            said = {status: words for status, words in _SUMMARY.items() if self._counts[status] or status == BAKED}
+            message("done", ", ".join(f"{self._counts[status]} {words}" for status, words in said.items()))
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""
@@ -68,22 +67,10 @@ class Report:
             self._bar.advance(self._bar.task_ids[0], nbytes)
             self._bar.update(self._bar.task_ids[0], description=f"{sum(self._counts.values())} files")
 
-    def _add_error(self, problem: LbwError) -> None:
-        """Take in an input that is no job."""
-        self._counts[FAILED] += 1
-        if self._json:
-            print_json(
-                {"input": None, "output": None, "status": FAILED, "error": problem.message, "hint": problem.hint}
-            )
-        error(problem)
-
     @property
     def failed(self) -> bool:
         """Whether any outcome was a failure."""
         return self._counts[FAILED] > 0
-
-    def _said(self, status: str) -> bool:
-        return bool(self._counts[status]) or status == BAKED
 
 
 _SUMMARY = {BAKED: "written", PLANNED: "planned", SKIPPED: "skipped", FAILED: "failed"}
@@ -134,12 +121,13 @@ def _counted(outcome: Outcome) -> str:
 
 
 def _weights_table(outcome: Outcome) -> None:
-    rows = table("block", "modules>", "weight>", "")
+    rows = []
     for block in outcome.blocks:
         # Elements can give the modules of one block different weights.
         distinct = " ".join(f"{weight:g}" for weight in block.weights)
-        rows.add_row(block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0))
-    print_table(f"{outcome.input.name} ({outcome.family})", rows, stderr=True)
+        rows.append((block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0)))
+    title = f"{outcome.input.name} ({outcome.family})"
+    print_table(title, ("block", "modules>", "weight>", ""), rows, stderr=True)
 
 
 def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = False) -> None:
@@ -150,36 +138,35 @@ def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = Fa
             "bytes": result.nbytes,
             "modules": result.modules,
             "errors": dict(result.errors),
+            "warnings": list(result.warnings),
         }
-        print_json({**facts, "warnings": list(result.warnings)})
+        print_json(facts)
     if quiet:
         return
     for warning in result.warnings:
         message("warning", warning)
     if result.errors:
-        rows = table("block", "error>", "")
-        for block, lost in result.errors.items():
-            rows.add_row(block, f"{lost:.2%}", Bar(lost, 1.0))
-        print_table("What truncation lost of each block's update", rows, stderr=True)
+        rows = ((block, f"{lost:.2%}", Bar(lost, 1.0)) for block, lost in result.errors.items())
+        print_table("What truncation lost of each block's update", ("block", "error>", ""), rows, stderr=True)
     message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
 
 
 def comparison(facts: Comparison) -> None:
     """The weight each block really got, on stdout; contradictions and differences on stderr."""
-    rows = table(*_COMPARED)
+    rows = []
     for name, (share, modules) in facts.blocks.items():
         weight = "any" if share.weight is None else f"{share.weight:.4g}"
         error = "" if share.error is None else f"{share.error:.1g}"
-        rows.add_row(name, str(modules), weight, error, Bar(share.weight or 0.0, 1.0))
-    print_table(f"{facts.baked.file.path.name} against {facts.original.file.path.name}", rows)
+        rows.append((name, str(modules), weight, error, Bar(share.weight or 0.0, 1.0)))
+    title = f"{facts.baked.file.path.name} against {facts.original.file.path.name}"
+    print_table(title, ("block", "modules>", "weight>", "error>", ""), rows)
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
             message("warning", f"{len(names)} modules {what}: {', '.join(names[:5])}")
     changes = facts.metadata
-    for key, value in changes.added.items():
-        message("metadata", f"{key} added: {shortened(value, _VALUE)}")
-    for key, value in changes.removed.items():
-        message("metadata", f"{key} removed: {shortened(value, _VALUE)}")
+    for what, values in (("added", changes.added), ("removed", changes.removed)):
+        for key, value in values.items():
+            message("metadata", f"{key} {what}: {shortened(value, _VALUE)}")
     for key, (old, new) in changes.changed.items():
         message("metadata", f"{key} changed: {shortened(old, _VALUE)} -> {shortened(new, _VALUE)}")
     for contradiction in (facts.contradictions or ())[:5]:

@@ -11,7 +11,7 @@ from .elements import ELEMENTS, OTHERS
 from .families import OTHER
 from .inspection import Group, Inspection
 from .spectra import Spectrum
-from .tables import Bar, count_text, distinct, print_table, shortened, size_text, table
+from .tables import Bar, count_text, distinct, print_table, shortened, size_text
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")
@@ -21,11 +21,12 @@ _HEADING = 24
 def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = False) -> None:
     """A table per block (or element), on stdout: who lives there, and how strong it is."""
     groups = facts.elements if elements else facts.blocks
-    rows = table("element" if elements else "block", *_COLUMNS, *(_SPECTRUM if spectra else ()), "")
+    columns = ("element" if elements else "block", *_COLUMNS, *(_SPECTRUM if spectra else ()), "")
+    rows: list[tuple[str | Bar, ...]] = []
     strongest = max((group.norm for group in groups.values()), default=0.0)
     for name, group in groups.items():
         modules = [one.module for one in group.modules]
-        rows.add_row(
+        cells = (
             name,
             str(len(modules)),
             distinct(module.algorithm_name for module in modules),
@@ -35,12 +36,11 @@ def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = Fal
             size_text(group.nbytes),
             f"{group.norm:.3g}",
             f"{group.share:.1%}",
-            *(_spectrum_cells(group) if spectra else ()),
-            Bar(group.norm, strongest),
         )
+        rows.append((*cells, *(_spectrum_cells(group) if spectra else ()), Bar(group.norm, strongest)))
     lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
     size = size_text(facts.lora.file.size)
-    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", rows)
+    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", columns, rows)
     _remarks(facts)
 
 
@@ -52,16 +52,17 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
     groups = [facts.elements if elements else facts.blocks for facts in files]
     more = _SPECTRUM if spectra else ()
     columns = [column for facts in files for column in (f"{_heading(facts)}>", *more, "")]
-    rows = table("element" if elements else "block", *columns)
+    rows: list[list[str | Bar]] = []
     strongest = [max((group.norm for group in named.values()), default=0.0) for named in groups]
     for name in _in_order(files, groups, elements=elements):
-        cells: list[str | Bar] = []
+        cells: list[str | Bar] = [name]
         for named, whole in zip(groups, strongest, strict=True):
             group = named.get(name, Group((), 0.0))
             cells += [f"{group.norm:.3g}" if group.modules else ""]
             cells += [*(_spectrum_cells(group) if spectra else ()), Bar(group.norm, whole)]
-        rows.add_row(name, *cells)
-    print_table(f"Norms of {len(files)} files, a scale for each", rows)
+        rows.append(cells)
+    first = "element" if elements else "block"
+    print_table(f"Norms of {len(files)} files, a scale for each", (first, *columns), rows)
     for facts in files:
         print_line(f"{_title(facts)}, {size_text(facts.lora.file.size)}; {_balance(facts)}")
         _remarks(facts)

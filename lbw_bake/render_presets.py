@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import escape
 from .families import OTHER, Family
-from .presets import Entry, Preset, builtin_path, user_path
+from .presets import Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
-from .presets.writers import source_text
+from .presets.writers import source_json, source_text
+from .tables import console_for
 from .values import number_text
-from .weights import FamilyWeights, Rules, Vector
+from .weights import FamilyWeights
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _BAR = 24
-_WIDE = 240  # what is not a terminal has no width to keep to
 
 
 def origin(path: Path) -> str:
@@ -33,7 +32,7 @@ def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
     for column in ("preset", "weights", "for", "from", "description"):
         table.add_column(column, no_wrap=column != "description", overflow="fold")
     for preset in presets:
-        families = list(dict.fromkeys(_for(entry) for entry in preset.entries))
+        families = dict.fromkeys(entry.scope or "any" for entry in preset.entries)
         about = ", ".join(families) or "elements"
         row = (preset.name, preset_bars(preset, family), about, origin(preset.path), preset.description)
         table.add_row(*map(escape, row))
@@ -42,20 +41,19 @@ def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
 
 def preset_lines(preset: Preset) -> None:
     """A preset as written, entry by entry, on stdout."""
-    _print(f"{preset.name} ({origin(preset.path)}, line {preset.line})", preset.description)
     table = _table()
     for column in ("for", "", "as written"):
         table.add_column(column, overflow="fold", no_wrap=column == "for")
     for entry in preset.entries:
-        table.add_row(_for(entry), escape(entry_bars(entry)), escape(source_text(entry.source)))
+        table.add_row(entry.scope or "any", escape(entry_bars(entry)), escape(source_text(entry.source)))
     for element in preset.elements:
         table.add_row("element", "", escape(element))
-    _print(table)
+    _print(table, f"{preset.name} ({origin(preset.path)}, line {preset.line})", preset.description)
 
 
 def weights_table(preset: Preset, weights: FamilyWeights) -> None:
     """The weight of every block of a family, on stdout."""
-    _print(f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})", preset.description)
+    title = f"{preset.name} for {weights.family.title} ({origin(preset.path)}, line {preset.line})"
     table = _table()
     table.add_column("block")
     table.add_column("weight", justify="right")
@@ -63,11 +61,10 @@ def weights_table(preset: Preset, weights: FamilyWeights) -> None:
     for block, weight in weights.blocks.items():
         if block != OTHER:
             size = "█" * round(min(abs(weight), 1.0) * _BAR)
-            note = "not listed" if block in weights.unlisted else size
-            table.add_row(block, number_text(weight), note)
+            table.add_row(block, number_text(weight), "not listed" if block in weights.unlisted else size)
     for element in weights.options.elements:
         table.add_row("element", "", escape(element))
-    _print(table)
+    _print(table, title, preset.description)
 
 
 def preset_json(preset: Preset) -> Mapping[str, Any]:
@@ -79,7 +76,8 @@ def preset_json(preset: Preset) -> Mapping[str, Any]:
         "line": preset.line,
         "builtin": preset.path == builtin_path(),
         "entries": [
-            {"family": entry.family, "layout": entry.length, "weights": _entry_json(entry)} for entry in preset.entries
+            {"family": entry.family, "layout": entry.length, "weights": source_json(entry.source)}
+            for entry in preset.entries
         ],
         "elements": list(map(str, preset.elements)),
     }
@@ -98,31 +96,15 @@ def weights_json(preset: Preset, weights: FamilyWeights) -> Mapping[str, Any]:
     }
 
 
-def _entry_json(entry: Entry) -> list[str] | dict[str, str] | str:
-    if isinstance(entry.source, Vector):
-        return list(entry.source.values)
-    if isinstance(entry.source, Rules) and len(dict(entry.source.rules)) == len(entry.source.rules):
-        return dict(entry.source.rules)
-    return source_text(entry.source)
-
-
-def _for(entry: Entry) -> str:
-    return entry.family or (f"{entry.length} values" if entry.length else "any")
-
-
 def _table() -> Table:
     from rich.table import Table
 
     return Table(box=None, pad_edge=False, header_style="bold")
 
 
-def _print(*things: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
-    for thing in things:
-        if isinstance(thing, str):
-            if thing:
-                console.print(escape(thing), soft_wrap=True)
-        else:
-            console.print(thing)
+def _print(table: Table, *lines: str) -> None:
+    """Lines that say something, and a table, on stdout."""
+    console = console_for()
+    for line in filter(None, lines):
+        console.print(escape(line), soft_wrap=True)
+    console.print(table)

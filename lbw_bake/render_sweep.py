@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import message, print_json
-from .sweeps import MANIFEST, Sweep, manifest
-from .tables import Bar, print_table, size_text, table
+from .sweeps import MANIFEST, Sweep
+from .tables import Bar, print_table, size_text
 
 if TYPE_CHECKING:
     from .grid import Assembled
@@ -46,21 +46,14 @@ def _with_progress(sizes: Iterable[int], total: int) -> int:
     return nbytes
 
 
-def manifest_json(sweep: Sweep) -> None:
-    """The manifest on stdout."""
-    print_json(manifest(sweep))
-
-
 def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool = False) -> None:
     """What a grid shows: pictures that are missing; of an analysis, how much of the picture each block changes."""
     if json:
-        changed = dict(made.changed)
-        print_json({"picture": str(picture), "missing": list(made.missing), "changed": changed})
+        print_json({"picture": str(picture), "missing": list(made.missing), "changed": dict(made.changed)})
     elif made.changed:
-        rows = table("block", "changed>", "")
-        for label, share in made.changed.items():
-            rows.add_row(label, f"{share:.1%}", Bar(share, max(made.changed.values())))
-        print_table("How much of the picture changes", rows)
+        most = max(made.changed.values())
+        rows = ((label, f"{share:.1%}", Bar(share, most)) for label, share in made.changed.items())
+        print_table("How much of the picture changes", ("block", "changed>", ""), rows)
     if quiet:
         return
     if made.missing:

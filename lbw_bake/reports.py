@@ -10,7 +10,7 @@ from urllib.parse import quote
 from . import __version__
 from .checks import STDIN, Checked
 from .console import escape, json_text, paint
-from .presets.findings import ERROR, RULES, Finding
+from .presets.findings import RULES, Finding, Rule
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -56,7 +56,7 @@ def github(results: Sequence[Checked]) -> Iterator[str]:
 
 def sarif(results: Sequence[Checked]) -> Iterator[str]:
     """A SARIF log, for code scanning."""
-    driver = {"name": "lbw", "version": __version__, "rules": [_sarif_rule(code) for code in RULES]}
+    driver = {"name": "lbw", "version": __version__, "rules": [_sarif_rule(rule) for rule in RULES.values()]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
@@ -91,10 +91,9 @@ def _property(value: object) -> str:
     return _data(value).replace(":", "%3A").replace(",", "%2C")
 
 
-def _sarif_rule(code: str) -> dict[str, Any]:
-    rule = RULES[code]
+def _sarif_rule(rule: Rule) -> dict[str, Any]:
     return {
-        "id": code,
+        "id": rule.code,
         "shortDescription": {"text": rule.title},
         "help": {"text": rule.remedy},
         "defaultConfiguration": {"level": rule.severity},
@@ -106,7 +105,7 @@ def _sarif_result(path: Path, finding: Finding) -> dict[str, Any]:
     return {
         "ruleId": finding.code,
         "ruleIndex": list(RULES).index(finding.code),
-        "level": ERROR if finding.is_error else "warning",
+        "level": finding.rule.severity,
         "message": {"text": f"{finding.message}; {finding.remedy}"},
         "locations": [
             {

@@ -29,12 +29,8 @@ def select(text: str, family: Family) -> frozenset[str]:
 
 def block_range(name: str, family: Family) -> range:
     """Where a block, or all blocks of a letter, lie in the family's longest block list. Raises WeightError."""
-    vocabulary = _vocabulary(family)
     name = "MID" if name == "M00" else name
-    if name in vocabulary:
-        position = vocabulary.index(name)
-        return range(position, position + 1)
-    positions = [i for i, block in enumerate(vocabulary) if block.rstrip("0123456789") == name]
+    positions = [i for i, block in enumerate(_vocabulary(family)) if name in (block, block.rstrip("0123456789"))]
     if not positions:
         raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
     return range(positions[0], positions[-1] + 1)

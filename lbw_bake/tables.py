@@ -5,8 +5,9 @@ rich is imported where a table is drawn: the commands that print a line start fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .console import escape
@@ -14,7 +15,6 @@ from .console import escape
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.measure import Measurement
-    from rich.table import Table as RichTable
 
 _BAR, _SHORTEST_BAR = 24, 6
 _WIDE = 240  # what is not a terminal has no width to keep to
@@ -26,9 +26,6 @@ class Bar:
 
     value: float
     whole: float
-
-    def __str__(self) -> str:
-        return self.text(_BAR)
 
     def text(self, width: int) -> str:
         """The bar in a column of this width."""
@@ -44,63 +41,53 @@ class Bar:
         return Measurement(_SHORTEST_BAR, _BAR)
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table; a column whose name ends in `>` is aligned to the right, one without a name is for bars."""
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str | Bar]], *, stderr: bool = False
+) -> None:
+    """A title and a table, on stdout unless told otherwise.
 
-    columns: tuple[str, ...]
-    rows: list[tuple[str | Bar, ...]] = field(default_factory=list)
+    A column whose name ends in `>` is aligned to the right, one without a name is for bars.
+    """
+    from rich.table import Table
 
-    def add_row(self, *cells: str | Bar) -> None:
-        """Add a row, a cell for every column."""
-        self.rows.append(cells)
+    console = console_for(stderr=stderr)
+    console.print(escape(title), style="bold", soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        name = column.strip("> ")
+        table.add_column(escape(name), justify="right" if column.endswith(">") else "left", no_wrap=bool(name))
+    for cells in rows:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
+    console.print(table)
 
 
-def table(*columns: str) -> Table:
-    """An empty table of these columns."""
-    return Table(columns)
-
-
-def print_table(title: str, rows: Table, *, stderr: bool = False) -> None:
-    """A title and a table, on stdout unless told otherwise."""
+def console_for(*, stderr: bool = False) -> Console:
+    """What tables are printed on; FORCE_COLOR gives what is not a terminal colours, but no width to keep to."""
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = _WIDE
-    console.print(escape(title), style="bold", soft_wrap=True)
-    console.print(_drawn(rows))
-
-
-def _drawn(rows: Table) -> RichTable:
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(box=None, pad_edge=False, header_style="bold")
-    for column in rows.columns:
-        name = column.strip("> ")
-        justify = "right" if column.endswith(">") else "left"
-        drawn.add_column(escape(name), justify=justify, no_wrap=bool(name))  # type: ignore[arg-type]
-    for cells in rows.rows:
-        drawn.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
-    return drawn
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDE
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 def size_text(nbytes: float) -> str:
     """A number of bytes as people say it: `144 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "bytes" or nbytes >= 10 else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.2f} GB"
+    return _in_units(nbytes, (" bytes", " kB", " MB", " GB"), precise=10)
 
 
 def count_text(count: float) -> str:
     """A number of things as people say it: `19.3M`."""
-    for unit in ("", "k", "M"):
-        if count < 1000:
-            return f"{count:.0f}{unit}" if not unit or count >= 100 else f"{count:.1f}{unit}"
-        count /= 1000
-    return f"{count:.2f}G"
+    return _in_units(count, ("", "k", "M", "G"), precise=100)
+
+
+def _in_units(number: float, units: Sequence[str], precise: float) -> str:
+    """A number in the unit that suits it, each a thousand of the one before; below `precise` with a decimal."""
+    *smaller, largest = units
+    for unit in smaller:
+        if number < 1000:
+            return f"{number:.0f}{unit}" if unit == units[0] or number >= precise else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.2f}{largest}"
 
 
 def distinct(names: Iterable[str]) -> str:

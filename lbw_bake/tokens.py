@@ -6,7 +6,6 @@ Also its form of early 2023, where the preset or vector stands in the place of a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import LbwError, NotBakeableError, WeightError
@@ -79,14 +78,11 @@ def _token(name: str, fields: list[str]) -> Token:
         )
     if len(strengths) > 2:
         raise WeightError(f"has {len(strengths)} strengths", "write one, or one for te and one for unet")
-    strengths = strengths or [1.0]
+    te, unet = (strengths[0], strengths[-1]) if strengths else (1.0, 1.0)
+    numbers = {key: parse_number(keyed[key], key) for key in ("te", "unet", "x") if key in keyed}
+    element_presets = (keyed["lbwe"],) if "lbwe" in keyed else ()
     return Token(
-        name,
-        _number(keyed, "te", strengths[0]),
-        _number(keyed, "unet", strengths[-1]),
-        keyed.get("lbw"),
-        (keyed["lbwe"],) if "lbwe" in keyed else (),
-        _number(keyed, "x", 0.0) if "x" in keyed else None,
+        name, numbers.get("te", te), numbers.get("unet", unet), keyed.get("lbw"), element_presets, numbers.get("x")
     )
 
 
@@ -98,7 +94,3 @@ def _put(keyed: dict[str, str], key: str, value: str) -> None:
     if not value:
         raise WeightError(f"{key}= is empty", "leave it out, or give it a value")
     keyed[key] = value
-
-
-def _number(keyed: Mapping[str, str], key: str, default: float) -> float:
-    return parse_number(keyed[key], key) if key in keyed else default

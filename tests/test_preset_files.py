@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import jsonschema
 import pytest
@@ -129,8 +129,8 @@ class TestReading:
 
 class TestKinds:
     def test_the_command_line_knows_all(self) -> None:
-        assert {kind.value for kind in cli_presets.Kind} == READERS.keys() == WRITERS.keys()
-        assert {form.value for form in cli_presets.Format} == reports.FORMATS.keys()
+        assert set(get_args(cli_presets.Kind)) == READERS.keys() == WRITERS.keys()
+        assert set(get_args(cli_presets.Format)) == reports.FORMATS.keys()
 
     @pytest.mark.parametrize(
         ("name", "kind"),
@@ -245,6 +245,14 @@ class TestConverting:
         code, out, error = run("presets", "convert", middle, back, "--to", kind)
         assert (code, out, error) == (0, "", f"written: {back} ({kind}, 2 presets read)\n")
         assert back.read_text(encoding="utf-8") == text
+
+    def test_a_name_for_several_lengths_becomes_one_list(self) -> None:
+        """The vectors that fit any family stand together, whatever stands between them in the file."""
+        lines = [",".join(["1"] + ["0.5"] * more) for more in (19, 16)]
+        (preset,) = parse_presets("".join(f"A:{line}\n" for line in lines), Path("x"), "inspire")
+        assert [entry.family for entry in preset.entries] == [None, "flux", None]
+        (again,) = parse_presets(WRITERS["yaml"]([preset], None).text, Path("x.yaml"))
+        assert [source_text(entry.source) for entry in again.entries if entry.family is None] == lines
 
     @VALID
     def test_every_valid_file_survives_yaml(self, path: Path, tmp_path: Path) -> None:

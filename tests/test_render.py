@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,15 @@ def test_control_characters_in_file_names_are_escaped(tmp_path: Path, run: Run) 
 def test_names_are_not_read_as_markup(tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "[bold]a[red].safetensors", unet_lora())
     assert run("inspect", source)[1].startswith("[bold]a[red].safetensors: ")
+
+
+def test_colours_where_there_is_no_terminal_cut_no_table(tmp_path: Path) -> None:
+    """CI runners set FORCE_COLOR and read a pipe."""
+    files = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "abcd"]
+    plain, coloured = (lbw("inspect", "--spectrum", *files, FORCE_COLOR=force).stdout for force in ("", "1"))
+    assert "\x1b" not in plain
+    assert "\x1b" in coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == plain
 
 
 def test_programs_get_names_as_they_are(evil: Path, run: Run) -> None:

@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import PresetError, nearest
-from .findings import RULES, Finding, Rule
+from .findings import Finding
 from .formats import READERS, kind_of, read_document, read_presets
 from .model import Document, Entry, Preset
 
 __all__ = [
     "READERS",
-    "RULES",
     "Document",
     "Entry",
     "Finding",
     "Preset",
-    "Rule",
     "builtin_path",
     "find_preset",
     "kind_of",

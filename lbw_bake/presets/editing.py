@@ -28,7 +28,7 @@ def with_preset(text: str, path: Path, added: Preset, *, replacing: bool = False
     old = next((preset for preset in before if preset.name == added.name), None)
     parts = parts_of(added)
     if old is None:
-        after = _appended(text, preset_yaml(added.name, parts), path)
+        after = _appended(text, preset_yaml(added.name, parts))
     else:
         known = dict(parts_of(old))
         same = [key for key, _ in parts if key in known]
@@ -104,13 +104,10 @@ def _newline(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def _appended(text: str, entry: str, path: Path) -> str:
+def _appended(text: str, entry: str) -> str:
     newline = _newline(text)
     gap = newline if text and not text.endswith("\n") else ""
-    try:
-        root = compose(text)
-    except yaml.YAMLError as error:
-        raise PresetError(f"{path}: not valid YAML: {error}") from error
+    root = compose(text)
     indent = " " * root.start_mark.column if root else ""
     return text + gap + "".join(f"{indent}{line}{newline}" for line in entry.splitlines())
 

@@ -11,44 +11,31 @@ from pathlib import Path
 from ..weights import Element
 from .findings import Finding
 from .grammar import EXTENSION, check_name, read_element
-from .lines import without_mark
-from .model import Document, Preset, document, of_type
+from .model import Preset, of_type
 from .text import Piece, lines_of
 
 _HEAD_COLONS = 3
 
 
-def read_elempresets(text: str, path: Path) -> Document:
+def read_elempresets(text: str, path: Path) -> Iterator[Preset | Finding]:
     """Read the extension's file of element presets."""
-    return document(_read(text, path))
-
-
-def _read(text: str, path: Path) -> Iterator[Preset | Finding]:
-    for item in without_mark(text):
-        if isinstance(item, Finding):
-            yield item
+    lines: list[Piece] = []
+    for line in lines_of(text):
+        stripped = line.strip()
+        if stripped.text.startswith("#"):
+            yield stripped.finding("LBW108", "elempresets.txt has no comments; the extension reads this as an entry")
             continue
-        lines: list[Piece] = []
-        for line in lines_of(item):
-            yield from _check_line(line)
-            if line.text.strip().startswith("#"):
-                continue
-            if lines and (not line.text.strip() or _is_head(line)):
-                yield from _read_entry(lines, path)
-                lines = []
-                if line.text:
-                    yield _joined(line)
-            if line.text.strip():
-                lines.append(line)
-        if lines:
+        if "\t" in line.text:
+            yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
+        if lines and (not stripped.text or _is_head(line)):
             yield from _read_entry(lines, path)
-
-
-def _check_line(line: Piece) -> Iterator[Finding]:
-    if line.text.strip().startswith("#"):
-        yield line.strip().finding("LBW108", "elempresets.txt has no comments; the extension reads this as an entry")
-    elif "\t" in line.text:
-        yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
+            lines = []
+            if line.text:
+                yield _joined(line)
+        if stripped.text:
+            lines.append(line)
+    if lines:
+        yield from _read_entry(lines, path)
 
 
 def _is_head(line: Piece) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,21 +13,30 @@ from ..errors import PresetError
 from .elements_file import read_elempresets
 from .findings import Finding
 from .lines import read_inspire, read_lbwpresets
-from .model import Document, Preset
+from .model import Document, Preset, document
 
-Reader = Callable[[str, Path], Document]
+Items = Iterator[Preset | Finding]
+
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
     """A file format: its reader, and regular expressions for the names its files have and for a line only it has."""
 
-    read: Reader
+    items: Callable[[str, Path], Items]
     names: str
     line: str
 
+    def read(self, text: str, path: Path) -> Document:
+        """What a text in this format says, and what is wrong with it."""
+        unmarked = text.removeprefix(_BYTE_ORDER_MARK)
+        message = "the file begins with a byte order mark, which some tools take for a part of the first name"
+        mark = () if unmarked == text else (Finding("LBW102", 1, 1, "", message),)
+        return document(chain(mark, self.items(unmarked, path)))
 
-def _read_yaml(text: str, path: Path) -> Document:
+
+def _read_yaml(text: str, path: Path) -> Items:
     from .yaml_file import read_yaml  # PyYAML takes longer to import than all the rest
 
     return read_yaml(text, path)
@@ -47,15 +57,15 @@ READERS: dict[str, Format] = {
 
 def kind_by_name(path: Path) -> str | None:
     """Which format a file of this name is in, None if the name does not tell."""
-    names = ((kind, format_.names) for kind, format_ in READERS.items())
-    return next((kind for kind, pattern in names if re.fullmatch(pattern, path.name, re.IGNORECASE)), None)
+    kinds = (kind for kind, format_ in READERS.items() if re.fullmatch(format_.names, path.name, re.IGNORECASE))
+    return next(kinds, None)
 
 
 def kind_of(path: Path, text: str) -> str:
     """Which format a file is in, by its name or else by what it holds."""
     if kind := kind_by_name(path):
         return kind
-    lines = text.removeprefix("\ufeff").splitlines() or [""]
+    lines = text.removeprefix(_BYTE_ORDER_MARK).splitlines() or [""]
     return next(kind for kind, format_ in READERS.items() if any(re.fullmatch(format_.line, line) for line in lines))
 
 
@@ -71,12 +81,11 @@ def decode(data: bytes) -> str | Finding:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return Finding("LBW101", 1, 1, "", "the file is UTF-16, not UTF-8")
-        message = f"byte {data[error.start]:#04x} is not UTF-8"
-        return Finding("LBW101", line, column, "", message)
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        return Finding("LBW101", line, column, "", f"byte {data[error.start]:#04x} is not UTF-8")
 
 
 def comment_lines(path: Path) -> int:

@@ -169,9 +169,8 @@ def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterat
     yield source
 
 
-def check_rules(rules: Iterable[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
+def check_rules(rules: Sequence[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
     """What is wrong with block rules: unknown blocks, blocks that no one family has together, values."""
-    rules = list(rules)
     if len(rules) > MOST_ITEMS:
         yield rules[0][0].finding("LBW507", f"{len(rules)} block rules are more than any family has blocks", name)
         return
@@ -184,8 +183,6 @@ def check_rules(rules: Iterable[tuple[Piece, Piece]], name: str, families: Seque
 
 
 def _check_together(selectors: Sequence[Piece], name: str, families: Sequence[Family]) -> Iterator[Finding]:
-    if any(all(knows(family, selector.text) for selector in selectors) for family in families):
-        return
     best = max(families, key=lambda family: sum(knows(family, selector.text) for selector in selectors))
     for selector in selectors:
         if not knows(best, selector.text):
@@ -211,8 +208,8 @@ def check_selector(selector: Piece, name: str, families: Sequence[Family]) -> It
 
 
 def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Finding:
-    where = families[0].name if len(families) == 1 else "no family"
-    message = f"{where} has no block {item.text}" if len(families) == 1 else f"{where} has a block {item.text}"
+    nowhere = f"{families[0].name} has no block" if len(families) == 1 else "no family has a block"
+    message = f"{nowhere} {item.text}"
     if item.text.upper() == "NOT":
         return item.finding("LBW403", message, name, "NOT comes first and turns the whole list around")
     blocks = dict.fromkeys(block for family in families for block in ("BASE", *family.blocks))
@@ -238,17 +235,15 @@ def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Elemen
         yield written.strip().finding("LBW401", f"element rule {written.strip().shown()} has {colons}, not 2", name)
         return
     blocks, words, weight = parts
-    findings = [*_check_element_blocks(blocks, name, dialect), *_check_element_weight(weight, name)]
+    findings = list(_check_element_blocks(blocks, name, dialect))
+    if variable_of(weight.text):
+        message = f"{weight.shown()} is not a number, which element rules need"
+        findings.append(weight.finding("LBW303", message, name))
+    else:
+        findings += check_value(weight, name, EXTENSION)
     yield from findings
     if not any(finding.is_error for finding in findings):
         yield Element(blocks.text, words.text, float(weight.text))
-
-
-def _check_element_weight(weight: Piece, name: str) -> Iterator[Finding]:
-    if variable_of(weight.text):
-        yield weight.finding("LBW303", f"{weight.shown()} is not a number, which element rules need", name)
-    else:
-        yield from check_value(weight, name, EXTENSION)
 
 
 def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ layers of the middle block and leave out IN00, as the trainers do. The first val
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..families import FAMILIES
 from ..weights import Rules
@@ -38,16 +38,15 @@ LAYOUTS: dict[str, tuple[Selectors, ...]] = {
 def rules_of(values: Sequence[str]) -> dict[str, Rules]:
     """Family -> block rules, for each family in whose own layout this many values fit."""
     return {
-        family: Rules(_rules(layout, values))
+        family: Rules(tuple(dict.fromkeys(_pairs(layout, values))))
         for family, layouts in LAYOUTS.items()
         for layout in layouts
         if len(layout) == len(values)
     }
 
 
-def _rules(layout: Selectors, values: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    pairs = ((name, value) for names, value in zip(layout, values, strict=True) for name in names)
-    return tuple(dict.fromkeys(pairs))
+def _pairs(layout: Selectors, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return ((name, value) for names, value in zip(layout, values, strict=True) for name in names)
 
 
 def has_uneven_middle(rules: Rules) -> bool:

@@ -14,62 +14,44 @@ from ..weights import Rules, Vector
 from .findings import Finding
 from .grammar import EXTENSION, INSPIRE, Dialect, check_name, read_vector
 from .inspire import has_uneven_middle, rules_of
-from .model import Document, Entry, Preset, document, of_type
+from .model import Entry, Preset, of_type
 from .text import WIDE_COLON, Piece, lines_of
 
-_BYTE_ORDER_MARK = "\ufeff"
 _MACRO = re.compile(r"@[^:]*[^:\s]:\s*\d+(?:\s*,\s*\d+\s*,\s*\d+)?")
 
 
-def read_lbwpresets(text: str, path: Path) -> Document:
+def read_lbwpresets(text: str, path: Path) -> Iterator[Preset | Finding]:
     """Read the extension's preset file."""
-    return document(_read(text, path, EXTENSION))
+    for line in lines_of(text):
+        yield from _read_line(line, path, EXTENSION)
 
 
-def read_inspire(text: str, path: Path) -> Document:
+def read_inspire(text: str, path: Path) -> Iterator[Preset | Finding]:
     """Read the Inspire Pack's preset file. Analyser macros (`@NAME:17,12,1`) are no presets and skipped."""
-    return document(_read(text, path, INSPIRE))
-
-
-def without_mark(text: str) -> Iterator[Finding | str]:
-    """The text without a byte order mark, and a finding if it has one."""
-    if text.startswith(_BYTE_ORDER_MARK):
-        message = "the file begins with a byte order mark, which some tools take for a part of the first name"
-        yield Finding("LBW102", 1, 1, "", message)
-    yield text.removeprefix(_BYTE_ORDER_MARK)
-
-
-def _read(text: str, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
-    for item in without_mark(text):
-        if isinstance(item, Finding):
-            yield item
-            continue
-        for line in lines_of(item):
-            if line.text.strip():
-                yield from _read_line(line, path, dialect)
+    for line in lines_of(text):
+        yield from _read_line(line, path, INSPIRE)
 
 
 def _read_line(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
-    text = line.text.strip()
-    if text.startswith("#"):
+    stripped = line.strip()
+    if stripped.text.startswith("#"):
         if dialect is INSPIRE:
-            yield line.strip().finding("LBW108", "the Inspire Pack has no comments; it lists this line as a preset")
-        return
-    if dialect is INSPIRE and text.startswith("@"):
-        if not _MACRO.fullmatch(text):
-            yield line.strip().finding("LBW109", f"{line.strip().shown()} is no analyser macro")
-        return
-    yield from _read_preset(line, path, dialect)
+            yield stripped.finding("LBW108", "the Inspire Pack has no comments; it lists this line as a preset")
+    elif dialect is INSPIRE and stripped.text.startswith("@"):
+        if not _MACRO.fullmatch(stripped.text):
+            yield stripped.finding("LBW109", f"{stripped.shown()} is no analyser macro")
+    elif stripped.text:
+        yield from _read_preset(line, path, dialect)
 
 
 def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
     text = line.text
     if "#" in text and dialect is EXTENSION:
         where = line.part(text.index("#"))
-        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", text.partition(":")[0])
-        colon = text.find(":")
-        comment = text.find("#", colon) if colon >= 0 else -1
-        text = text[:comment].rstrip() if comment >= 0 else text
+        head, _, values = text.partition(":")
+        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", head)
+        if "#" in values:
+            text = f"{head}:{values.partition('#')[0]}".rstrip()
     if ":" not in text and WIDE_COLON in text:
         yield line.part(text.index(WIDE_COLON)).finding("LBW103", "full-width colon after the name")
         text = text.replace(WIDE_COLON, ":", 1)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import PresetError
-from ..families import Family
+from ..families import FAMILIES, Family
 from ..weights import Element, Source, Vector
 from .findings import Finding, in_order
 
 T = TypeVar("T")
+
+# Keys of a preset in presets.yaml, beside families.
+DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
 
 # Findings of one file; who has so many mends one kind of them first.
 MOST_FINDINGS = 250
@@ -32,6 +35,19 @@ class Entry:
     def length(self) -> int | None:
         """How many values it has, None for rules."""
         return len(self.source.values) if isinstance(self.source, Vector) else None
+
+    @property
+    def scope(self) -> str:
+        """What it is for, in words; empty for rules of any family."""
+        return self.family or (f"{self.length} values" if self.length else "")
+
+    @property
+    def families(self) -> list[Family]:
+        """The families it is written for; of several with layouts of its length, the first."""
+        if self.family:
+            return [FAMILIES[self.family]]
+        fitting = [family for family in FAMILIES.values() if self.length in (None, *map(len, family.layouts))]
+        return fitting if self.length is None else fitting[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,7 @@ def document(items: Iterable[Preset | Finding]) -> Document:
 
     Reading ends after `MOST_FINDINGS`.
     """
-    read = _until_hopeless(items)
+    read = list(_until_hopeless(items))
     presets = of_type(Preset, read)
     findings = [*of_type(Finding, read), *islice(_duplicates(presets), MOST_FINDINGS)]
     if not presets and not findings:
@@ -95,17 +111,14 @@ def document(items: Iterable[Preset | Finding]) -> Document:
     return Document(tuple(merged.values()), in_order(findings))
 
 
-def _until_hopeless(items: Iterable[Preset | Finding]) -> list[Preset | Finding]:
-    read: list[Preset | Finding] = []
+def _until_hopeless(items: Iterable[Preset | Finding]) -> Iterator[Preset | Finding]:
     findings = 0
     for item in items:
-        read.append(item)
+        yield item
         findings += isinstance(item, Finding)
         if isinstance(item, Finding) and findings == MOST_FINDINGS:
-            message = f"{MOST_FINDINGS} findings; the rest is not read"
-            read.append(Finding("LBW111", item.line, item.column, "", message))
-            break
-    return read
+            yield Finding("LBW111", item.line, item.column, "", f"{MOST_FINDINGS} findings; the rest is not read")
+            return
 
 
 def of_type(kind: type[T], items: Iterable[object]) -> list[T]:
@@ -122,7 +135,7 @@ def _joined(first: Preset, second: Preset) -> Preset:
     )
 
 
-def _duplicates(presets: Iterable[Preset]) -> Iterable[Finding]:
+def _duplicates(presets: Iterable[Preset]) -> Iterator[Finding]:
     seen: dict[str, dict[tuple[str | None, int | None], int]] = {}
     for preset in presets:
         kinds = {(entry.family, entry.length): preset.line for entry in preset.entries}

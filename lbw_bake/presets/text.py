@@ -10,6 +10,7 @@ from .findings import Finding
 
 # What input methods for Chinese and Japanese write in place of : and ,
 WIDE_COLON, WIDE_COMMA = "\uff1a", "\uff0c"
+_SHOWN = 40  # characters of a piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class Piece:
         """Other text of the same length in this place."""
         return replace(self, text=text)
 
-    def shown(self, limit: int = 40) -> str:
+    def shown(self) -> str:
         """The text in quotes, cut short where it is long."""
-        return repr(self.text if len(self.text) <= limit else f"{self.text[:limit]}...")
+        return repr(self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}...")
 
     def finding(self, code: str, message: str, name: str = "", hint: str = "") -> Finding:
         """A defect of this piece."""

@@ -6,19 +6,18 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 
 from ..errors import LbwError, PresetError
-from ..families import FAMILIES, OTHER, Family
+from ..families import OTHER, Family
 from ..positions import Positions
 from ..selectors import select
 from ..values import RANDOM_RANGES, number_text, variable_of
 from ..weights import Element, Rules, Source, Vector, resolve
 from .grammar import EXTENSION, INSPIRE, Dialect
 from .inspire import LAYOUTS, Selectors
-from .model import Entry, Preset
+from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset
 
-ANY_FAMILY, DESCRIPTION, ELEMENTS = "weights", "description", "elements"
 _PLAIN = re.compile(r"[^\W\d][\w.+()%@/-]*(?: [\w.+()%@/-]+)*")
 _PLAIN_VALUE = re.compile(r"[\w.+-][\w.,+%-]*(?::[\w.,+%-]*)*[\w.%]|[\w.]")
 # Words that YAML 1.1 readers take for something else than text.
@@ -33,22 +32,12 @@ class Written:
     lost: tuple[str, ...] = ()
 
 
-def write_yaml(presets: Iterable[Preset], family: Family | None = None) -> Written:  # noqa: ARG001 - as the others
+def write_yaml(presets: Iterable[Preset], _family: Family | None = None) -> Written:
     """As presets.yaml, which has a place for everything."""
     return Written("".join(preset_yaml(preset.name, parts_of(preset)) for preset in presets))
 
 
-def write_lbwpresets(presets: Iterable[Preset], family: Family | None = None) -> Written:
-    """As the extension's lbwpresets.txt: one vector per name."""
-    return _write_lines(presets, family, EXTENSION, _extension_values, comments=True)
-
-
-def write_inspire(presets: Iterable[Preset], family: Family | None = None) -> Written:
-    """As the Inspire Pack's lbw-preset.txt: one vector per name, in its own lengths."""
-    return _write_lines(presets, family, INSPIRE, _inspire_values, comments=False)
-
-
-def write_elempresets(presets: Iterable[Preset], family: Family | None = None) -> Written:  # noqa: ARG001 - as the others
+def write_elempresets(presets: Iterable[Preset], _family: Family | None = None) -> Written:
     """As the extension's elempresets.txt: element rules alone."""
     entries: list[str] = []
     lost: list[str] = []
@@ -57,35 +46,52 @@ def write_elempresets(presets: Iterable[Preset], family: Family | None = None) -
             lost.append(f"{preset.name}: its weights")
         if preset.description:
             lost.append(f"{preset.name}: its description")
-        strange = [element for element in preset.elements if _portable_blocks(element) is None]
-        lost += (
-            f"{preset.name}: element rule {element}, whose blocks the extension cannot name" for element in strange
-        )
-        rules = [
-            f"{_portable_blocks(element)}:{element.words}:{number_text(element.weight)}"
-            for element in preset.elements
-            if element not in strange
-        ]
+        rules: list[str] = []
+        for element in preset.elements:
+            blocks = _portable_blocks(element)
+            if blocks is None:
+                lost.append(f"{preset.name}: element rule {element}, whose blocks the extension cannot name")
+            else:
+                rules.append(f"{blocks}:{element.words}:{number_text(element.weight)}")
         if rules:
             entries.append(f"{preset.name}:" + "\n".join(rules) + "\n")
     return Written("\n".join(entries), tuple(lost))
 
 
+def write_lines(presets: Iterable[Preset], family: Family | None = None, *, dialect: Dialect) -> Written:
+    """As the extension's lbwpresets.txt or the Inspire Pack's lbw-preset.txt: one vector per name."""
+    lines: list[str] = []
+    lost: list[str] = []
+    for preset in presets:
+        line, problems = _line(preset, family, dialect)
+        lost += (f"{preset.name}: {problem}" for problem in problems)
+        if line and preset.description and dialect is EXTENSION:
+            lines.append(f"# {' '.join(preset.description.split())}")
+        elif preset.description:
+            lost.append(f"{preset.name}: its description")
+        if line:
+            lines.append(line)
+    return Written("".join(f"{line}\n" for line in lines), tuple(lost))
+
+
 WRITERS: dict[str, Callable[[Iterable[Preset], Family | None], Written]] = {
     "yaml": write_yaml,
-    "lbwpresets": write_lbwpresets,
+    "lbwpresets": partial(write_lines, dialect=EXTENSION),
     "elempresets": write_elempresets,
-    "inspire": write_inspire,
+    "inspire": partial(write_lines, dialect=INSPIRE),
 }
 
 
 def parts_of(preset: Preset) -> list[tuple[str, str]]:
     """What a preset says, as keys and YAML values."""
     parts = [(DESCRIPTION, _quoted(" ".join(preset.description.split())))] if preset.description else []
-    for family, entries in groupby(preset.entries, key=lambda entry: entry.family):
-        parts.append((family or ANY_FAMILY, sources_yaml([entry.source for entry in entries])))
+    sources: dict[str, list[Source]] = {}
+    for entry in preset.entries:
+        sources.setdefault(entry.family or ANY_FAMILY, []).append(entry.source)
+    parts += ((key, sources_yaml(of_key)) for key, of_key in sources.items())
     if preset.elements:
-        parts.append((ELEMENTS, elements_yaml(preset.elements)))
+        rules = [str(element) for element in preset.elements]
+        parts.append((ELEMENTS, json.dumps(rules) if len(rules) > 1 else _quoted_value(rules[0])))
     return parts
 
 
@@ -97,17 +103,22 @@ def preset_yaml(name: str, parts: Sequence[tuple[str, str]]) -> str:
 
 
 def sources_yaml(sources: Sequence[Source]) -> str:
-    """The sources of one key as a YAML value."""
-    if len(sources) == 1:
-        return source_yaml(sources[0])
-    return f"[{', '.join(json.dumps(source_text(source)) for source in sources)}]"
+    """The sources of one key as a YAML value: rules as a mapping where that keeps their order's meaning."""
+    if len(sources) > 1:
+        return json.dumps([source_text(source) for source in sources])
+    written = source_json(sources[0])
+    if isinstance(written, dict):
+        return f"{{{', '.join(f'{_quoted(selector)}: {_quoted_value(value)}' for selector, value in written.items())}}}"
+    return _quoted_value(source_text(sources[0]))
 
 
-def source_yaml(source: Source) -> str:
-    """A source as a YAML value: rules as a mapping where that keeps their order's meaning."""
+def source_json(source: Source) -> list[str] | dict[str, str] | str:
+    """A source as JSON: rules as an object where that keeps their order's meaning."""
+    if isinstance(source, Vector):
+        return list(source.values)
     if isinstance(source, Rules) and len(dict(source.rules)) == len(source.rules):
-        return f"{{{', '.join(f'{_quoted(selector)}: {_quoted_value(value)}' for selector, value in source.rules)}}}"
-    return _quoted_value(source_text(source))
+        return dict(source.rules)
+    return source_text(source)
 
 
 def source_text(source: Source) -> str:
@@ -117,12 +128,6 @@ def source_text(source: Source) -> str:
     if isinstance(source, Positions):
         return "%" + ",".join(f"{selector}={value}" for selector, value in source.rules)
     return " ".join(f"{selector}={value}" for selector, value in source.rules)
-
-
-def elements_yaml(elements: Sequence[Element]) -> str:
-    """Element rules as a YAML value."""
-    texts = [_quoted_value(str(element)) for element in elements]
-    return texts[0] if len(texts) == 1 else f"[{', '.join(json.dumps(str(element)) for element in elements)}]"
 
 
 def _quoted(text: str) -> str:
@@ -138,89 +143,47 @@ class _LostError(Exception):
     """A source has no place in a format, and why."""
 
 
-Values = Callable[[Entry, "Family | None"], list[str]]
-
-
-def _write_lines(
-    presets: Iterable[Preset], family: Family | None, dialect: Dialect, values_of: Values, *, comments: bool
-) -> Written:
-    lines: list[str] = []
-    lost: list[str] = []
-    for preset in presets:
-        line, problems = _line(preset, family, dialect, values_of)
-        lost += (f"{preset.name}: {problem}" for problem in problems)
-        if line and preset.description and comments:
-            lines.append(f"# {' '.join(preset.description.split())}")
-        elif preset.description:
-            lost.append(f"{preset.name}: its description")
-        if line:
-            lines.append(line)
-    return Written("".join(f"{line}\n" for line in lines), tuple(lost))
-
-
-def _line(preset: Preset, family: Family | None, dialect: Dialect, values_of: Values) -> tuple[str, list[str]]:
+def _line(preset: Preset, family: Family | None, dialect: Dialect) -> tuple[str, list[str]]:
     """The line of a preset, empty if it can have none, and what is lost."""
     problems = ["its element rules"] if preset.elements else []
-    entries = _entries_for(preset, family)
-    if not entries and preset.entries:
-        return "", [*problems, f"it has no entry for {family.name}" if family else "it has no entry"]
-    chosen, values, reasons = None, [], []
+    entries = preset.entries
+    if family and entries:
+        try:
+            chosen = preset.source_for(family)
+        except PresetError:
+            return "", [*problems, f"it has no entry for {family.name}"]
+        entries = tuple(entry for entry in entries if entry.source is chosen)
+    reasons: list[str] = []
     for entry in entries:
         try:
-            values = [_spelled(value, dialect) for value in values_of(entry, family)]
+            values = [_spelled(value, dialect) for value in _values(entry, family, dialect)]
         except _LostError as reason:
             reasons.append(str(reason))
-        else:
-            chosen = entry
-            break
-    if chosen is None:
-        return "", [*problems, *reasons]
-    others = list(dict.fromkeys(_named(entry) for entry in preset.entries if entry is not chosen))
-    if others:
-        problems.append(f"its entries for {', '.join(others)}: a name holds one vector there")
-    return f"{preset.name}:{','.join(values)}", problems
+            continue
+        if others := dict.fromkeys(other.scope or "any family" for other in preset.entries if other is not entry):
+            problems.append(f"its entries for {', '.join(others)}: a name holds one vector there")
+        return f"{preset.name}:{','.join(values)}", problems
+    return "", [*problems, *reasons]
 
 
-def _entries_for(preset: Preset, family: Family | None) -> list[Entry]:
-    if family is None:
-        return list(preset.entries)
-    try:
-        source = preset.source_for(family)
-    except PresetError:
-        return []
-    return [entry for entry in preset.entries if entry.source is source]
-
-
-def _named(entry: Entry) -> str:
-    return entry.family or (f"{entry.length} values" if entry.length else "any family")
-
-
-def _extension_values(entry: Entry, family: Family | None) -> list[str]:
-    if isinstance(entry.source, Vector) and entry.length in EXTENSION.lengths:
+def _values(entry: Entry, family: Family | None, dialect: Dialect) -> list[str]:
+    """What an entry says, in one of a dialect's layouts."""
+    if isinstance(entry.source, Vector) and entry.length in (EXTENSION.lengths if dialect is EXTENSION else (12, 17)):
         return list(entry.source.values)
-    for known in _families_for(entry, family):
-        layout = next((layout for layout in reversed(known.layouts) if len(layout) in EXTENSION.lengths), None)
-        if layout:
-            return _resolved(entry.source, known, tuple((block,) for block in layout))
-    raise _LostError(f"its weights for {_named(entry)}, which the extension has no vector for")
-
-
-def _inspire_values(entry: Entry, family: Family | None) -> list[str]:
-    if isinstance(entry.source, Vector) and entry.length in (12, 17):
-        return list(entry.source.values)
-    for known in _families_for(entry, family):
-        if known.name in LAYOUTS:
-            return _resolved(entry.source, known, LAYOUTS[known.name][0])
-    raise _LostError(f"its weights for {_named(entry)}, which the Inspire Pack has no vector for")
-
-
-def _families_for(entry: Entry, family: Family | None) -> list[Family]:
-    """The family whose blocks the weights are written for, if it is certain."""
-    if family or entry.family:
-        return [family or FAMILIES[entry.family or ""]]
-    if entry.length is None:
+    if not (family or entry.scope):
         raise _LostError("its weights for any family: name one with --family")
-    return [known for known in FAMILIES.values() if entry.length in map(len, known.layouts)][:1]
+    family = family or next(iter(entry.families), None)
+    if family and (selectors := _selectors(family, dialect)):
+        return _resolved(entry.source, family, selectors)
+    raise _LostError(f"its weights for {entry.scope or 'any family'}, which {dialect.tool} has no vector for")
+
+
+def _selectors(family: Family, dialect: Dialect) -> Selectors:
+    """What the values of a family are for in a dialect; empty if it has no vector for the family."""
+    if dialect is INSPIRE:
+        return LAYOUTS.get(family.name, ((),))[0]
+    layouts = (layout for layout in reversed(family.layouts) if len(layout) in dialect.lengths)
+    return tuple((block,) for block in next(layouts, ()))
 
 
 def _resolved(source: Source, family: Family, selectors: Selectors) -> list[str]:
@@ -232,12 +195,14 @@ def _resolved(source: Source, family: Family, selectors: Selectors) -> list[str]
     if weights[OTHER] != 1.0:
         raise _LostError("its weight for OTHER")
     values: list[str] = []
+    listed: set[str] = set()
     for names in selectors:
-        found = {weights[block] for name in names for block in select(name, family)}
+        blocks = {block for name in names for block in select(name, family)}
+        found = {weights[block] for block in blocks}
         if len(found) > 1:
             raise _LostError(f"its weights: {', '.join(names)} must have one value there")
         values.append(number_text(found.pop()))
-    listed = {block for names in selectors for name in names for block in select(name, family)}
+        listed |= blocks
     if missing := [block for block in family.blocks if block not in listed and weights[block]]:
         raise _LostError(f"its weights for {', '.join(missing)}, which have no value there")
     return values

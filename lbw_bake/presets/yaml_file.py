@@ -18,11 +18,9 @@ from ..values import NUMBER
 from ..weights import Element, Rules
 from .findings import Finding
 from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
-from .lines import without_mark
-from .model import Document, Entry, Preset, document, of_type
+from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset, of_type
 from .text import WIDE_COLON, WIDE_COMMA, Piece
 
-DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
 ENTRY_KEYS = (*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS)
 # Aliases make a small file large; presets need none.
 _MAX_NODES = 200_000
@@ -32,11 +30,11 @@ Pairs = list[tuple[yaml.Node, yaml.Node]]
 
 
 class _RefusedError(Exception):
-    """What no preset file needs, and what the findings about it are."""
+    """A finding about what no preset file needs."""
 
-    def __init__(self, code: str, mark: Any, message: str) -> None:
-        super().__init__(message)
-        self.finding = _at(code, mark, message)
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
 
 
 def _at(code: str, mark: Any, message: str) -> Finding:
@@ -55,12 +53,13 @@ class _Loader(yaml.SafeLoader):
         """A node and those below it."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _RefusedError("LBW502", event.start_mark, f"alias *{event.anchor}")
+            raise _RefusedError(_at("LBW502", event.start_mark, f"alias *{event.anchor}"))
         if (tag := getattr(event, "tag", None)) not in (None, "!"):
-            raise _RefusedError("LBW502", event.start_mark, f"tag {tag}")
+            raise _RefusedError(_at("LBW502", event.start_mark, f"tag {tag}"))
         self._nodes += 1
         if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
-            raise _RefusedError("LBW507", event.start_mark, "the file is too large or too deeply nested for presets")
+            message = "the file is too large or too deeply nested for presets"
+            raise _RefusedError(_at("LBW507", event.start_mark, message))
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -69,42 +68,28 @@ class _Loader(yaml.SafeLoader):
 
 def compose(text: str) -> yaml.Node | None:
     """The root node, None for an empty file. Raises yaml.YAMLError and what `read_yaml` makes findings of."""
-    loader = _Loader(text)
-    try:
-        return loader.get_single_node()
-    finally:
-        loader.dispose()
+    return yaml.compose(text, _Loader)
 
 
-def read_yaml(text: str, path: Path) -> Document:
+def read_yaml(text: str, path: Path) -> Iterator[Preset | Finding]:
     """Read a presets.yaml."""
-    return document(_read(text, path))
-
-
-def _read(text: str, path: Path) -> Iterator[Preset | Finding]:
-    for item in without_mark(text):
-        if isinstance(item, Finding):
-            yield item
-            continue
-        try:
-            root = compose(item)
-        except yaml.YAMLError as error:
-            yield _syntax_error(error, item)
-        except _RefusedError as refused:
-            yield refused.finding
-        else:
-            yield from _Reader(item, path).presets(root)
+    try:
+        root = compose(text)
+    except yaml.YAMLError as error:
+        yield _syntax_error(error, text)
+    except _RefusedError as refused:
+        yield refused.finding
+    else:
+        yield from _Reader(text, path).presets(root)
 
 
 def _syntax_error(error: yaml.YAMLError, text: str) -> Finding:
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        problem = error.problem or error.context or "cannot be read"
-    else:  # a character YAML does not allow
+    if not isinstance(error, yaml.MarkedYAMLError):  # a character YAML does not allow
         before = text[: getattr(error, "position", 0)]
-        mark = None
         problem = f"the character {text[len(before) : len(before) + 1]!r} is not allowed"
         return Finding("LBW501", before.count("\n") + 1, len(before) - before.rfind("\n"), "", problem)
+    mark = error.problem_mark or error.context_mark
+    problem = error.problem or error.context or "cannot be read"
     line = text.split("\n")[mark.line - 1 : mark.line + 1] if mark else []
     if mark and any(wide in one for one in line for wide in (WIDE_COLON, WIDE_COMMA)):
         return _at("LBW103", mark, f"not valid YAML: {problem}; full-width punctuation nearby")
@@ -144,37 +129,36 @@ class _Reader:
         elements: list[Element] = []
         description = ""
         preset_name = name.text.strip()
-        for key, part in self._parts(name, value):
+        keyed = isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value)
+        # A source that stands alone is for any family.
+        parts = value.value if keyed else [(None, value)]
+        said = [
+            (self._piece(key) or self._whole(key) if key else name.with_text(ANY_FAMILY), part) for key, part in parts
+        ]
+        for key, part in said:
             if key.text == DESCRIPTION:
-                description = (self._piece(part) or Piece("", 0)).text
-                items: list[Any] = [] if self._piece(part) else [self._wrong_kind(part, preset_name, "a text")]
+                text = self._piece(part)
+                description = text.text if text else ""
+                items: list[Any] = [] if text else [self._wrong_kind(part, preset_name, "a text")]
             elif key.text == ELEMENTS:
                 items = list(self._elements(part, preset_name))
                 elements += of_type(Element, items)
             elif key.text in (ANY_FAMILY, *FAMILIES):
                 family = key.text if key.text in FAMILIES else None
-                families = (FAMILIES[family],) if family else tuple(FAMILIES.values())
+                families = [FAMILIES[family]] if family else list(FAMILIES.values())
                 items = list(self._sources(part, preset_name, families))
-                sources = [item for item in items if not isinstance(item, Finding)]
+                sources = (item for item in items if not isinstance(item, Finding))
                 entries += (Entry(family, source, key.line, key.column) for source in sources)
             else:
-                items = [self._unknown_key(key, preset_name)]
+                hint = nearest(key.text, ENTRY_KEYS)
+                items = [key.finding("LBW505", f"{key.text!r} is no family", preset_name, hint)]
             yield from of_type(Finding, items)
-        if isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value):
+        if keyed:
             yield from self._repeated(value.value, preset_name)
-        if not (entries or elements) and all(key.text == DESCRIPTION for key, _ in self._parts(name, value)):
+        if not (entries or elements) and all(key.text == DESCRIPTION for key, _ in said):
             yield name.finding("LBW508", f"{preset_name} has neither weights nor element rules", preset_name)
         where = name.strip()
         yield Preset(preset_name, tuple(entries), self._path, name.line, description, tuple(elements), where.column)
-
-    def _parts(self, name: Piece, value: yaml.Node) -> Iterator[tuple[Piece, yaml.Node]]:
-        """What a preset says, by key; a source that stands alone is for any family."""
-        keyed = isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value)
-        if not keyed:
-            yield name.with_text(ANY_FAMILY), value
-            return
-        for key, part in value.value:
-            yield self._piece(key) or Piece("", key.start_mark.line + 1, key.start_mark.column + 1), part
 
     def _are_blocks(self, pairs: Pairs) -> bool:
         """Whether a mapping's keys are blocks rather than families, be they spelled right or wrong."""
@@ -190,17 +174,16 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             yield from self._rules(node, name, families)
         elif isinstance(node, yaml.SequenceNode):
-            pieces = [self._piece(item) for item in node.value]
-            known = [piece for piece in pieces if piece]
+            known = [piece for item in node.value if (piece := self._piece(item))]
             for item in node.value:
-                if self._piece(item) is None:
+                if not isinstance(item, yaml.ScalarNode):
                     yield self._wrong_kind(item, name, "a number or a vector")
             if any("," in piece.text for piece in known):
-                for item in known:
-                    yield from read_source(item, name, families)
-            elif len(known) == len(pieces):
+                for piece in known:
+                    yield from read_source(piece, name, families)
+            elif len(known) == len(node.value):
                 yield from read_values(known, self._whole(node), name, LBW, families)
-        elif (piece := self._piece(node)) is not None:
+        elif piece := self._piece(node):
             yield from read_source(piece, name, families)
 
     def _rules(self, node: yaml.MappingNode, name: str, families: Sequence[Family]) -> Iterator[Any]:
@@ -233,9 +216,6 @@ class _Reader:
             if piece and piece.text in seen:
                 yield piece.finding("LBW504", f"key {piece.text!r} is given twice", name)
             seen.add(piece.text if piece else "")
-
-    def _unknown_key(self, key: Piece, name: str) -> Finding:
-        return key.finding("LBW505", f"{key.text!r} is no family", name, nearest(key.text, ENTRY_KEYS))
 
     def _wrong_kind(self, node: yaml.Node, name: str, wanted: str) -> Finding:
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
