@@ -15,7 +15,19 @@ import typer
 
 from .cli_inspect import diff, inspect
 from .cli_mix import mix
-from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, Json, running, weighing, writing
+from .cli_options import (
+    BaseModelPath,
+    Device,
+    DoraNorm,
+    Dtype,
+    FamilyName,
+    Inexact,
+    Json,
+    given_path,
+    running,
+    weighing,
+    writing,
+)
 from .cli_presets import app as presets_app
 from .cli_presets import validate
 from .cli_sweep import sweep
@@ -31,7 +43,9 @@ app = typer.Typer(
 )
 
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", help="LoRA files, or folders of them.")]
+Inputs = Annotated[
+    list[Path], typer.Argument(metavar="INPUT...", parser=given_path, help="LoRA files, or folders of them.")
+]
 
 
 def _version(value: bool) -> None:
@@ -285,13 +299,21 @@ def main(args: Sequence[str] | None = None) -> None:
         for name in {"SIGTERM", "SIGHUP"} & {each.name for each in signal.Signals}:
             signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
-        app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
+        _run(args)
     except LbwError as error:
         _fail(error)
-    except OSError as error:  # of a path that cannot even be looked at
-        if error.filename is None:
-            raise
-        _fail(LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions"))
+    except OSError as error:  # of a path that cannot even be looked at, or of what stdout leads to
+        if error.filename is not None:
+            _fail(LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
+        _fail(LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete"))
+
+
+def _run(args: Sequence[str] | None) -> None:
+    try:
+        app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
+    finally:
+        sys.stdout.flush()
 
 
 def _fail(error: LbwError) -> NoReturn:

@@ -15,6 +15,14 @@ writing = partial(typer.Option, rich_help_panel="Output")
 running = partial(typer.Option, rich_help_panel="How to run")
 _exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
 
+
+def given_path(text: str) -> Path:
+    """A path as given. An empty one is a shell variable that is not set, and must not mean the current folder."""
+    if not text:
+        raise typer.BadParameter("an empty path; is a variable not set?")
+    return Path(text)
+
+
 FamilyName = Annotated[
     str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
 ]

@@ -41,6 +41,13 @@ class LbwError(Exception):
         """What to do next, in words."""
         return self._hint() if callable(self._hint) else self._hint
 
+    def about(self, *names: object) -> LbwError:
+        """The error, saying first what it is about unless it names one of these already."""
+        if not any(str(name) in self.message for name in names):
+            self.message = f"{names[0]}: {self.message}"
+            self.args = (self.message,)
+        return self
+
     def __reduce__(self) -> tuple[object, ...]:
         """Errors come back from other processes as what they are, whatever they were made from."""
         return _remade, (type(self), self.args), self.__dict__ | {"_hint": self.hint}

@@ -127,7 +127,7 @@ def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
     seconds = time.perf_counter() - began
-    return Outcome(job.input, output, FAILED, seconds=seconds, error=error)
+    return Outcome(job.input, output, FAILED, seconds=seconds, error=error.about(job.input, output))
 
 
 def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> tuple[Outcome, Target | None]:

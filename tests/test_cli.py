@@ -74,7 +74,38 @@ class TestExitCodes:
     def test_what_the_tool_refuses_is_1_with_an_error_and_a_hint(self, lora: Path, run: Run) -> None:
         code, out, error = run("bake", lora, "-w", "MIDD=1", "-o", lora.with_name("b.safetensors"))
         assert (code, out) == (1, "")
-        assert error.splitlines() == ["error: sd1 has no block 'MIDD'", "hint: did you mean MID?"]
+        assert error.splitlines() == [f"error: {lora}: sd1 has no block 'MIDD'", "hint: did you mean MID?"]
+
+    def test_an_empty_path_is_not_the_current_folder(
+        self, lora: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(lora.parent)
+        before = lora.read_bytes()
+        code, _, error = run("bake", "", "-w", "*=0.5", "--in-place")
+        assert code == 2
+        assert "is a variable not set?" in error
+        assert lora.read_bytes() == before
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    @pytest.mark.parametrize("command", [("inspect", "LORA", "--json"), ("presets", "list"), ("bake", "--help")])
+    def test_a_stdout_that_is_full_is_an_error_without_traceback(self, command: tuple[str, ...], lora: Path) -> None:
+        arguments = [str(lora) if part == "LORA" else part for part in command]
+        with open("/dev/full", "w") as full:  # noqa: PTH123
+            result = subprocess.run(
+                [sys.executable, "-m", "lbw_bake", *arguments],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: stdout: No space left on device\n")
+        assert "Traceback" not in result.stderr
+
+    def test_json_is_ascii_where_stdout_is(self, lora: Path) -> None:
+        named = lora.rename(lora.with_name("hé 日本.safetensors"))
+        result = lbw("inspect", named, "--json", PYTHONIOENCODING="ascii")
+        assert json.loads(result.stdout)["file"] == str(named)
 
 
 BAKE_KEYS = {"input", "output", "status", "family", "layout", "weights", "modules", "bytes", "seconds", "device"}

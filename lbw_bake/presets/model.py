@@ -72,7 +72,11 @@ class Preset:
         if layout is not None:
             entries = [entry for entry in entries if entry.length == layout]
         if not entries:
-            known = sorted({entry.family or "any family" for entry in self.entries}) or ["elements only"]
+            if not self.entries:
+                raise PresetError(
+                    f"preset {self.name} holds element rules, no weights", f"give it as --element-preset {self.name}"
+                )
+            known = sorted({entry.family or "any family" for entry in self.entries})
             wanted = f"{family.name} with {layout} weights" if layout else family.name
             raise PresetError(
                 f"preset {self.name} has no entry for {wanted}",
