@@ -39,8 +39,10 @@ class Sink:
         return self._buffers[self._turn][start : self._filled]
 
     def put(self, data: Bytes) -> None:
-        """Copy bytes into the next room."""
-        self.room(len(data))[:] = data
+        """Copy bytes into the next room, and the next after that if they need more than a buffer."""
+        for start in range(0, len(data), self._size):
+            part = data[start : start + self._size]
+            self.room(len(part))[:] = part
 
     def hand_over(self) -> None:
         """Give the consumers what there is, and go on with a buffer that nobody needs any more."""

@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -222,6 +223,39 @@ def test_a_full_disk_leaves_nothing_behind(
     assert f"error: {path}: cannot be written: {os.strerror(errno.EFBIG)}" in error
     assert "hint: " in error
     assert content_of(path.parent) == before
+
+
+@pytest.mark.parametrize("fault", ["header", "data", "header again", "flush"])
+@pytest.mark.parametrize("full", ["MIDD", "OUTALL"])
+def test_of_several_outputs_the_one_that_cannot_be_written_is_named(
+    full: str, fault: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "a.safetensors", unet_lora(), {"sshs_model_hash": "0"})
+
+    class File(FileIO):
+        written = False
+
+        def write(self, data: bytes | memoryview) -> int:
+            what = "data" if self.tell() else "header again" if self.written else "header"
+            if full in os.fsdecode(self.name) and fault == what:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.written = True
+            return super().write(data)
+
+    def fsync(descriptor: int) -> None:
+        if full in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(temporary, "FileIO", File)
+    if fault == "flush":
+        monkeypatch.setattr(os, "fsync", fsync)
+    places = ("--out-dir", tmp_path, "--name", "{stem}-{preset}", "--family", "sd1", "--verify")
+    threads = threading.active_count()
+    code, _, error = run("bake", source, "-p", "MIDD", "-p", "OUTALL", *places)
+    assert code == 1
+    assert threading.active_count() == threads
+    assert f"error: {tmp_path / f'a-{full}.safetensors'}: cannot be written: {os.strerror(errno.ENOSPC)}" in error
+    assert content_of(tmp_path).keys() == {"a.safetensors"}
 
 
 @pytest.fixture

@@ -550,7 +550,7 @@ class TestSourceThatChanges:
         code = (
             "import sys; from pathlib import Path; from lbw_bake import cli, rewrite\n"
             "carry_out = rewrite._carry_out\n"
-            "def remove(writers, data, source): source.path.unlink(); return carry_out(writers, data, source)\n"
+            "def remove(*given): Path(sys.argv[2]).unlink(); return carry_out(*given)\n"
             "rewrite._carry_out = remove; cli.main(sys.argv[1:])"
         )
         assert run("bake", source, "-w", "*=0.5", "-o", tmp_path / "c.safetensors")[0] == 0

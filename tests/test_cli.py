@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import MODULE, BakeTensors, Run, imported, lbw, measured, python, unet_lora, write, write_header
 
@@ -255,6 +256,18 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+def peak_memory(*args: str | Path) -> int:
+    """Of a command, in kB, as the kernel itself records it: getrusage counts the parent before the child was born."""
+    code = (
+        "import sys; from pathlib import Path; from lbw_bake.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print(Path('/proc/self/status').read_text())"
+    )
+    result = python("-c", code, *args)
+    assert result.returncode == 0, result.stderr
+    return next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
+
+
 class TestProcess:
     @pytest.mark.parametrize("batch", [False, True], ids=["one file", "a batch in processes"])
     def test_an_interrupt_is_130_and_leaves_nothing(self, batch: bool, large_lora: Path, scratch: Path) -> None:
@@ -276,16 +289,19 @@ class TestProcess:
     @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
     @pytest.mark.parametrize("options", [HALF, ("-w", "*=0")], ids=["scaled", "zeroed"])
     def test_memory_stays_flat(self, options: tuple[str, ...], large_lora: Path, scratch: Path) -> None:
-        # The kernel's own record of the peak: that of getrusage counts the parent before the child was born.
-        code = (
-            "import sys; from pathlib import Path; from lbw_bake.cli import main\n"
-            "try: main(sys.argv[1:])\n"
-            "finally: print(Path('/proc/self/status').read_text())"
+        assert peak_memory("bake", large_lora, *options, "-o", scratch / "out.safetensors") < 64 * 1024
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+    def test_many_outputs_share_the_memory_of_their_buffers(self, scratch: Path) -> None:
+        source = write(
+            scratch / "a.safetensors",
+            {
+                f"{MODULE}.lora_up.weight": np.ones((500_000, 4), "f2"),
+                f"{MODULE}.lora_down.weight": np.ones((4, 8), "f2"),
+            },
         )
-        result = python("-c", code, "bake", large_lora, *options, "-o", scratch / "out.safetensors")
-        assert result.returncode == 0, result.stderr
-        peak = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
-        assert peak < 64 * 1024
+        values = ",".join(str(i / 16) for i in range(16))
+        assert peak_memory("sweep", source, "--x", f"values={values}", "-o", scratch / "plot") < 72 * 1024
 
     @pytest.mark.parametrize(
         "command",
