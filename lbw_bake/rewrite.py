@@ -17,13 +17,11 @@ from .edits import LEAVE_OUT, Compute, Drop, Fill
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Plan
-from .scaling import FLOATS, Bytes, Multiply, Transform, itemsize, not_finite, numpy_dtype, round_to
+from .scaling import FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, numpy_dtype, round_to
 from .sink import Sink
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
 from .updates import MISFIT, Read
-
-Backend = Callable[[Multiply], Transform]
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
@@ -91,40 +89,25 @@ def _in_place(target: Target) -> bool:
 
 def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile, step: int) -> tuple[str, ...]:
     """Read the input once, and give every tensor to the writers that need its bytes; returns warnings about them."""
-    strange = _Strange()
+    strange = []
     for tensor in source.in_data_order():
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
             for piece in data.pieces(tensor, step):
-                strange.look(tensor, piece)
+                if tensor.dtype in FLOATS and any(found := not_finite(tensor.dtype, piece)):
+                    strange.append((tensor.name, *found))
                 for take in waiting:
                     take(piece)
-    return strange.warnings()
+    return _said_of(strange)
 
 
-class _Strange:
-    """Counts numbers that are not finite in what is read anyway: they are kept, but nobody meant to train them."""
-
-    def __init__(self) -> None:
-        self._nan = self._infinite = 0
-        self._tensors: dict[str, None] = {}
-
-    def look(self, tensor: Tensor, piece: Bytes) -> None:
-        """Take in a piece of a tensor."""
-        if tensor.dtype not in FLOATS:
-            return
-        nan, infinite = not_finite(tensor.dtype, piece)
-        if nan or infinite:
-            self._nan += nan
-            self._infinite += infinite
-            self._tensors[tensor.name] = None
-
-    def warnings(self) -> tuple[str, ...]:
-        """What there is to say, if anything is."""
-        if not self._tensors:
-            return ()
-        found = f"{self._nan} NaN and {self._infinite} infinite numbers in {len(self._tensors)} tensors"
-        return (f"{found} are kept as they are (the first is {next(iter(self._tensors))})",)
+def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
+    """Numbers that are not finite, by tensor, NaN and infinite: they are kept, but nobody meant to train them."""
+    if not strange:
+        return ()
+    names, nan, infinite = zip(*strange, strict=True)
+    found = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {len(set(names))} tensors"
+    return (f"{found} are kept as they are (the first is {names[0]})",)
 
 
 class _Writer:
@@ -158,13 +141,10 @@ class _Writer:
         self._copy_run()
         if isinstance(edit, Drop):
             return None
-        if isinstance(edit, Fill):
-            for constant in _constant(edit, self._layout[tensor.name].nbytes):
-                self._sink.put(constant)
-            return None
-        if isinstance(edit, Compute):
-            for computed in _computed(edit, self._data.read):
-                self._sink.put(computed)
+        if isinstance(edit, Fill | Compute):
+            size = self._layout[tensor.name].nbytes
+            for piece in _constant(edit, size) if isinstance(edit, Fill) else _computed(edit, self._data.read):
+                self._sink.put(piece)
             return None
         if edit is None:
             return self._sink.put
