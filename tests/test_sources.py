@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ def planned(tmp_path: Path, run: Run) -> Any:
     source = write(tmp_path / "a.safetensors", unet_lora())
 
     def call(*options: object) -> dict[str, Any]:
-        code, out, error = run("bake", source, "--dry-run", "--json", *options)
-        assert code == 0, error
-        return dict(json.loads(out))
+        return run.json("bake", source, "--dry-run", "--json", *options)
 
     return call
 
