@@ -26,7 +26,7 @@ from lbw_bake import alphas
 from lbw_bake.checks import check
 from lbw_bake.cli import main
 from lbw_bake.console import escape, json_text
-from lbw_bake.errors import LbwError, WeightError
+from lbw_bake.errors import FileFormatError, LbwError, WeightError
 from lbw_bake.families import FAMILIES
 from lbw_bake.keys import LONGEST_NAME, parse_key
 from lbw_bake.presets import READERS, read_document
@@ -84,27 +84,31 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
 ENTRY = json.dumps(entry()).encode()
 
 
-def zipped() -> bytes:
+def zipped(name: str = "archive/data.pkl", pickled: bytes = pickle.dumps({})) -> bytes:
     content = BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps({}))
+        archive.writestr(name, pickled)
     return content.getvalue()
 
 
 # Content, and what the error has to say.
 VIOLATIONS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "shorter than the 8 bytes"),
-    "shorter than a length": (TRUE[:7], "shorter than the 8 bytes"),
+    "shorter than a length": (b"\x10\0\0", "shorter than the 8 bytes"),
+    "shorter than a length by a byte": (TRUE[:7], "shorter than the 8 bytes"),
     "a length and no more": (TRUE[:8], "ends before its header"),
     "a header of no bytes": (file_of(b"", b""), "invalid JSON"),
     "cut off in the header": (TRUE[:20], "ends before its header"),
     "a length one too long": (file_of({"x": entry()}, b"", len(TRUE)), "ends before its header"),
+    "a length beyond the file": (file_of({"x": entry()}, length=1 << 20), "ends before its header"),
     "a length one too short": (file_of({"x": entry()}, length=len(TRUE) - 13), "invalid JSON"),
     "a length just above 100 MB": (file_of(b"{}", length=LONGEST_HEADER + 1), "longer than 100 MB"),
+    "a length of 2^62": (file_of({"x": entry()}, length=1 << 62), "longer than 100 MB"),
     "a length of 2^63": (file_of(b"{}", length=1 << 63), "longer than 100 MB"),
     "a length of 2^64 - 1": (file_of(b"{}", length=(1 << 64) - 1), "longer than 100 MB"),
     "cut off in the data": (TRUE[:-1], "longer or shorter than its tensors"),
     "trailing bytes": (TRUE + b"5", "longer or shorter than its tensors"),
+    "a text of no UTF-8": (file_of(b'"\xff"', b""), "invalid UTF-8"),
     "no UTF-8": (file_of(b'{"\xff":' + ENTRY + b"}"), "invalid UTF-8"),
     "an overlong zero": (file_of(b'{"\xc0\x80":' + ENTRY + b"}"), "invalid UTF-8"),
     "surrogates in UTF-8": (file_of(b'{"\xed\xa0\x80":' + ENTRY + b"}"), "invalid UTF-8"),
@@ -120,6 +124,7 @@ VIOLATIONS: dict[str, tuple[bytes, str]] = {
     "a comment": (file_of(b'{/**/"x":' + ENTRY + b"}"), "invalid JSON"),
     "NaN": (file_of(b'{"x":{"dtype":"U8","shape":[NaN],"data_offsets":[0,4]}}'), "invalid JSON"),
     "nested lists": (file_of(NESTED), "invalid JSON"),
+    "nested lists without an end": (file_of(b"[" * 100_000), "invalid JSON"),
     "a nested shape": (file_of(b'{"x":{"dtype":"U8","data_offsets":[0,4],"shape":' + NESTED + b"}}"), "invalid JSON"),
     "a nested field of no meaning": (
         file_of(b'{"x":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"more":' + NESTED + b"}}"),
@@ -190,6 +195,9 @@ VIOLATIONS: dict[str, tuple[bytes, str]] = {
     ),
     "more values than any model": (file_of(b'{"x":{"shape":[' + b"0," * MOST_VALUES + b"0]}}"), "more than any model"),
     "a zip archive": (zipped(), "is a zip archive"),
+    "a zip archive of an empty file": (zipped("data.pkl", b""), "is a zip archive"),
+    "a pickled checkpoint": (pickle.dumps({"state_dict": {}}, 2), "is a Python pickle"),
+    "a pickled checkpoint of today": (pickle.dumps({"state_dict": list(range(100))}, 4), "is a Python pickle"),
     **{
         f"a pickle of protocol {protocol}": (pickle.dumps(dict.fromkeys(range(99)), protocol), "is a Python pickle")
         for protocol in (2, 3, 4, 5)
@@ -198,6 +206,14 @@ VIOLATIONS: dict[str, tuple[bytes, str]] = {
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "a web page": (b"<!DOCTYPE html><html></html>", "is a web page"),
 }
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_every_violation_is_an_error_of_the_format(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "stranger.safetensors"
+    file.write_bytes(VIOLATIONS[name][0])
+    with pytest.raises(FileFormatError, match=re.escape(str(file))):
+        read_header(file)
 
 
 @EVERY_COMMAND
