@@ -23,6 +23,7 @@ from lbw_bake.cli import main
 from lbw_bake.scaling import Bytes, Multiply, Transform, itemsize
 
 Tensors = dict[str, np.ndarray]
+Planned = Callable[..., dict[str, Any]]
 BakeTensors = Callable[..., Tensors]
 BakeFile = Callable[..., Path]
 Entry = tuple[str, str, tuple[int, ...], bytes]  # name, dtype, shape, data
@@ -112,6 +113,13 @@ class Run:
 def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Call `lbw` in process."""
     return Run(capfd)
+
+
+@pytest.fixture
+def planned(run: Run, tmp_path: Path) -> Planned:
+    """What a dry run on an SD1 LoRA says as JSON; it must succeed."""
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    return lambda *options: run.json("bake", source, "--dry-run", "--json", *options)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from conftest import (
     SDXL_ALL_BLOCKS,
     SDXL_BLOCKS,
     BakeTensors,
+    Planned,
     Run,
     kohya_lora,
     measured,
@@ -243,20 +243,6 @@ class TestVariables:
     def test_a_shifted_x_stays_finite(self) -> None:
         with pytest.raises(WeightError):
             weights_of("MID=X+1e308", x=1.7e308)
-
-
-Planned = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def planned(tmp_path: Path, run: Run) -> Planned:
-    """The result of a dry run on an SD1 LoRA."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
-
-    def call(*options: str) -> dict[str, Any]:
-        return run.json("bake", source, "--dry-run", "--json", *options)
-
-    return call
 
 
 class TestCommandLine:
