@@ -11,51 +11,35 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .api import bake as bake
-    from .api import diff as diff
-    from .api import inspect as inspect
-    from .api import merge as merge
-    from .api import validate as validate
-    from .batch import run_batch as run_batch
-    from .checks import Checked as Checked
-    from .comparison import Comparison as Comparison
-    from .errors import LbwError as LbwError
-    from .inspection import Inspection as Inspection
-    from .jobs import Batch as Batch
-    from .jobs import Naming as Naming
-    from .jobs import make_batch as make_batch
-    from .merging import Merged as Merged
-    from .recipes import Recipe as Recipe
-    from .run import Outcome as Outcome
-    from .sources import Weights as Weights
-    from .sweeps import Sweep as Sweep
-    from .sweeps import make_sweep as make_sweep
-    from .sweeps import write_sweep as write_sweep
-    from .weights import Options as Options
+    from .api import bake, diff, inspect, merge, validate
+    from .batch import run_batch
+    from .checks import Checked
+    from .comparison import Comparison
+    from .errors import LbwError
+    from .inspection import Inspection
+    from .jobs import Batch, Naming, make_batch
+    from .merging import Merged
+    from .recipes import Recipe
+    from .run import Outcome
+    from .sources import Weights
+    from .sweeps import Sweep, make_sweep, write_sweep
+    from .weights import Options
 
-# Public name -> the module it lives in.
-_HOMES = {
-    "Batch": "jobs",
-    "Checked": "checks",
-    "Comparison": "comparison",
-    "Inspection": "inspection",
-    "LbwError": "errors",
-    "Merged": "merging",
-    "Naming": "jobs",
-    "Options": "weights",
-    "Outcome": "run",
-    "Recipe": "recipes",
-    "Sweep": "sweeps",
-    "Weights": "sources",
-    "bake": "api",
-    "diff": "api",
-    "inspect": "api",
-    "make_batch": "jobs",
-    "make_sweep": "sweeps",
-    "merge": "api",
-    "run_batch": "batch",
-    "validate": "api",
-    "write_sweep": "sweeps",
+# Module -> the public names that live in it.
+_EXPORTS = {
+    "api": ("bake", "diff", "inspect", "merge", "validate"),
+    "batch": ("run_batch",),
+    "checks": ("Checked",),
+    "comparison": ("Comparison",),
+    "errors": ("LbwError",),
+    "inspection": ("Inspection",),
+    "jobs": ("Batch", "Naming", "make_batch"),
+    "merging": ("Merged",),
+    "recipes": ("Recipe",),
+    "run": ("Outcome",),
+    "sources": ("Weights",),
+    "sweeps": ("Sweep", "make_sweep", "write_sweep"),
+    "weights": ("Options",),
 }
 
 __all__ = [
@@ -85,11 +69,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    for module, names in _EXPORTS.items():
+        if name in names:
+            value: object = getattr(import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

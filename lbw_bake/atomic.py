@@ -30,7 +30,7 @@ def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_plac
     """Refuse early what could only fail after the work, or would harm an input. Raises OutputError."""
     if not os.path.isdir(output.parent):  # noqa: PTH112 - which says no to a name no folder can have
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
-    with _refusals(output):
+    with refusals(output):
         old = _status(output)
         same = old and any(path.exists() and os.path.samestat(old, path.stat()) for path in inputs)
         taken = os.path.lexists(output)
@@ -51,7 +51,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     system refuses, and for a path that is no regular file or write-protected.
     """
     clear_leftovers(path.parent)
-    with _refusals(path):
+    with refusals(path):
         old = _status(path)
         if replace and old:
             _check_protection(path, old)
@@ -68,7 +68,7 @@ def claim(path: Path) -> Iterator[None]:
     if sys.platform == "win32":  # an open file could not be replaced, not even by us
         yield
         return
-    with _refusals(path), FileIO(path) as file:
+    with refusals(path), FileIO(path) as file:
         if lock(file) is False:
             raise OutputError(f"{path}: another process is about to replace it", "wait until that is done")
         yield
@@ -91,7 +91,7 @@ def flush(file: FileIO) -> None:
 
 
 @contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
     """Turn what the system refuses into an OutputError about the path."""
     try:
         yield

@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, LbwError
 from .jobs import Batch, Job
+from .recipes import Recipe
 from .run import FAILED, Outcome, run
 
 if TYPE_CHECKING:
@@ -67,17 +69,14 @@ def for_cluster(jobs: Sequence[Job]) -> list[Job]:
     A worker may die between finishing a file and saying so; then the next one finds it finished. Outputs that exist
     before the batch are still refused.
     """
+
+    def elsewhere(path: Path | None, recipe: Recipe) -> tuple[Path | None, Recipe]:
+        if path is None:
+            return None, recipe
+        return path.absolute(), recipe if path.exists() else replace(recipe, skip_existing=True)
+
     return [
-        replace(
-            job,
-            input=job.input.absolute(),
-            outputs=tuple(
-                (path.absolute(), recipe if path.exists() else replace(recipe, skip_existing=True))
-                if path
-                else (path, recipe)
-                for path, recipe in job.outputs
-            ),
-        )
+        replace(job, input=job.input.absolute(), outputs=tuple(elsewhere(*output) for output in job.outputs))
         for job in jobs
     ]
 
@@ -105,5 +104,4 @@ def _run_all(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[J
             yield job, future.result()
         except Exception as error:  # noqa: BLE001 - a worker that died takes its job along, not the batch
             ended = LbwError(f"{job.input}: its worker process ended: {error or type(error).__name__}", "run it again")
-            failed = Outcome(job.input, None, FAILED, error=ended)
-            yield job, [replace(failed, output=output) for output, _ in job.outputs]
+            yield job, [Outcome(job.input, output, FAILED, error=ended) for output, _ in job.outputs]

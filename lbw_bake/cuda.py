@@ -5,14 +5,14 @@ The one module that imports torch for baking, and only when a GPU is to be used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .environment import driver_present
 from .errors import DeviceError
-from .scaling import Bytes, Multiply, Transform
+from .scaling import Backend, Bytes, Multiply, Transform
 
 if TYPE_CHECKING:
     import torch
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 # measured: start-up takes about 3 s, in which one CPU core multiplies about 6 GB.
 BREAK_EVEN_BYTES = 16 << 30
 
-Backend = Callable[[Multiply], Transform]
-
 
 def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
     """The device to multiply `nbytes` on (`auto`, `cpu`, `cuda`), and its backend. Raises DeviceError."""
-    if device == "cpu" or (device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and driver_present())):
-        return "cpu", Multiply.transform
+    if device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and driver_present()):
+        device = "cpu"
     if algebra_device(device) == "cpu":
         return "cpu", Multiply.transform
     import torch
@@ -54,23 +52,16 @@ def algebra_device(device: str) -> str:
 
 def torch_backend(device: torch.device) -> Backend:
     """A backend that multiplies on a torch device; what has no exact counterpart or no room there stays on the CPU."""
-
-    def backend(step: Multiply) -> Transform:
-        if not step.tabled and step.source != step.target:
-            return step.transform()
-        return _where_there_is_room(_by_table if step.tabled else _by_product, step, device)
-
-    return backend
+    return partial(_transform, device=device)
 
 
-def _where_there_is_room(
-    make: Callable[[Multiply, torch.device], Transform], step: Multiply, device: torch.device
-) -> Transform:
-    """The transform on a device whose memory others use too; what does not fit there is done on the CPU."""
+def _transform(step: Multiply, device: torch.device) -> Transform:
     import torch
 
-    try:
-        there = make(step, device)
+    if not step.tabled and step.source != step.target:
+        return step.transform()
+    try:  # others use the device's memory too
+        there = _by_table(step, device) if step.tabled else _by_product(step, device)
     except torch.OutOfMemoryError:
         return step.transform()
 

@@ -50,11 +50,7 @@ class LbwError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors come back from other processes as what they are, whatever they were made from."""
-        return _remade, (type(self), self.args), self.__dict__ | {"_hint": self.hint}
-
-
-def _remade(kind: type[LbwError], args: tuple[object, ...]) -> LbwError:
-    return kind.__new__(kind, *args)
+        return Exception.__new__, (type(self), *self.args), self.__dict__ | {"_hint": self.hint}
 
 
 class FileFormatError(LbwError):

@@ -16,6 +16,9 @@ from .recipes import Recipe
 
 SUFFIX = ".safetensors"
 
+_FIELDS = ("stem", "preset")
+_FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -37,9 +40,12 @@ class Naming:
     template: str = "{stem}"
 
     def __post_init__(self) -> None:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in _parsed(self.template) if name is not None]
-        for name, spec, conversion in fields:
-            if name not in _FIELDS or spec or conversion:
+        try:
+            fields = list(Formatter().parse(self.template))
+        except ValueError as error:
+            raise OutputError(f"--name {self.template!r}: {error}", f"known fields: {_FIELDS_TEXT}") from error
+        for _, name, spec, conversion in fields:
+            if name is not None and (name not in _FIELDS or spec or conversion):
                 raise OutputError(f"--name {self.template!r}: unknown field {{{name}}}", f"known: {_FIELDS_TEXT}")
 
     @property
@@ -86,17 +92,6 @@ def name_problem(name: str, stem: str, added: str) -> str:
 def folded(path: Path) -> str:
     """What paths have in common that some system takes for one: case aside, and Unicode's ways to write a letter."""
     return normalize("NFC", normalize("NFC", str(path)).casefold())
-
-
-_FIELDS = ("stem", "preset")
-_FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
-
-
-def _parsed(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
-    try:
-        return list(Formatter().parse(template))
-    except ValueError as error:
-        raise OutputError(f"--name {template!r}: {error}", f"known fields: {_FIELDS_TEXT}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +161,19 @@ def make_batch(
     """
     inputs = list(inputs)
     found = list(find_inputs(inputs, recursive=recursive, include=include, exclude=exclude))
-    jobs = make_jobs((item for item in found if isinstance(item, Found)), recipes, naming)
+    jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir and not all(recipe.dry_run for recipe in recipes):
         make_folders(jobs, inputs, naming.out_dir, recursive=recursive)
     return Batch(tuple(jobs), tuple(item for item in found if isinstance(item, LbwError)))
 
 
-def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
+def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:
     """Name every output before any work starts.
 
     Raises OutputError where two would be the same file, on whatever system they may end up, or one another's input.
     """
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
-    found = list(found)
     named = {os.path.realpath(item.file): item.file for item in found if item.named}
     for item in found:
         outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
@@ -188,10 +182,7 @@ def make_jobs(found: Iterable[Found], recipes: Sequence[Recipe], naming: Naming)
                 continue
             key = str(output) if naming.in_place else folded(output)
             if key in taken:
-                raise OutputError(
-                    f"{output}: would be written from {taken[key]} and from {item.file}",
-                    naming.hint,
-                )
+                raise OutputError(f"{output}: would be written from {taken[key]} and from {item.file}", naming.hint)
             taken[key] = item.file
             if named.get(os.path.realpath(output), item.file) != item.file:
                 raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")

@@ -7,25 +7,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from .atomic import atomic_write, claim, flush, write_all
+from .atomic import atomic_write, claim, flush, refusals, write_all
 from .edits import LEAVE_OUT, Compute, Drop, Fill
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Plan
-from .scaling import FLOATS, Bytes, Multiply, Transform, itemsize, not_finite, numpy_dtype, round_to
-from .sink import Consumer, Sink
+from .scaling import FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, numpy_dtype, round_to
+from .sink import Sink
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
 from .updates import MISFIT, Read
 
-Backend = Callable[[Multiply], Transform]
-
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
+
+# Bytes of a piece where outputs are many, so that their buffers together take little memory.
+_SMALL = PIECE // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,9 @@ def rewrite(
     with ExitStack() as outputs, TensorData(source) as data:
         if any(_in_place(target) for target in targets):
             outputs.enter_context(claim(source.path))
-        writers = [_Writer(target, data, backend, outputs) for target in targets]
-        warnings = _carry_out(writers, data, source)
+        step = PIECE if len(targets) == 1 else _SMALL
+        writers = [_Writer(target, data, backend, step, outputs) for target in targets]
+        warnings = _carry_out(writers, data, source, step)
         if strict and warnings:
             raise StrictError(source.path, warnings)
         sizes = tuple(writer.finish() for writer in writers)
@@ -84,50 +87,37 @@ def _in_place(target: Target) -> bool:
         return False
 
 
-def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile) -> tuple[str, ...]:
+def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile, step: int) -> tuple[str, ...]:
     """Read the input once, and give every tensor to the writers that need its bytes; returns warnings about them."""
-    strange = _Strange()
+    strange = []
     for tensor in source.in_data_order():
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
-            for piece in data.pieces(tensor):
-                strange.look(tensor, piece)
+            for piece in data.pieces(tensor, step):
+                if tensor.dtype in FLOATS and any(found := not_finite(tensor.dtype, piece)):
+                    strange.append((tensor.name, *found))
                 for take in waiting:
                     take(piece)
-    return strange.warnings()
+    return _said_of(strange)
 
 
-class _Strange:
-    """Counts numbers that are not finite in what is read anyway: they are kept, but nobody meant to train them."""
-
-    def __init__(self) -> None:
-        self._nan = self._infinite = 0
-        self._tensors: dict[str, None] = {}
-
-    def look(self, tensor: Tensor, piece: Bytes) -> None:
-        """Take in a piece of a tensor."""
-        if tensor.dtype not in FLOATS:
-            return
-        nan, infinite = not_finite(tensor.dtype, piece)
-        if nan or infinite:
-            self._nan += nan
-            self._infinite += infinite
-            self._tensors[tensor.name] = None
-
-    def warnings(self) -> tuple[str, ...]:
-        """What there is to say, if anything is."""
-        if not self._tensors:
-            return ()
-        found = f"{self._nan} NaN and {self._infinite} infinite numbers in {len(self._tensors)} tensors"
-        return (f"{found} are kept as they are (the first is {next(iter(self._tensors))})",)
+def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
+    """Numbers that are not finite, by tensor, NaN and infinite: they are kept, but nobody meant to train them."""
+    if not strange:
+        return ()
+    names, nan, infinite = zip(*strange, strict=True)
+    found = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {len(set(names))} tensors"
+    return (f"{found} are kept as they are (the first is {names[0]})",)
 
 
 class _Writer:
     """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
 
-    def __init__(self, target: Target, data: TensorData, backend: Backend, outputs: ExitStack) -> None:
+    def __init__(self, target: Target, data: TensorData, backend: Backend, step: int, outputs: ExitStack) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
         self._target, self._data, self._backend = target, data, backend
+        # No method of its own: what a thread holds would hold the writer, and its buffers until garbage is collected.
+        self._write = partial(_write, target.output, self._file)
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
@@ -136,14 +126,11 @@ class _Writer:
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
-        consumers: list[Consumer] = [partial(write_all, self._file)]
-        if self._hashes:
-            consumers.append(self._hashes.update)
-        self._sink = Sink(min(PIECE, source.size), *consumers)
+        self._sink = Sink(min(step, source.size), self._write, *([self._hashes.update] if self._hashes else []))
         outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
-        write_all(self._file, self._encoded_header())
+        self._write(self._encoded_header())
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
         """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
@@ -154,13 +141,10 @@ class _Writer:
         self._copy_run()
         if isinstance(edit, Drop):
             return None
-        if isinstance(edit, Fill):
-            for constant in _constant(edit, self._layout[tensor.name].nbytes):
-                self._sink.put(constant)
-            return None
-        if isinstance(edit, Compute):
-            for computed in _computed(edit, self._data.read):
-                self._sink.put(computed)
+        if isinstance(edit, Fill | Compute):
+            size = self._layout[tensor.name].nbytes
+            for piece in _constant(edit, size) if isinstance(edit, Fill) else _computed(edit, self._data.read):
+                self._sink.put(piece)
             return None
         if edit is None:
             return self._sink.put
@@ -171,17 +155,19 @@ class _Writer:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""
         self._copy_run()
         self._sink.drain()
-        size = self._file.tell()
-        if self._hashes:
-            self._file.seek(0)
-            write_all(self._file, self._encoded_header())
-        return size
+        with refusals(self._target.output):
+            size = self._file.tell()
+            if self._hashes:
+                self._file.seek(0)
+                self._write(self._encoded_header())
+            return size
 
     def verify(self) -> None:
         """Read what was written again and hold it to the plan. Raises VerificationError."""
         from .verify import Expected, verify
 
-        flush(self._file)
+        with refusals(self._target.output):
+            flush(self._file)
         expected = Expected(self._target.plan, self._target.output, self._metadata, hashed=self._hashes is not None)
         verify(expected, Path(os.fsdecode(self._file.name)), self._data)
 
@@ -203,6 +189,12 @@ class _Writer:
         for piece in self._data.between(start, end):
             self._sink.put(piece)
         self._run = (0, 0)
+
+
+def _write(output: Path, file: FileIO, data: bytes | memoryview) -> None:
+    """Write data; what fails is said of this output, not of one that is open beside it. Raises OutputError."""
+    with refusals(output):
+        write_all(file, data)
 
 
 def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:

@@ -92,6 +92,9 @@ class Multiply:
         return _by_table(self) if self.tabled else _by_product(self)
 
 
+Backend = Callable[[Multiply], Transform]
+
+
 # Signalling NaN and overflow are ordinary values here, nothing to warn of.
 _silent = np.errstate(all="ignore")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -23,46 +24,49 @@ class Sink:
     """
 
     def __init__(self, size: int, *consumers: Consumer) -> None:
-        self._size = size
-        self._buffers = [np.empty(0, np.uint8) for _ in range(_BUFFERS)]
-        self._consumed: list[list[Future[object]]] = [[] for _ in range(_BUFFERS)]
-        self._turn = self._filled = 0
+        self._size, self._filled = size, 0
         self._threads = [(ThreadPoolExecutor(1), consumer) for consumer in consumers]
+        self._buffer: Bytes = np.empty(0, np.uint8)
+        # The other buffers, the oldest first, with what is still to be done with each.
+        self._handed: deque[tuple[Bytes, list[Future[object]]]] = deque([(self._buffer, [])] * (_BUFFERS - 1))
 
     def room(self, nbytes: int) -> Bytes:
         """The next bytes, so many, to be filled before anything else is asked for."""
-        if self._filled + nbytes > len(self._buffers[self._turn]):
-            self.hand_over()
-            if max(nbytes, self._size) > len(self._buffers[self._turn]):
-                self._buffers[self._turn] = np.empty(max(nbytes, self._size), np.uint8)
+        if self._filled + nbytes > len(self._buffer):
+            self._hand_over()
+            if nbytes > len(self._buffer):
+                self._buffer = np.empty(max(nbytes, self._size), np.uint8)
         start, self._filled = self._filled, self._filled + nbytes
-        return self._buffers[self._turn][start : self._filled]
+        return self._buffer[start : self._filled]
 
     def put(self, data: Bytes) -> None:
-        """Copy bytes into the next room."""
-        self.room(len(data))[:] = data
-
-    def hand_over(self) -> None:
-        """Give the consumers what there is, and go on with a buffer that nobody needs any more."""
-        if not self._filled:
-            return
-        data = self._buffers[self._turn][: self._filled].data
-        self._consumed[self._turn] = [thread.submit(consumer, data) for thread, consumer in self._threads]
-        self._turn, self._filled = (self._turn + 1) % _BUFFERS, 0
-        self._wait_for(self._turn)
+        """Copy bytes into the next room, and the next after that if they need more than a buffer."""
+        for start in range(0, len(data), self._size):
+            part = data[start : start + self._size]
+            self.room(len(part))[:] = part
 
     def drain(self) -> None:
         """Hand over what there is, and wait until all is consumed."""
-        self.hand_over()
-        for turn in range(_BUFFERS):
-            self._wait_for(turn)
+        self._hand_over()
+        for _, consumed in self._handed:
+            _wait_for(consumed)
 
     def close(self) -> None:
         """End the threads, once they are done with what they have."""
         for thread, _ in self._threads:
             thread.shutdown()
 
-    def _wait_for(self, turn: int) -> None:
-        for consumed in self._consumed[turn]:
-            consumed.result()
-        self._consumed[turn] = []
+    def _hand_over(self) -> None:
+        """Give the consumers what there is, and go on with the oldest buffer once everybody is done with it."""
+        if self._filled:
+            data = self._buffer[: self._filled].data
+            self._handed.append((self._buffer, [thread.submit(consumer, data) for thread, consumer in self._threads]))
+            buffer, consumed = self._handed[0]
+            _wait_for(consumed)
+            self._handed.popleft()
+            self._buffer, self._filled = buffer, 0
+
+
+def _wait_for(consumed: list[Future[object]]) -> None:
+    for future in consumed:
+        future.result()

@@ -28,7 +28,7 @@ _LINES = (61, 31)  # characters a line takes: one for each step, or for every ot
 _SHORTEST_BAR, _LONGEST_BAR = 12, 24
 
 _STEPS = {"left": -STEP, "h": -STEP, "right": STEP, "l": STEP}
-_FINE_STEPS = {"shift+left": -FINE, "H": -FINE, "shift+right": FINE, "L": FINE}
+_STEPS |= {"shift+left": -FINE, "H": -FINE, "shift+right": FINE, "L": FINE}
 _WAYS = {"up": -1, "k": -1, "down": 1, "j": 1, "pageup": -10, "pagedown": 10, "home": -1000, "end": 1000}
 
 
@@ -152,18 +152,11 @@ class Slider(Widget):
         self.post_message(self.Grasped(self.block, snapped(self._position(event)) if self._dragged else None))
 
 
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a key moves when it is pressed on a block: the blocks, and how they are called together."""
-
-    blocks: Callable[[Mix, str], Sequence[str]]
-    name: Callable[[Mix, str], str]
-
-
-_REACHES = (
-    Reach(lambda _, block: (block,), lambda _, block: block),
-    Reach(mixer.group_of, lambda mix, block: f"all {mixer.group_name(mix, block)}"),
-    Reach(lambda mix, _: mix.family.blocks, lambda *_: "all blocks"),
+# What a key moves when it is pressed on a block: the blocks, and how they are called together.
+_REACHES: tuple[Callable[[Mix, str], tuple[Sequence[str], str]], ...] = (
+    lambda _, block: ((block,), block),
+    lambda mix, block: (mixer.group_of(mix, block), f"all {mixer.group_name(mix, block)}"),
+    lambda mix, _: (mix.family.blocks, "all blocks"),
 )
 
 
@@ -189,7 +182,7 @@ class Sliders(VerticalScroll, can_focus=True):
     @property
     def reached(self) -> str:
         """What keys move."""
-        return _REACHES[self._reach].name(self.mix, self._block)
+        return _REACHES[self._reach](self.mix, self._block)[1]
 
     def on_mount(self) -> None:
         """Show the mix."""
@@ -211,7 +204,7 @@ class Sliders(VerticalScroll, can_focus=True):
         return self.query_one(f"#block-{block}", Slider)
 
     def _reached(self, block: str) -> Sequence[str]:
-        return _REACHES[self._reach].blocks(self.mix, block)
+        return _REACHES[self._reach](self.mix, block)[0]
 
     def _choose(self, block: str) -> None:
         self._settle()
@@ -288,7 +281,7 @@ class Sliders(VerticalScroll, can_focus=True):
 
 
 _KEYS: dict[str, Callable[[Sliders], None]] = {
-    **{key: partial(Sliders.step, step=step) for key, step in (_STEPS | _FINE_STEPS).items()},
+    **{key: partial(Sliders.step, step=step) for key, step in _STEPS.items()},
     **{key: partial(Sliders.go, way=way) for key, way in _WAYS.items()},
     "i": Sliders.invert,
     "g": Sliders.reach_on,

@@ -46,15 +46,11 @@ class TensorData:
         """A tensor's bytes in pieces of so many. A piece is good until the next one is asked for."""
         return self.between(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step)
 
-    def all_pieces(self) -> Iterator[Bytes]:
-        """The bytes of the whole data section, in pieces like those of a tensor."""
-        return self.between(self._source.data_start, self._source.size)
-
     def between(self, start: int, end: int, step: int = PIECE) -> Iterator[Bytes]:
         """The bytes of a range of the file, in pieces like those of a tensor."""
         # Memory that is new for every piece would cost as much time as the arithmetic.
-        if min(step, end - start) > len(self._buffer):
-            self._buffer = np.empty(min(step, end - start), np.uint8)
+        if (largest := min(step, end - start)) > len(self._buffer):
+            self._buffer = np.empty(largest, np.uint8)
         self._file.seek(start)
         for position in range(start, end, step):
             piece = self._buffer[: min(step, end - position)]
@@ -79,14 +75,14 @@ class TensorData:
 
         Raises ValueError for dtypes that are neither.
         """
-        if tensor.dtype not in FLOATS and tensor.dtype not in _INTEGERS:
+        integer = _INTEGERS.get(tensor.dtype)
+        if not integer and tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.name} has dtype {tensor.dtype}")
-        dtype = np.dtype(_INTEGERS[tensor.dtype]) if tensor.dtype in _INTEGERS else numpy_dtype(tensor.dtype)
         data = np.empty(tensor.nbytes, np.uint8)
         self._file.seek(self._source.data_start + tensor.start)
         self._read_into(data.data)
-        values = data.view(dtype).reshape(tensor.shape)
-        if tensor.dtype == "F64" or tensor.dtype not in FLOATS:
+        values = data.view(integer or numpy_dtype(tensor.dtype)).reshape(tensor.shape)
+        if integer or tensor.dtype == "F64":
             return values
         with np.errstate(invalid="ignore"):  # a signalling NaN is a value like another
             return values.astype(np.float32)

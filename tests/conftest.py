@@ -23,7 +23,7 @@ from lbw_bake.cli import main
 from lbw_bake.scaling import Bytes, Multiply, Transform, itemsize
 
 Tensors = dict[str, np.ndarray]
-Run = Callable[..., tuple[int, str, str]]
+Planned = Callable[..., dict[str, Any]]
 BakeTensors = Callable[..., Tensors]
 BakeFile = Callable[..., Path]
 Entry = tuple[str, str, tuple[int, ...], bytes]  # name, dtype, shape, data
@@ -71,20 +71,55 @@ def _parser_built_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Call `lbw` in process; returns exit code, stdout and stderr."""
+class Run:
+    """`lbw`, called in process."""
 
-    def call(*args: object) -> tuple[int, str, str]:
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, *args: object) -> tuple[int, str, str]:
+        """Exit code, stdout and stderr."""
         code = 0
         try:
             main([str(arg) for arg in args])
         except SystemExit as stop:
             code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+        return code, *self._capfd.readouterr()
 
-    return call
+    def done(self, *args: object) -> str:
+        """The stderr of what must succeed."""
+        code, _, error = self(*args)
+        assert code == 0, error
+        return error
+
+    def out(self, *args: object) -> str:
+        """The stdout of what must succeed."""
+        code, out, error = self(*args)
+        assert code == 0, error
+        return out
+
+    def json(self, *args: object) -> Any:
+        """The same, where it is JSON."""
+        return json.loads(self.out(*args))
+
+    def refused(self, *args: object) -> str:
+        """The stderr of what must end with exit code 1."""
+        code, _, error = self(*args)
+        assert code == 1, error
+        return error
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Call `lbw` in process."""
+    return Run(capfd)
+
+
+@pytest.fixture
+def planned(run: Run, tmp_path: Path) -> Planned:
+    """What a dry run on an SD1 LoRA says as JSON; it must succeed."""
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    return lambda *options: run.json("bake", source, "--dry-run", "--json", *options)
 
 
 @pytest.fixture
@@ -95,8 +130,7 @@ def bake_file(run: Run, tmp_path: Path) -> BakeFile:
     def bake(source: Path, *options: object) -> Path:
         target = tmp_path / f"baked{next(count)}" / source.name
         target.parent.mkdir()
-        code, _, error = run("bake", source, "-o", target, *options)
-        assert code == 0, error
+        run.done("bake", source, "-o", target, *options)
         return target
 
     return bake

@@ -32,7 +32,7 @@ def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
     checked = {
         alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert checked == lbw_bake._HOMES
+    assert checked == {name: module for module, names in lbw_bake._EXPORTS.items() for name in names}
     assert {*checked, "__version__"} == set(lbw_bake.__all__)
     assert {getattr(lbw_bake, name).__name__ for name in checked} == set(checked)
     assert set(lbw_bake.__all__) <= set(dir(lbw_bake))

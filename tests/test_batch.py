@@ -66,8 +66,7 @@ class TestOutputs:
         (lora.parent / "symlink.safetensors").symlink_to(lora)
         (lora.parent / "hardlink.safetensors").hardlink_to(lora)
         before = lora.read_bytes()
-        code, _, error = run("bake", lora.parent / source, *HALF, "-o", lora.parent / output, "--force")
-        assert code == 1
+        error = run.refused("bake", lora.parent / source, *HALF, "-o", lora.parent / output, "--force")
         assert "is the input itself" in error
         assert "--in-place" in error
         assert lora.read_bytes() == before
@@ -110,8 +109,7 @@ class TestOutputs:
     def test_a_link_that_leads_nowhere_is_there(self, target: str, lora: Path, tmp_path: Path, run: Run) -> None:
         link = tmp_path / "link.safetensors"
         link.symlink_to(target)
-        code, _, error = run("bake", lora, *HALF, "-o", link)
-        assert code == 1
+        error = run.refused("bake", lora, *HALF, "-o", link)
         assert error.startswith(f"error: {link}: ")
         assert link.is_symlink()
         assert names_in(tmp_path) == {"loras/a.safetensors"}
@@ -124,14 +122,12 @@ class TestOutputs:
         protected = lora if "--in-place" in options else write(Path("out.safetensors"), ORIGINAL)
         before = protected.read_bytes()
         protected.chmod(0o444)
-        code, _, error = run("bake", lora, *HALF, *options)
-        assert code == 1
+        error = run.refused("bake", lora, *HALF, *options)
         assert "is write-protected" in error
         assert protected.read_bytes() == before
 
     def test_a_device_is_no_output(self, lora: Path, run: Run) -> None:
-        code, _, error = run("bake", lora, *HALF, "-o", "/dev/full", "--force")
-        assert code == 1
+        error = run.refused("bake", lora, *HALF, "-o", "/dev/full", "--force")
         assert "/dev/full: is not a regular file" in error
 
     @pytest.mark.parametrize("length", [255, 256, 5000])
@@ -147,8 +143,7 @@ class TestOutputs:
     def test_a_named_input_is_nobody_elses_output(self, loras: Path, run: Run) -> None:
         before = (loras / "b.safetensors").read_bytes()
         options = ("--out-dir", loras, "--name", "b", "--force")
-        code, _, error = run("bake", loras / "a.safetensors", loras / "b.safetensors", "-w", "*=0.5", *options)
-        assert code == 1
+        error = run.refused("bake", loras / "a.safetensors", loras / "b.safetensors", "-w", "*=0.5", *options)
         assert f"{loras / 'b.safetensors'}: " in error
         assert (loras / "b.safetensors").read_bytes() == before
 
@@ -162,15 +157,13 @@ class TestOutputs:
     def test_an_output_that_cannot_be_is_refused_before_the_work(
         self, output: str, lora: Path, tmp_path: Path, run: Run
     ) -> None:
-        code, _, error = run("bake", lora, *HALF, "-o", tmp_path / output)
-        assert code == 1
+        error = run.refused("bake", lora, *HALF, "-o", tmp_path / output)
         assert f"error: {tmp_path / output}: " in error
         assert names_in(tmp_path) == {"loras/a.safetensors"}
 
     def test_an_output_folder_that_is_a_file(self, lora: Path, tmp_path: Path, run: Run) -> None:
         (tmp_path / "file").touch()
-        code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "file")
-        assert code == 1
+        error = run.refused("bake", lora, *HALF, "--out-dir", tmp_path / "file")
         assert f"error: {tmp_path / 'file'}" in error
 
     def test_a_dry_run_writes_nothing_and_shows_the_weights(self, lora: Path, tmp_path: Path, run: Run) -> None:
@@ -198,8 +191,7 @@ class TestFolders:
     def test_its_loras_are_found_and_their_names_kept(
         self, options: tuple[str, ...], expected: set[str], loras: Path, tmp_path: Path, run: Run
     ) -> None:
-        code, _, error = run("bake", loras, *HALF, "--out-dir", tmp_path / "out", *options)
-        assert code == 0, error
+        run.done("bake", loras, *HALF, "--out-dir", tmp_path / "out", *options)
         assert names_in(tmp_path / "out") == expected
         assert all(is_half(tmp_path / "out" / name) for name in expected)
 
@@ -210,8 +202,7 @@ class TestFolders:
             failing.write_bytes(b"no LoRA")
         elif bad == "empty folder":
             failing.mkdir()
-        code, _, error = run("bake", failing, loras, *HALF, "--out-dir", tmp_path / "out")
-        assert code == 1
+        error = run.refused("bake", failing, loras, *HALF, "--out-dir", tmp_path / "out")
         assert f"error: {failing}: " in error
         assert "2 written" in error
         assert "1 failed" in error
@@ -229,8 +220,7 @@ class TestFolders:
 
     def test_a_file_named_twice_is_baked_once(self, lora: Path, tmp_path: Path, run: Run) -> None:
         again = lora.parent / "." / lora.name
-        code, out, error = run("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
-        assert code == 0, error
+        out = run.out("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
         assert len(out.splitlines()) == 1
 
     def test_a_folder_can_be_baked_in_place(self, loras: Path, run: Run) -> None:
@@ -239,14 +229,12 @@ class TestFolders:
 
     def test_files_found_that_were_baked_before_are_not_baked_again(self, loras: Path, run: Run) -> None:
         for _ in range(2):
-            code, out, error = run("bake", loras, *HALF, "--in-place", "--json")
-            assert code == 0, error
+            out = run.out("bake", loras, *HALF, "--in-place", "--json")
         assert {json.loads(line)["status"] for line in out.splitlines()} == {"skipped"}
         assert is_half(loras / "a.safetensors")
 
     def test_outputs_are_not_looked_for_among_inputs(self, loras: Path, run: Run) -> None:
-        code, _, error = run("bake", loras, "--recursive", *HALF, "--out-dir", loras / "out")
-        assert code == 1
+        error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", loras / "out")
         assert "inside the input folder" in error
         assert not (loras / "out").exists()
 
@@ -256,8 +244,7 @@ class TestFolders:
         monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
         for jobs in (1, 2):
             options = (*HALF, "--recursive", "--jobs", jobs, "--out-dir", tmp_path / f"out{jobs}")
-            code, _, error = run("bake", loras, *options)
-            assert code == 0, error
+            run.done("bake", loras, *options)
         assert names_in(tmp_path / "out1") == names_in(tmp_path / "out2")
         for name in names_in(tmp_path / "out1"):
             assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
@@ -265,8 +252,7 @@ class TestFolders:
 
 class TestSeveralPresets:
     def test_each_writes_a_file_of_its_own(self, lora: Path, tmp_path: Path, run: Run) -> None:
-        code, _, error = run("bake", lora, "-p", "MIDD", "-p", "ALL0.5", "--out-dir", tmp_path / "out")
-        assert code == 0, error
+        run.done("bake", lora, "-p", "MIDD", "-p", "ALL0.5", "--out-dir", tmp_path / "out")
         assert names_in(tmp_path / "out") == {"a-MIDD.safetensors", "a-ALL0.5.safetensors"}
         assert is_half(tmp_path / "out" / "a-ALL0.5.safetensors")
 
@@ -350,8 +336,7 @@ class TestPortableNames:
         self, lora: Path, tmp_path: Path, run: Run
     ) -> None:
         write(lora.parent / "A.safetensors", ORIGINAL)
-        code, _, error = run("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
-        assert code == 1
+        error = run.refused("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
         assert str(lora) in error
         assert str(lora.parent / "A.safetensors") in error
         assert not (tmp_path / "out").exists()
@@ -365,8 +350,7 @@ class TestPortableNames:
     def test_a_presets_name_makes_no_unsafe_one(self, preset: str, lora: Path, tmp_path: Path, run: Run) -> None:
         (tmp_path / "presets.yaml").write_text(f"'{preset}': {','.join('1' * 17)}\n")
         options = ("-p", preset, "--presets", tmp_path / "presets.yaml", "--out-dir", tmp_path / "out")
-        code, _, error = run("bake", lora, *options, "--name", "{preset}")
-        assert code == 1
+        error = run.refused("bake", lora, *options, "--name", "{preset}")
         assert "--name" in error
         assert not (tmp_path / "out").exists()
 
@@ -389,8 +373,7 @@ class TestSkipping:
         else:
             output.write_bytes(b"no LoRA")
         before = output.read_bytes()
-        code, _, error = run("bake", lora, *HALF, "-o", output, "--skip-existing")
-        assert code == 0
+        error = run.done("bake", lora, *HALF, "-o", output, "--skip-existing")
         assert "warning: " in error
         assert output.read_bytes() == before
 
@@ -398,6 +381,5 @@ class TestSkipping:
 @bound_by_permissions
 def test_a_folder_one_may_not_write_to(lora: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "locked")
-    assert code == 1
+    error = run.refused("bake", lora, *HALF, "--out-dir", tmp_path / "locked")
     assert "Permission denied" in error

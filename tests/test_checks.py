@@ -89,8 +89,7 @@ class TestFinding:
         assert list(dict.fromkeys(found)) == ["a/b/elempresets.txt", "a/b/x.yaml", "a/lbwpresets.txt", "x.txt"]
 
     def test_a_folder_without_preset_files_is_an_error(self, tmp_path: Path, run: Run) -> None:
-        code, _, error = run("validate", tmp_path)
-        assert code == 1
+        error = run.refused("validate", tmp_path)
         assert "holds no files ending in .yaml, .yml, .txt" in error
 
     @pytest.mark.parametrize(

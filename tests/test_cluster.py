@@ -81,6 +81,5 @@ def test_failures_are_those_of_the_files(loras: Path, cluster: Any, tmp_path: Pa
 
 def test_a_cluster_that_is_not_there_is_one_line(loras: Path, tmp_path: Path, run: Run) -> None:
     options = ("-w", "*=0.5", "--out-dir", tmp_path / "out", "--cluster", "tcp:nowhere")
-    code, _, error = run("bake", loras, *options)
-    assert code == 1
+    error = run.refused("bake", loras, *options)
     assert "--cluster tcp:nowhere" in error

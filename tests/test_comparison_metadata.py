@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,12 @@ def original(tmp_path: Path) -> Path:
 def test_keys_added_removed_and_changed_are_named(original: Path, tmp_path: Path, run: Run) -> None:
     metadata = {"kept": "2", "ss_output_name": "other", "new": "x" * 500}
     other = write(tmp_path / "other.safetensors", unet_lora(), metadata)
-    code, out, error = run("diff", original, other, "--json")
-    assert code == 0, error
-    assert json.loads(out)["metadata"] == {
+    assert run.json("diff", original, other, "--json")["metadata"] == {
         "added": {"new": "x" * 500},
         "removed": {"gone": "1"},
         "changed": {"ss_output_name": ["original", "other"]},
     }
-    code, _, error = run("diff", original, other)
+    error = run.done("diff", original, other)
     lines = [line for line in error.splitlines() if line.startswith("metadata: ")]
     assert lines[1:] == ["metadata: gone removed: 1", "metadata: ss_output_name changed: original -> other"]
     assert lines[0].startswith("metadata: new added: xxx")
@@ -36,9 +33,7 @@ def test_keys_added_removed_and_changed_are_named(original: Path, tmp_path: Path
 
 def test_a_bake_adds_its_record(original: Path, bake_file: BakeFile, run: Run) -> None:
     baked = bake_file(original, "-p", "MIDD")
-    code, out, _ = run("diff", original, baked, "--json")
-    assert code == 0
-    metadata = json.loads(out)["metadata"]
+    metadata = run.json("diff", original, baked, "--json")["metadata"]
     assert set(metadata["added"]) == {"lbw_bake", "ss_base_model_version"}
     assert metadata["removed"] == {}
 
@@ -52,8 +47,6 @@ def test_a_weight_written_into_several_factors_shows_as_its_power(
         name: array * np.float32(0.5) if any(part in name.rsplit(".lora_")[-1] for part in scaled) else array
         for name, array in unet_lora().items()
     }
-    code, out, error = run("diff", original, write(tmp_path / "other.safetensors", tensors), "--json")
-    assert code == 0, error
-    blocks = json.loads(out)["blocks"]
+    blocks = run.json("diff", original, write(tmp_path / "other.safetensors", tensors), "--json")["blocks"]
     assert [block["weight"] for block in blocks.values()] == pytest.approx([0.5**power] * len(SD1_BLOCKS))
     assert all(block["error"] < 1e-6 for block in blocks.values())

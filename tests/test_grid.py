@@ -23,8 +23,7 @@ def sweep(tmp_path: Path, run: Run) -> Callable[..., Path]:
 
     def call(*args: object) -> Path:
         source = write(tmp_path / "style.safetensors", unet_lora())
-        code, _, error = run("sweep", source, "-o", tmp_path / "plot", *args)
-        assert code == 0, error
+        run.done("sweep", source, "-o", tmp_path / "plot", *args)
         return tmp_path / "plot"
 
     return call
@@ -82,8 +81,7 @@ def test_a_missing_picture_leaves_a_gap_and_is_named(sweep: Callable[..., Path],
     folder = sweep("--x", "values=0,0.5")
     first, second = files_of(folder).values()
     draw(folder, first, (1, 2, 3), ".jpg")
-    code, _, error = run("sweep", "--grid", folder)
-    assert code == 0
+    error = run.done("sweep", "--grid", folder)
     assert f"1 pictures are missing: {second}" in error
 
 
@@ -107,15 +105,12 @@ def test_an_analysis_measures_how_much_changes(theme: str, sweep: Callable[..., 
         pixels = np.full((SIZE[1], SIZE[0], 3), 100, np.uint8)
         pixels[:, : round(SIZE[0] * part), 1] += np.uint8(change % 256)
         Image.fromarray(pixels).save(folder / f"{stems[block]}.png")
-    code, out, error = run("sweep", "--grid", folder, "--theme", theme, "--json")
-    assert code == 0, error
-    changed = json.loads(out)["changed"]
+    changed = run.json("sweep", "--grid", folder, "--theme", theme, "--json")["changed"]
     assert list(changed) == SD1_BLOCKS
     assert {block: share for block, share in changed.items() if share} == {"BASE": 0.25, "MID": 0.5, "OUT11": 1.0}
     difference = (255, 195, 255) if theme == "light" else (0, 60, 0)
     assert difference in colours(folder / "grid.png")
-    code, out, _ = run("sweep", "--grid", folder, "--force", "--threshold", "19")
-    assert code == 0
+    out = run.out("sweep", "--grid", folder, "--force", "--threshold", "19")
     assert ["OUT03", "100.0%"] in [line.split()[:2] for line in out.splitlines()]
 
 

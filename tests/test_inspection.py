@@ -16,12 +16,6 @@ from lbw_bake.algorithms import ALGORITHMS
 BASE = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 
 
-def inspected(run: Run, *args: object) -> dict[str, Any]:
-    code, out, error = run("inspect", "--json", *args)
-    assert code == 0, error
-    return dict(json.loads(out))
-
-
 @pytest.fixture
 def tensors() -> Tensors:
     return unet_lora(["BASE", "MID"]) | {"unknown": np.ones(3, np.float64)}
@@ -30,7 +24,7 @@ def tensors() -> Tensors:
 def test_it_says_all_there_is_to_know(tmp_path: Path, run: Run, tensors: Tensors) -> None:
     path = write(tmp_path / "a.safetensors", tensors, {"key": "value"})
     norms = {name: float(np.linalg.norm(update_of(tensors, name))) for name in (BASE, MODULE)}
-    facts = inspected(run, path)
+    facts = run.json("inspect", "--json", path)
     assert facts["file"] == str(path)
     assert facts["family"] == "sd1"
     assert facts["layouts"] == [17, 26]
@@ -59,26 +53,27 @@ def test_it_says_all_there_is_to_know(tmp_path: Path, run: Run, tensors: Tensors
 
 @pytest.mark.parametrize(("tensors", "family"), [(unet_lora(), "sd1"), (sdxl_lora(), "sdxl")])
 def test_a_family_that_is_certain_is_named(tensors: Tensors, family: str, tmp_path: Path, run: Run) -> None:
-    facts = inspected(run, write(tmp_path / "a.safetensors", tensors))
+    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors))
     assert (facts["family"], facts["candidates"]) == (family, [family])
 
 
 def test_where_several_fit_all_are_named(tmp_path: Path, run: Run) -> None:
-    facts = inspected(run, write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"])))
+    source = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
+    facts = run.json("inspect", "--json", source)
     assert facts["family"] is None
     assert facts["candidates"][:3] == ["sd1", "sd2", "sdxl"]
 
 
 def test_a_family_may_be_given(tmp_path: Path, run: Run) -> None:
     path = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
-    assert inspected(run, path, "--family", "sdxl")["layouts"] == [12, 20]
+    assert run.json("inspect", "--json", path, "--family", "sdxl")["layouts"] == [12, 20]
 
 
 def test_every_algorithm_is_named(tmp_path: Path, run: Run) -> None:
     tensors: Tensors = {}
     for i, case in enumerate(FORMULAS):
         tensors |= case.tensors(f"lora_unet_input_blocks_{i % 12}_1_{i}")
-    facts = inspected(run, write(tmp_path / "a.safetensors", tensors), "--family", "sd1")
+    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors), "--family", "sd1")
     assert len(facts["modules"]) == len(FORMULAS)
     exact = {algorithm.name for algorithm in ALGORITHMS if algorithm.exact and not algorithm.fixed}
     assert {module["algorithm"] for module in facts["modules"]} == exact - {"oft_diag"}
@@ -109,7 +104,7 @@ def test_a_file_with_infinities_is_still_inspected(tmp_path: Path, run: Run, rol
     tensors = unet_lora(dtype="float16")
     tensors[f"{MODULE}.{role}"].reshape(-1)[0] = value
     path = write(tmp_path / "a.safetensors", tensors)
-    facts = inspected(run, path)
+    facts = run.json("inspect", "--json", path)
     assert facts["blocks"].keys() == set(SD1_BLOCKS)
     assert facts["blocks"]["OUT03"]["norm"] > 0
     assert run("inspect", path)[0] == 0
@@ -122,7 +117,7 @@ def test_a_file_of_any_dtype_is_inspected(tmp_path: Path, run: Run, dtype: str) 
     entries = [
         (f"{MODULE}.{role}", dtype, shape, b"\1" * int(nbytes * int(np.prod(shape)))) for role, shape in shapes.items()
     ]
-    facts = inspected(run, write_raw(tmp_path / "a.safetensors", entries))
+    facts = run.json("inspect", "--json", write_raw(tmp_path / "a.safetensors", entries))
     assert facts["dtype"] == {dtype: 3}
     assert facts["blocks"]["MID"]["modules"] == 1
 
@@ -170,8 +165,7 @@ class TestRefused:
 
     def test_a_lora_of_no_known_model_says_that(self, tmp_path: Path, run: Run) -> None:
         path = write(tmp_path / "a.safetensors", kohya_lora(["unet_never_heard_of_it_0_proj"]))
-        code, _, error = run("inspect", path)
-        assert code == 1
+        error = run.refused("inspect", path)
         assert "none of its 1 modules (the first is lora_unet_never_heard_of_it_0_proj)" in error
 
 
@@ -187,7 +181,7 @@ class TestAlphaInMetadata:
             f"{self.NAME}.{role}.weight": rng.standard_normal(shape, np.float32) for role, shape in shapes.items()
         }
         path = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": config})
-        (module,) = inspected(run, path, "--family", "sd1")["modules"]
+        (module,) = run.json("inspect", "--json", path, "--family", "sd1")["modules"]
         return None if module["norm"] is None else float(module["norm"])
 
     def test_it_multiplies_the_norm(self, tmp_path: Path, run: Run) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,12 +38,6 @@ LAYERS = {
 }
 
 
-def inspected(run: Run, *args: object) -> dict[str, Any]:
-    code, out, error = run("inspect", "--json", *args)
-    assert code == 0, error
-    return dict(json.loads(out))
-
-
 def squared(tensors: Tensors, module: str) -> float:
     return float(np.linalg.norm(update_of(tensors, module)) ** 2)
 
@@ -76,7 +68,7 @@ def test_an_element_is_read_off_the_path(path: str, element: str) -> None:
 
 def test_shares_are_of_squared_norms(tmp_path: Path, run: Run) -> None:
     tensors = unet_lora()
-    facts = inspected(run, write(tmp_path / "a.safetensors", tensors))
+    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors))
     modules = [name.removesuffix(".alpha") for name in tensors if name.endswith(".alpha")]
     each = np.array([squared(tensors, module) for module in modules])
     assert [block["share"] for block in facts["blocks"].values()] == pytest.approx(each / each.sum())
@@ -89,13 +81,12 @@ def test_shares_are_of_squared_norms(tmp_path: Path, run: Run) -> None:
 def test_elements_hold_every_module_once(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(list(LAYERS))
     path = write(tmp_path / "a.safetensors", tensors)
-    elements = inspected(run, path)["elements"]
+    elements = run.json("inspect", "--json", path)["elements"]
     assert {name: group["modules"] for name, group in elements.items()} == dict.fromkeys(LAYERS.values(), 1)
     assert sum(group["share"] for group in elements.values()) == pytest.approx(1)
     for name, element in LAYERS.items():
         assert elements[element]["norm"] ** 2 == pytest.approx(squared(tensors, f"lora_{name}"))
-    code, out, _ = run("inspect", "--elements", path)
-    assert code == 0
+    out = run.out("inspect", "--elements", path)
     assert sorted(line.split()[0] for line in out.splitlines()[2:]) == sorted(LAYERS.values())
 
 
@@ -103,7 +94,7 @@ def test_what_has_no_norm_has_no_share_and_is_counted(tmp_path: Path, run: Run) 
     tensors = unet_lora()
     tensors[f"{MODULE}.lora_up.weight"][:] = np.nan
     path = write(tmp_path / "a.safetensors", tensors)
-    facts = inspected(run, path, "--spectrum")
+    facts = run.json("inspect", "--json", path, "--spectrum")
     assert facts["blocks"]["MID"]["share"] == 0
     assert facts["blocks"]["MID"]["largest"] is None
     assert sum(block["share"] for block in facts["blocks"].values()) == pytest.approx(1)
@@ -117,7 +108,7 @@ WITHOUT_SPECTRUM = ("glora", "vera", "ia3 on the input", "norm", "bias alone")
 @pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
 def test_the_spectrum_is_that_of_the_dense_update(case: Formula, tmp_path: Path, run: Run) -> None:
     tensors = case.tensors(MODULE)
-    block = inspected(run, write(tmp_path / "a.safetensors", tensors), "--spectrum")["blocks"]["MID"]
+    block = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors), "--spectrum")["blocks"]["MID"]
     if case.name in WITHOUT_SPECTRUM:
         assert (block["largest"], block["effective_rank"]) == (None, None)
         return
@@ -136,7 +127,7 @@ def test_a_rank_as_large_as_the_layer_is_no_trouble(shape: tuple[int, int], tmp_
         f"{MODULE}.lora_up.weight": rng.standard_normal((rows, 30)).astype(np.float32),
         f"{MODULE}.lora_down.weight": rng.standard_normal((30, columns)).astype(np.float32),
     }
-    block = inspected(run, write(tmp_path / "a.safetensors", tensors), "--spectrum")["blocks"]["MID"]
+    block = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors), "--spectrum")["blocks"]["MID"]
     values = np.linalg.svd(np.matmul(*(array.astype(np.float64) for array in tensors.values())), compute_uv=False)
     assert block["largest"] == pytest.approx(values[0], rel=1e-6)
     assert block["effective_rank"] == pytest.approx(effective_rank(values), rel=1e-5)
@@ -155,17 +146,16 @@ def test_the_median_and_the_largest_are_taken_over_a_block(tmp_path: Path, run: 
         one = kohya_lora([name], seed=i)
         one[f"lora_{name}.lora_up.weight"][:, : 3 - i] = 0  # ranks 1, 2, 3
         tensors |= one
-    facts = inspected(run, write(tmp_path / "a.safetensors", tensors), "--family", "sdxl", "--spectrum")
+    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors), "--family", "sdxl", "--spectrum")
     spectra = [module["spectrum"] for module in facts["modules"]]
     assert facts["blocks"]["MID"]["largest"] == max(one["largest"] for one in spectra)
     assert facts["blocks"]["MID"]["effective_rank"] == sorted(one["effective_rank"] for one in spectra)[1]
-    code, out, _ = run("inspect", tmp_path / "a.safetensors", "--family", "sdxl", "--spectrum")
-    assert code == 0
+    out = run.out("inspect", tmp_path / "a.safetensors", "--family", "sdxl", "--spectrum")
     assert f"{facts['blocks']['MID']['effective_rank']:.1f}" in out.splitlines()[2].split()
 
 
 def test_without_being_asked_there_is_no_spectrum(tmp_path: Path, run: Run) -> None:
-    facts = inspected(run, write(tmp_path / "a.safetensors", unet_lora()))
+    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", unet_lora()))
     assert "largest" not in facts["blocks"]["MID"]
     assert "spectrum" not in facts["modules"][0]
 
@@ -173,13 +163,12 @@ def test_without_being_asked_there_is_no_spectrum(tmp_path: Path, run: Run) -> N
 def test_several_files_are_one_table_in_block_order(tmp_path: Path, run: Run) -> None:
     one = write(tmp_path / "one.safetensors", unet_lora())
     two = write(tmp_path / "two.safetensors", sdxl_lora())
-    code, out, _ = run("inspect", two, one)
-    assert code == 0
+    out = run.out("inspect", two, one)
     lines = out.splitlines()
     assert lines[1].split() == ["block", "two", "one"]
     rows = [line.split() for line in lines[2:-2]]
     assert [row[0] for row in rows] == sorted({*SD1_BLOCKS, *SDXL_BLOCKS}, key=ORDER.index)
-    norms = {path: inspected(run, path)["blocks"]["MID"]["norm"] for path in (one, two)}
+    norms = {path: run.json("inspect", "--json", path)["blocks"]["MID"]["norm"] for path in (one, two)}
     middle = next(row for row in rows if row[0] == "MID")
     assert middle[1::2] == [f"{norms[two]:.3g}", f"{norms[one]:.3g}"]
     assert [line.split(":")[0] for line in lines[-2:]] == ["two.safetensors", "one.safetensors"]

@@ -47,8 +47,7 @@ def test_nothing_is_no_file() -> None:
 def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     # Its factors and alpha are negated: three signs make the update negative.
     out = tmp_path / "out.safetensors"
-    code, _, error = run("merge", *loras, "-o", out)
-    assert code == 0, error
+    run.done("merge", *loras, "-o", out)
     merged = load_file(out)
     product = merged[f"{NAME}.lora_up.weight"] @ merged[f"{NAME}.lora_down.weight"]
     assert np.abs(product).max() < 1e-5
@@ -66,8 +65,7 @@ def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path,
     config = {"unet.r": 4, "unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.*": 12}}
     source = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": json.dumps(config)})
     out = tmp_path / "out.safetensors"
-    code, _, error = run("merge", f"{source}:0.5", "-o", out, "--family", "sd1")
-    assert code == 0, error
+    run.done("merge", f"{source}:0.5", "-o", out, "--family", "sd1")
     merged = load_file(out)
     for path, alpha in alphas.items():
         original, sum_ = (t[f"unet.{path}.lora_B.weight"] @ t[f"unet.{path}.lora_A.weight"] for t in (tensors, merged))
@@ -76,8 +74,7 @@ def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path,
 
 def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "both.safetensors"
-    code, _, error = run("merge", f"{loras[0]}:0.7:MIDD", f"{loras[1]}:0.5", "-o", out)
-    assert code == 0, error
+    run.done("merge", f"{loras[0]}:0.7:MIDD", f"{loras[1]}:0.5", "-o", out)
     metadata = metadata_of(out)
     parts = json.loads(metadata["lbw_bake"])["merged"]
     assert [(part["source"], part["preset"], part["strength"]) for part in parts] == [
@@ -111,8 +108,7 @@ def test_an_output_that_cannot_be_is_refused(
     (tmp_path / "old.safetensors").write_bytes(b"old")
     before = loras[0].read_bytes()
     force = ["--force"] if output == "one.safetensors" else []
-    code, _, error = run("merge", *loras, "-o", tmp_path / output, *force)
-    assert code == 1
+    error = run.refused("merge", *loras, "-o", tmp_path / output, *force)
     assert said in error
     assert loras[0].read_bytes() == before
     assert (tmp_path / "old.safetensors").read_bytes() == b"old"
@@ -123,15 +119,13 @@ def test_spellings_do_not_mix(loras: tuple[Path, Path], tmp_path: Path, run: Run
     stem = "unet.mid_block.attentions.0.proj_in"
     peft = {f"{stem}.lora_A.weight": rng.random((2, 8)), f"{stem}.lora_B.weight": rng.random((8, 2))}
     other = write(tmp_path / "peft.safetensors", peft)
-    code, _, error = run("merge", loras[0], other, "-o", tmp_path / "out.safetensors")
-    assert code == 1
+    error = run.refused("merge", loras[0], other, "-o", tmp_path / "out.safetensors")
     assert "as kohya does" in error
 
 
 def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
-    code, _, error = run("bake", loras[0], "-w", "*=0.5", "--rank", 2, "-o", out)
-    assert code == 0, error
+    error = run.done("bake", loras[0], "-w", "*=0.5", "--rank", 2, "-o", out)
     assert "truncated to rank 2, MID lost" in error
     original, small = load_file(loras[0]), load_file(out)
     assert small[f"{NAME}.lora_down.weight"].shape[0] == 2

@@ -308,8 +308,7 @@ class TestDora:
         original = Dora(lora, "linear", "out").tensors("float32")
         original[f"{MODULE}.dora_scale"][:] = 0.5 * row_norms(base("linear"))
         source, target = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
-        code, _, error = run("bake", source, "--weights", "MID=2", "-o", target, *with_base(checkpoints))
-        assert code == 1
+        error = run.refused("bake", source, "--weights", "MID=2", "-o", target, *with_base(checkpoints))
         assert "nearly cancels the base weight" in error
         assert not target.exists()
 
@@ -355,8 +354,7 @@ class TestDora:
     def test_naive_scaling_is_a_warning_per_block(self, tmp_path: Path, run: Run) -> None:
         original = DORAS[0].tensors("float32")
         source, target = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
-        code, _, error = run("bake", source, "-w", "MID=0.5", "-o", target, "--inexact", "allow", "--family", "sd1")
-        assert code == 0
+        error = run.done("bake", source, "-w", "MID=0.5", "-o", target, "--inexact", "allow", "--family", "sd1")
         assert "MID: 1 lora+dora modules keep their magnitudes" in error
         assert "cannot be known without the base model" in error
         assert json.loads(metadata_of(target)["lbw_bake"])["inexact"] == "allow"
@@ -520,8 +518,7 @@ REFUSED = {
 @pytest.mark.parametrize(("tensors", "way"), REFUSED.values(), ids=REFUSED)
 def test_a_refusal_names_the_ways_out(tensors: Tensors, way: str, tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", tensors)
-    code, _, error = run("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", "--family", "sd1")
-    assert code == 1
+    error = run.refused("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", "--family", "sd1")
     assert "1 " in error
     assert "(the first is lora_unet_middle_block_1_proj_in)" in error
     hint = error.split("hint: ")[1]
@@ -542,8 +539,7 @@ def test_some_modules_are_beyond_help(
     }[name]
     source = write(tmp_path / "a.safetensors", tensors)
     options = (options[0], str(checkpoints.get(options[1], options[1])))
-    code, _, error = run("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", "--family", "sd1", *options)
-    assert code == 1
+    error = run.refused("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", "--family", "sd1", *options)
     assert error.split("hint: ")[1].strip() == "give 0 or 1 to MID"
 
 
@@ -582,8 +578,7 @@ def test_a_dry_run_computes_nothing(
 
     monkeypatch.setattr("lbw_bake.basemodel.BaseWeight.read", read)
     source = write(tmp_path / "a.safetensors", REFUSED[kind][0])
-    code, _, error = run("bake", source, "-w", "MID=0.5", "--dry-run", *with_base(checkpoints))
-    assert code == 0, error
+    error = run.done("bake", source, "-w", "MID=0.5", "--dry-run", *with_base(checkpoints))
     assert "1 scaled" in error
 
 
@@ -598,8 +593,7 @@ def test_float8_has_no_room_for_new_values(checkpoints: Mapping[str, Path], tmp_
         for role, dtype in FLOAT8.items()
     ]
     source, target = write_raw(tmp_path / "a.safetensors", entries), tmp_path / "b.safetensors"
-    code, _, error = run("bake", source, "-w", "MID=0.3", "-o", target, *with_base(checkpoints))
-    assert code == 0, error
+    run.done("bake", source, "-w", "MID=0.3", "-o", target, *with_base(checkpoints))
     baked = {name: dtype for name, (dtype, _, _) in entries_of(target).items()}
     assert roles(baked) == {
         "lora_up.weight": "BF16",
@@ -614,8 +608,7 @@ def test_several_outputs_have_one_base(checkpoints: Mapping[str, Path], tmp_path
     presets.write_text("A: {sd1: {MID: 0.3, '*': 1}}\nB: {sd1: {MID: 0.7, '*': 1}}\n")
     source = write(tmp_path / "lora.safetensors", DORAS[0].tensors("float32"))
     options = ("-p", "A", "-p", "B", "--presets", presets, "--out-dir", tmp_path / "out")
-    code, _, error = run("bake", source, *options, *with_base(checkpoints))
-    assert code == 0, error
+    run.done("bake", source, *options, *with_base(checkpoints))
     w = base("linear").astype(np.float64)
     for name, weight in (("A", 0.3), ("B", 0.7)):
         baked = load_file(tmp_path / "out" / f"lora-{name}.safetensors")
@@ -634,8 +627,7 @@ def test_without_torch_it_says_so(
 ) -> None:
     monkeypatch.setattr("lbw_bake.remedies.find_spec", lambda _: None)
     source = write(tmp_path / "a.safetensors", REFUSED["dora"][0])
-    code, _, error = run("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *with_base(checkpoints))
-    assert code == 1
+    error = run.refused("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *with_base(checkpoints))
     assert "torch, which --base and --inexact need, is not installed" in error
 
 
@@ -661,8 +653,7 @@ def test_a_cell_of_a_sweep_is_what_bake_writes(
     source = write(tmp_path / "a.safetensors", tensors)
     means = (*options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
     axes = ("--x", "values=0,0.3,0.7,1", "--y", "blocks=MID")
-    code, _, said = run("sweep", source, "-o", tmp_path / "plot", *axes, *means)
-    assert code == 0, said
+    said = run.done("sweep", source, "-o", tmp_path / "plot", *axes, *means)
     assert ("turn by the weighted angle" in said) == (not based)
     cells = json.loads((tmp_path / "plot" / "manifest.json").read_text())["cells"]
     written = {cell["x"]: (tmp_path / "plot" / cell["file"]).read_bytes() for cell in cells}

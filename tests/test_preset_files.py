@@ -313,8 +313,7 @@ class TestConverting:
     def test_what_has_no_place_is_said(self, text: str, kind: str, lost: str, tmp_path: Path, run: Run) -> None:
         source = tmp_path / "in.yaml"
         source.write_text(text)
-        code, _, error = run("presets", "convert", source, tmp_path / "out", "--to", kind)
-        assert code == 0
+        error = run.done("presets", "convert", source, tmp_path / "out", "--to", kind)
         assert f"lost: {lost}" in error or lost in error
         assert "lost: " in error
 
@@ -343,9 +342,7 @@ class TestConverting:
 
 class TestSchema:
     def test_it_is_a_schema_and_the_built_in_file_follows_it(self, run: Run) -> None:
-        code, out, _ = run("presets", "schema")
-        assert code == 0
-        jsonschema.Draft202012Validator.check_schema(json.loads(out))
+        jsonschema.Draft202012Validator.check_schema(run.json("presets", "schema"))
         for path in (ROOT / "presets.yaml", DATA / "valid" / "shapes.yaml"):
             # As text: PyYAML's schema is that of YAML 1.1, where NO is a boolean.
             jsonschema.validate(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), schema())
@@ -508,8 +505,7 @@ class TestCommands:
     def test_a_wrong_vector_changes_nothing(self, own: Path, run: Run) -> None:
         own.parent.mkdir()
         own.write_text("A: {MID: 1}\n")
-        code, _, error = run("presets", "add", "B", "1,0,0")
-        assert code == 1
+        error = run.refused("presets", "add", "B", "1,0,0")
         assert "LBW301" in error
         assert "3 values" in error
         assert own.read_text() == "A: {MID: 1}\n"
@@ -527,8 +523,7 @@ class TestCommands:
         other = tmp_path / "other.yaml"
         assert run("presets", "add", "B", "MID=1", "--presets", other)[0] == 0
         assert other.read_text() == "B: {MID: 1}\n"
-        code, _, error = run("presets", "add", "B", "MID=1", "--presets", tmp_path / "lbwpresets.txt")
-        assert code == 1
+        error = run.refused("presets", "add", "B", "MID=1", "--presets", tmp_path / "lbwpresets.txt")
         assert "lbw presets convert" in error
 
     def test_a_built_in_one_is_replaced_with_a_warning_but_not_removed(self, own: Path, run: Run) -> None:
@@ -537,8 +532,7 @@ class TestCommands:
             1,
             "error: preset MIDD is built in, it can be replaced but not removed",
         )
-        code, _, error = run("presets", "add", "MIDD", "MID=1", "--family", "sd1")
-        assert code == 0
+        error = run.done("presets", "add", "MIDD", "MID=1", "--family", "sd1")
         assert "warning: MIDD has 0 for BASE, the built-in one 1 (sd1) (LBW206)" in error
         assert "MIDD" in own.read_text()
 
@@ -565,9 +559,7 @@ class TestCommands:
         path.write_text("A:X,1,1,1,1,1,1,1,1,1,1,R\n")
         options = ("presets", "show", "A", "--family", "sdxl", "--presets", path)
         assert run(*options)[0] == 1
-        code, out, _ = run(*options, "--x", "0.25", "--seed", "1", "--json")
-        assert code == 0
-        assert json.loads(out)["weights"]["BASE"] == 0.25
+        assert run.json(*options, "--x", "0.25", "--seed", "1", "--json")["weights"]["BASE"] == 0.25
 
     def test_control_characters_never_reach_the_terminal(self, tmp_path: Path, run: Run) -> None:
         path = tmp_path / "x.yaml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,7 @@ def weights(tmp_path: Path, run: Run) -> Weights:
 
     def call(*options: object, tensors: Tensors | None = None) -> dict[str, float]:
         source = write(tmp_path / "a.safetensors", tensors or unet_lora())
-        code, out, error = run("bake", source, "--dry-run", "--json", *options)
-        assert code == 0, error
-        return dict(json.loads(out)["weights"])
+        return dict(run.json("bake", source, "--dry-run", "--json", *options)["weights"])
 
     return call
 
@@ -101,8 +98,7 @@ class TestBuiltIn:
 
     def test_an_unknown_name_suggests_the_nearest(self, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())
-        code, _, error = run("bake", source, "-p", "MIDDD", "-o", tmp_path / "b.safetensors")
-        assert code == 1
+        error = run.refused("bake", source, "-p", "MIDDD", "-o", tmp_path / "b.safetensors")
         assert "error: unknown preset 'MIDDD'" in error
         assert "did you mean MIDD?" in error
         assert list(tmp_path.iterdir()) == [source]
@@ -150,8 +146,7 @@ class TestLookUp:
         if way == "variable":
             monkeypatch.setenv("LBW_PRESETS", str(missing))
         options = ("--presets", missing) if way == "option" else ()
-        code, _, error = run("bake", source, "-p", "MIDD", "--dry-run", *options)
-        assert code == 1
+        error = run.refused("bake", source, "-p", "MIDD", "--dry-run", *options)
         assert f"error: {missing}: cannot be read: No such file" in error
 
 
@@ -239,8 +234,7 @@ class TestFiles:
     ) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())
         path = presets("P:\n  sdxl: {MID: 1}\n  flux: {D07: 1}\n")
-        code, _, error = run("bake", source, "-p", "P", "--presets", path, "--dry-run")
-        assert code == 1
+        error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
         assert "preset P has no entry for sd1" in error
         assert "it has entries for flux, sdxl" in error
 
@@ -249,8 +243,7 @@ class TestFiles:
         self, text: str, line: int, said: str, presets: Callable[[str], Path], tmp_path: Path, run: Run
     ) -> None:
         source, path = write(tmp_path / "a.safetensors", unet_lora()), presets(text)
-        code, _, error = run("bake", source, "-p", "A", "--presets", path, "-o", tmp_path / "b.safetensors")
-        assert code == 1
+        error = run.refused("bake", source, "-p", "A", "--presets", path, "-o", tmp_path / "b.safetensors")
         assert error.startswith(f"error: {path}:{line}: ")
         assert said in error
         assert not (tmp_path / "b.safetensors").exists()
@@ -265,8 +258,7 @@ class TestFiles:
             path.mkdir()
         else:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        code, _, error = run("bake", source, "-p", "A", "--presets", path, "--dry-run")
-        assert code == 1
+        error = run.refused("bake", source, "-p", "A", "--presets", path, "--dry-run")
         assert error.startswith(f"error: {path}")
         assert not (tmp_path / "pwned").exists()
 
@@ -301,7 +293,6 @@ def test_weights_are_seen_at_a_glance(text: str, tmp_path: Path, run: Run) -> No
 def test_a_file_that_cannot_be_read_is_not_added_to(content: bytes, tmp_path: Path, run: Run) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_bytes(content)
-    code, _, error = run("presets", "add", "A", "IN04=1", "--presets", mine)
-    assert code == 1
+    error = run.refused("presets", "add", "A", "IN04=1", "--presets", mine)
     assert str(mine) in error
     assert mine.read_bytes() == content

@@ -36,10 +36,7 @@ def bake(tmp_path: Path, run: Run) -> Bake:
         tensors: Tensors, rules: str, *options: str, family: str = "sd1", metadata: dict[str, str] | None = None
     ) -> tuple[set[str], str]:
         source, target = write(tmp_path / "a.safetensors", tensors, metadata), tmp_path / "b.safetensors"
-        code, _, said = run(
-            "bake", source, "-w", rules, "-o", target, "--force", "--prune", "--family", family, *options
-        )
-        assert code == 0, said
+        said = run.done("bake", source, "-w", rules, "-o", target, "--force", "--prune", "--family", family, *options)
         left = {name.split(".")[0].removeprefix("lora_") for name in header_of(target) if name != "__metadata__"}
         assert json.loads(metadata_of(target)["lbw_bake"])["prune"] is True
         return left, said

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SD1_ALL_BLOCKS, Run, unet_lora, write
+from conftest import SD1_ALL_BLOCKS, Planned
 
 from lbw_bake.errors import PresetError, WeightError
 from lbw_bake.families import family_named
@@ -16,19 +15,6 @@ from lbw_bake.weights import Options, parse_source, resolve
 
 MIDD = "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"
 RULES = "BASE=1 IN05=1 IN07=1 IN08=1 MID=1 OUT03-OUT06=1 *=0"
-
-
-@pytest.fixture
-def planned(tmp_path: Path, run: Run) -> Any:
-    """The outcome of a dry run on an SD1 LoRA; it must succeed."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
-
-    def call(*options: object) -> dict[str, Any]:
-        code, out, error = run("bake", source, "--dry-run", "--json", *options)
-        assert code == 0, error
-        return dict(json.loads(out))
-
-    return call
 
 
 class TestEverywhereTheSame:
@@ -50,7 +36,7 @@ class TestEverywhereTheSame:
         ],
         ids=lambda options: " ".join(options)[:60],
     )
-    def test_all_ways_to_say_midd(self, options: tuple[str, ...], planned: Any) -> None:
+    def test_all_ways_to_say_midd(self, options: tuple[str, ...], planned: Planned) -> None:
         expected = dict.fromkeys(SD1_ALL_BLOCKS, 0.0) | dict.fromkeys(
             ["BASE", "IN05", "IN07", "IN08", "MID", "OUT03", "OUT04", "OUT05", "OUT06", "OTHER"], 1.0
         )
@@ -59,7 +45,7 @@ class TestEverywhereTheSame:
     @pytest.mark.parametrize("kind", ["yaml", "lbwpresets", "inspire"])
     @pytest.mark.parametrize("way", ["option", "variable"])
     def test_preset_files_of_any_format(
-        self, kind: str, way: str, tmp_path: Path, planned: Any, monkeypatch: pytest.MonkeyPatch
+        self, kind: str, way: str, tmp_path: Path, planned: Planned, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         names = {"yaml": "p.yaml", "lbwpresets": "lbwpresets.txt", "inspire": "lbw-preset.txt"}
         path = tmp_path / names[kind]
@@ -119,7 +105,7 @@ class TestInspire:
             weights_of(f"MID={text}")
         assert problem.value.hint == f"settle it with {option} NUMBER"
 
-    def test_on_the_command_line(self, planned: Any) -> None:
+    def test_on_the_command_line(self, planned: Planned) -> None:
         vector = ",".join(["A", *"b" * 16])
         assert planned("-w", vector, "--a", "4", "--b", "1")["weights"]["MID"] == 0.5
 

@@ -213,16 +213,14 @@ class TestFiles:
 
     def test_a_folder_is_not_overwritten(self, source: Path, run: Run) -> None:
         swept(run, source, "--analyse")
-        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse")
-        assert code == 1
+        error = run.refused("sweep", source, "-o", source.parent / "plot", "--analyse")
         assert "already exists" in error
         swept(run, source, "--analyse", "--force")
 
     def test_a_failure_leaves_no_file(self, source: Path, run: Run) -> None:
         tensors = unet_lora() | {"lora_unet_middle_block_1_proj_in.dora_scale": np.ones((1, 8), np.float32)}
         path = write(source.with_name("dora.safetensors"), tensors)
-        code, _, error = run("sweep", path, "-o", path.parent / "plot", "--x", "values=1,0.5", "--y", "blocks=MID")
-        assert code == 1
+        error = run.refused("sweep", path, "-o", path.parent / "plot", "--x", "values=1,0.5", "--y", "blocks=MID")
         assert "cannot take a weight other than 0 or 1" in error
         assert not (path.parent / "plot").exists()
 
@@ -246,25 +244,21 @@ class TestSize:
     """What is large is said, and refused, before anything is written."""
 
     def test_it_says_how_much(self, source: Path, run: Run) -> None:
-        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse")
-        assert code == 0
+        error = run.done("sweep", source, "-o", source.parent / "plot", "--analyse")
         said = error.splitlines()[0]
         assert said.startswith("sweep: 18 analyse: 18 cells, 18 files, ")
         nbytes = sum(path.stat().st_size for path in (source.parent / "plot").glob("*.safetensors"))
         assert float(said.split()[-2]) == pytest.approx(nbytes / 1000, rel=0.3)
 
     def test_it_is_refused_unless_yes(self, source: Path, run: Run) -> None:
-        code, _, error = run("sweep", source, "-o", source.parent / "plot", "--analyse", "--max-size", "10kB")
-        assert code == 1
+        error = run.refused("sweep", source, "-o", source.parent / "plot", "--analyse", "--max-size", "10kB")
         assert "more than the 10 kB of --max-size" in error
         assert "--yes" in error
         assert not (source.parent / "plot").exists()
         swept(run, source, "--analyse", "--max-size", "10kB", "--yes")
 
     def test_a_dry_run_writes_nothing(self, source: Path, run: Run) -> None:
-        code, out, _ = run("sweep", source, "--analyse", "--dry-run", "--json")
-        assert code == 0
-        assert len(json.loads(out)["cells"]) == 18
+        assert len(run.json("sweep", source, "--analyse", "--dry-run", "--json")["cells"]) == 18
         assert list(source.parent.iterdir()) == [source]
 
     @pytest.mark.parametrize(

@@ -86,8 +86,7 @@ def test_what_is_right_is_written(case: Formula, options: tuple[str, ...], tmp_p
     outputs = [tmp_path / name / "b.safetensors" for name in ("plain", "verified")]
     for output, verify in zip(outputs, ([], ["--verify"]), strict=True):
         output.parent.mkdir()
-        code, _, error = run("bake", source, *options, *verify, "-o", output)
-        assert code == 0, error
+        run.done("bake", source, *options, *verify, "-o", output)
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
@@ -211,8 +210,7 @@ def test_any_flipped_bit_is_found(
                 other.write(bytes([byte ^ 1 << int(rng.integers(8))]))
 
         monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
-        code, _, error = run("bake", source, *options, "--verify", "-o", output)
-        assert code == 1, position
+        error = run.refused("bake", source, *options, "--verify", "-o", output)
         assert "failed verification" in error
         assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -227,8 +225,7 @@ def test_the_tensor_is_named(tmp_path: Path, run: Run, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
     last = list(entries_of(source))[-1]
-    code, _, error = run("bake", source, "-w", "*=1.5", "--verify", "-o", tmp_path / "b.safetensors")
-    assert code == 1
+    error = run.refused("bake", source, "-w", "*=1.5", "--verify", "-o", tmp_path / "b.safetensors")
     assert f"{last} is not what it should be at number " in error
 
 
@@ -243,8 +240,7 @@ def test_numbers_that_are_none_pass(dtype: str, tmp_path: Path, run: Run) -> Non
         (f"{MODULE}.lora_up.weight", dtype, bits.shape[::-1], small.tobytes()),
     ]
     source = write_raw(tmp_path / "a.safetensors", entries)
-    code, _, error = run("bake", source, "-w", "*=0.3", "--verify", "-o", tmp_path / "b.safetensors")
-    assert code == 0, error
+    run.done("bake", source, "-w", "*=0.3", "--verify", "-o", tmp_path / "b.safetensors")
 
 
 class TestMany:
@@ -262,15 +258,13 @@ class TestMany:
     ) -> None:
         monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
         options = ("-p", "MIDD", "-p", "OUTALL", "--verify", "--jobs", str(jobs), "--json")
-        code, out, error = run("bake", loras, "--out-dir", tmp_path / "out", *options)
-        assert code == 0, error
+        out = run.out("bake", loras, "--out-dir", tmp_path / "out", *options)
         outcomes = [json.loads(line) for line in out.splitlines()]
         assert len(outcomes) == 6
         assert all(outcome["verified"] for outcome in outcomes)
 
     def test_in_place(self, loras: Path, run: Run) -> None:
-        code, _, error = run("bake", loras, "-w", "*=0.5", "--in-place", "--verify")
-        assert code == 0, error
+        error = run.done("bake", loras, "-w", "*=0.5", "--in-place", "--verify")
         assert error.count(", verified;") == 3
 
     def test_what_was_not_verified_does_not_say_so(self, loras: Path, tmp_path: Path, run: Run) -> None:
@@ -289,8 +283,7 @@ def test_what_is_computed_is_computed_again(tmp_path: Path, run: Run, monkeypatc
     base = write(tmp_path / "base.safetensors", {layer: rng.standard_normal((8, 8)).astype(np.float32)})
     source = write(tmp_path / "a.safetensors", LORA | {f"{MODULE}.dora_scale": np.ones((1, 8), np.float16)})
     options = ("-w", "*=0.3", "--base", base, "--device", "cpu", "--verify")
-    code, _, error = run("bake", source, *options, "-o", tmp_path / "b.safetensors")
-    assert code == 0, error
+    run.done("bake", source, *options, "-o", tmp_path / "b.safetensors")
     scale = entries_of(tmp_path / "b.safetensors")[f"{MODULE}.dora_scale"][2]
 
     def meddle(file: FileIO) -> None:
@@ -300,6 +293,5 @@ def test_what_is_computed_is_computed_again(tmp_path: Path, run: Run, monkeypatc
         path.write_bytes(content)
 
     monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
-    code, _, error = run("bake", source, *options, "-o", tmp_path / "c.safetensors")
-    assert code == 1
+    error = run.refused("bake", source, *options, "-o", tmp_path / "c.safetensors")
     assert f"{MODULE}.dora_scale is not what it should be at number 0" in error

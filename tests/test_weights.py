@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from conftest import (
     SDXL_ALL_BLOCKS,
     SDXL_BLOCKS,
     BakeTensors,
+    Planned,
     Run,
     kohya_lora,
     measured,
@@ -246,22 +245,6 @@ class TestVariables:
             weights_of("MID=X+1e308", x=1.7e308)
 
 
-Planned = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def planned(tmp_path: Path, run: Run) -> Planned:
-    """The result of a dry run on an SD1 LoRA."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
-
-    def call(*options: str) -> dict[str, Any]:
-        code, out, error = run("bake", source, "--dry-run", "--json", *options)
-        assert code == 0, error
-        return dict(json.loads(out))
-
-    return call
-
-
 class TestCommandLine:
     VECTOR = ",".join(["-0.5", *"1" * 16])
 
@@ -303,8 +286,7 @@ class TestCommandLine:
         self, count: int, family: str, zeroed: str, tmp_path: Path, run: Run
     ) -> None:
         source = write(tmp_path / "a.safetensors", sdxl_lora() if family == "sdxl" else unet_lora())
-        code, _, error = run("bake", source, "-w", ",".join("1" * count), "-o", tmp_path / "b.safetensors")
-        assert code == 0
+        error = run.done("bake", source, "-w", ",".join("1" * count), "-o", tmp_path / "b.safetensors")
         assert f"{count} weights are not a layout of {family}; matched by name: BASE, " in error
         assert f"because the weights do not list their blocks: {zeroed}" in error
 
@@ -409,8 +391,7 @@ class TestElements:
     def test_a_rule_that_matches_nothing_is_said(self, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", kohya_lora(self.NAMES))
         options = ("--element", "MID:attn:0.5", "--element", "IN05:attn:0.5", "-o", tmp_path / "b.safetensors")
-        code, _, error = run("bake", source, *options)
-        assert code == 0
+        error = run.done("bake", source, *options)
         assert error.count("matches no module") == 1
         assert "element rule MID:attn:0.5 matches no module" in error
 
@@ -435,8 +416,7 @@ class TestElements:
     )
     def test_what_is_no_rule_is_an_error(self, rule: str, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", kohya_lora(self.NAMES))
-        code, _, error = run("bake", source, "-w", "*=1", "--element", rule, "-o", tmp_path / "b.safetensors")
-        assert code == 1
+        error = run.refused("bake", source, "-w", "*=1", "--element", rule, "-o", tmp_path / "b.safetensors")
         assert error.startswith("error: ")
         assert not (tmp_path / "b.safetensors").exists()
 
@@ -459,8 +439,7 @@ class TestStrict:
         self, extra: dict[str, Any], options: tuple[str, ...], tmp_path: Path, run: Run
     ) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora() | extra)
-        code, _, error = run("bake", source, *options, "--strict", "-o", tmp_path / "b.safetensors")
-        assert code == 1
+        error = run.refused("bake", source, *options, "--strict", "-o", tmp_path / "b.safetensors")
         assert error.startswith(f"error: {source}: ")
         assert "--strict" in error
         assert list(tmp_path.iterdir()) == [source]

@@ -55,6 +55,20 @@ def save(tensors: Mapping[str, torch.Tensor], folder: Path) -> Path:
     return path
 
 
+def model_of(layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A model with just these layers, under their names."""
+    root = nn.Module()
+    for path, layer in layers.items():
+        parent = root
+        *folders, leaf = path.split(".")
+        for name in folders:
+            if name not in dict(parent.named_children()):
+                parent.add_module(name, nn.Module())
+            parent = parent.get_submodule(name)
+        parent.add_module(leaf, layer)
+    return root
+
+
 def cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> StateDict:
     """Floating tensors in the dtype of a file; integers stay."""
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -265,9 +264,7 @@ def test_norms_are_those_of_peft(write: Callable[[Model, Any, Path], Path], run:
     """Of the files that diffusers writes, whose alphas are in the metadata."""
     model = MODELS[0]
     net = model.make().eval()
-    code, out, error = run("inspect", write(model, net, tmp_path), "--family", "sd1", "--json")
-    assert code == 0, error
-    modules = json.loads(out)["modules"]
+    modules = run.json("inspect", write(model, net, tmp_path), "--family", "sd1", "--json")["modules"]
     assert len(modules) == model.size
     for module in modules:
         layer = net.get_submodule(module["name"].removeprefix(f"{model.network}."))

@@ -17,7 +17,7 @@ from conftest import BakeFile
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .conftest import TOLERANCES, BakeTorch, StateDict, assert_close, cast, dtypes, perturb
+from .conftest import TOLERANCES, BakeTorch, StateDict, assert_close, cast, dtypes, model_of, perturb
 
 WEIGHTS = {"BASE": -0.5, "IN04": 0.3, "MID": 1.0, "OUT04": 0.7, "OUT11": 1.5}
 RULES = "--weights=" + " ".join(f"{block}={weight}" for block, weight in WEIGHTS.items())
@@ -166,7 +166,7 @@ class TestPeft:
     ) -> None:
         layers: dict[str, nn.Module] = {path: LAYERS[layer]() for path in PATHS}
         layers[self.EMBEDDING] = nn.Embedding(20, 16)
-        model = self.model(layers)
+        model = model_of(layers)
         adapted = self.adapt(model, options)
         perturb(adapted, 0.05)
         for parameter, values in adapted.named_parameters():
@@ -184,20 +184,6 @@ class TestPeft:
         for path, block in {**PATHS, self.EMBEDDING: "BASE"}.items():
             wanted = WEIGHTS[block] * self.change(before, path, layer)
             assert_close(self.change(after, path, layer), wanted, TOLERANCES[dtype])
-
-    @staticmethod
-    def model(layers: dict[str, nn.Module]) -> nn.Module:
-        """A model with just these layers, under their names."""
-        root = nn.Module()
-        for path, layer in layers.items():
-            parent = root
-            *folders, leaf = path.split(".")
-            for name in folders:
-                if name not in dict(parent.named_children()):
-                    parent.add_module(name, nn.Module())
-                parent = parent.get_submodule(name)
-            parent.add_module(leaf, layer)
-        return root
 
     def adapt(self, model: nn.Module, options: dict[str, Any], tensors: StateDict | None = None) -> Any:
         config = self.peft.LoraConfig(target_modules=[*PATHS, self.EMBEDDING], **options)

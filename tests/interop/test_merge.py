@@ -117,8 +117,7 @@ def check(parts: Sequence[Part], kernel: int, tmp_path: Path, run: Run) -> None:
     modules = write_parts(parts, base, tmp_path)
     specs = [f"{tmp_path}/part{i}.safetensors:{WEIGHTS[i]}:MID=0.8 *=0" for i in range(len(parts))]
     merged = tmp_path / "merged.safetensors"
-    code, _, err = run("merge", *specs, "-o", merged, "--family", "sd1")
-    assert code == 0, err
+    run.done("merge", *specs, "-o", merged, "--family", "sd1")
     inputs = torch.randn(2, 16, *((5, 5) if kernel else ()))
     expected = sum(
         0.8 * weight * update(module, base, inputs) for weight, module in zip(WEIGHTS, modules, strict=False)
@@ -132,8 +131,7 @@ def test_one_alpha_serves_the_whole_file(tmp_path: Path, run: Run) -> None:
     tensors = load_file(tmp_path / "part1.safetensors")
     save_file({name.replace(NAMES[0], OTHER): value for name, value in tensors.items()}, tmp_path / "part1.safetensors")
     merged = tmp_path / "merged.safetensors"
-    code, _, err = run("merge", tmp_path / "part0.safetensors", tmp_path / "part1.safetensors", "-o", merged)
-    assert code == 0, err
+    run.done("merge", tmp_path / "part0.safetensors", tmp_path / "part1.safetensors", "-o", merged)
     alphas = {value.item() for name, value in load_file(merged).items() if name.endswith("alpha")}
     assert alphas == {2.0}
 
@@ -143,8 +141,7 @@ def test_truncation_is_the_nearest_of_its_rank_and_says_what_it_lost(tmp_path: P
     files = [own(module) for module in write_parts((LORA_4, LORA_3), base, tmp_path)]
     merged = tmp_path / "merged.safetensors"
     inputs = [tmp_path / f"part{i}.safetensors" for i in range(2)]
-    code, out, err = run("merge", *inputs, "-o", merged, "--rank", 3, "--json", "--family", "sd1")
-    assert code == 0, err
+    out = run.out("merge", *inputs, "-o", merged, "--rank", 3, "--json", "--family", "sd1")
     dense = sum(
         tensors[f"{NAMES[0]}.lora_up.weight"] @ tensors[f"{NAMES[0]}.lora_down.weight"] * scale
         for tensors, scale in zip(files, (2 / 4, 5 / 3), strict=True)
@@ -165,8 +162,7 @@ def test_what_does_not_add_up_is_refused(option: dict[str, Any], tmp_path: Path,
     write_parts((LORA_4, other), base, tmp_path)
     merged = tmp_path / "merged.safetensors"
     inputs = [tmp_path / f"part{i}.safetensors" for i in range(2)]
-    code, _, err = run("merge", *inputs, "-o", merged, "--family", "sd1")
-    assert code == 1
+    err = run.refused("merge", *inputs, "-o", merged, "--family", "sd1")
     assert NAMES[0] in err
     assert not merged.exists()
 
@@ -186,8 +182,7 @@ def test_what_does_not_add_up_by_itself_does_on_its_base_model(parts: Sequence[P
     specs = [f"{tmp_path}/part{i}.safetensors:{WEIGHTS[i]}" for i in range(len(parts))]
     merged = tmp_path / "merged.safetensors"
     options = ("--family", "sd1", "--base", tmp_path / "base.safetensors", "--dora-norm", "lycoris")
-    code, _, err = run("merge", *specs, "-o", merged, *options)
-    assert code == 0, err
+    run.done("merge", *specs, "-o", merged, *options)
     inputs = torch.randn(2, 16)
     updates = (update(module, base, inputs) for module in modules)
     expected = sum(weight * part for weight, part in zip(WEIGHTS, updates, strict=False))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .conftest import (
     assert_close,
     cast,
     dtypes,
+    model_of,
     perturb,
     save,
     vector,
@@ -116,17 +116,7 @@ FOREIGN_CASES = (
 
 @pytest.fixture
 def model() -> nn.Module:
-    """A model with just the layers, under their names."""
-    root = nn.Module()
-    for path, (_, kind) in LAYERS.items():
-        parent = root
-        *folders, leaf = path.split(".")
-        for name in folders:
-            if name not in dict(parent.named_children()):
-                parent.add_module(name, nn.Module())
-            parent = parent.get_submodule(name)
-        parent.add_module(leaf, MAKERS[kind]())
-    return root
+    return model_of({path: MAKERS[kind]() for path, (_, kind) in LAYERS.items()})
 
 
 def trained(case: Case, model: nn.Module, dtype: torch.dtype) -> StateDict:
@@ -181,8 +171,7 @@ def test_dora_is_kept_or_switched_off(model: nn.Module, bake_torch: BakeTorch) -
 @pytest.mark.parametrize("case", [DORA, *FOREIGN_CASES], ids=str)
 def test_what_cannot_be_baked_is_refused(case: Case, model: nn.Module, run: Run, tmp_path: Path) -> None:
     target = tmp_path / "baked.safetensors"
-    code, _, _ = run("bake", save(trained(case, model, torch.float32), tmp_path), "-o", target, vector(WEIGHTS))
-    assert code == 1
+    run.refused("bake", save(trained(case, model, torch.float32), tmp_path), "-o", target, vector(WEIGHTS))
     assert not target.exists()
 
 
@@ -196,9 +185,8 @@ def test_norms_are_those_of_peft(case: Case, model: nn.Module, run: Run, tmp_pat
     adapted = case.adapt(model)
     perturb(adapted)
     adapted.float().save_pretrained(tmp_path)
-    code, out, error = run("inspect", tmp_path / "adapter_model.safetensors", "--family", "sd1", "--json")
-    assert code == 0, error
-    found = {module["name"].removeprefix("base_model.model."): module["norm"] for module in json.loads(out)["modules"]}
+    facts = run.json("inspect", tmp_path / "adapter_model.safetensors", "--family", "sd1", "--json")
+    found = {module["name"].removeprefix("base_model.model."): module["norm"] for module in facts["modules"]}
     assert found.keys() == case.layers.keys()
     for path in case.layers:
         layer = adapted.get_submodule(f"base_model.model.{path}")
