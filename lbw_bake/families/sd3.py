@@ -43,7 +43,6 @@ SD3 = Family(
     blocks=_blocks(24),
     rules=_RULES,
     encoders=_ENCODERS,
-    layouts=(_blocks(24), numbered("J", 24)),
     layers={
         **_layers(1536),
         rf"joint_blocks_\d+_x_block_attn2_(?:qkv|proj|ln_[qk])|transformer_blocks_\d+_attn2_(?:{ATTENTION})": 1536,
@@ -57,7 +56,6 @@ SD3_LARGE = Family(
     blocks=_blocks(38),
     rules=_RULES,
     encoders=_ENCODERS,
-    layouts=(_blocks(38), numbered("J", 38)),
     layers=_layers(2432),
     base_model="5-large",
     claims=r"5-large|stable-diffusion-3-5-large",
