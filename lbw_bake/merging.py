@@ -28,7 +28,7 @@ from .errors import NotBakeableError, OutputError
 from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
-from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
+from .lowrank import LowRank, concatenate, has_low_rank, low_rank, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
 from .planning import agree
@@ -37,7 +37,7 @@ from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
-from .updates import MISFIT, Read, arrays_of
+from .updates import MISFIT, Array, Read, arrays_of
 from .weights import FamilyWeights
 
 

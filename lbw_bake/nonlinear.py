@@ -127,22 +127,17 @@ def _product(left: Tensor, right: Tensor, core: Tensor | None = None) -> Tensor:
     return torch.einsum("pq...,op,qi->oi...", core, left, right.flatten(1))
 
 
-def _hadamard(t: Tensors, n: int) -> Tensor:
-    core = t.get(f"hada_t{n}")
-    left = t[f"hada_w{n}_a"]
-    return _product(left if core is None else left.mT, t[f"hada_w{n}_b"], core)
-
-
-def _kronecker(t: Tensors, n: int) -> Tensor:
-    if f"lokr_w{n}" in t:
-        return t[f"lokr_w{n}"]
-    core, left = t.get(f"lokr_t{n}"), t[f"lokr_w{n}_a"]
-    return _product(left if core is None else left.mT, t[f"lokr_w{n}_b"], core)
+def _factor(t: Tensors, name: str) -> Tensor:
+    """A factor of LoHa or LoKr (`hada_w1`, `lokr_w2`), which is there itself or as a product."""
+    if name in t:
+        return t[name]
+    core, left = t.get(name.replace("_w", "_t")), t[f"{name}_a"]
+    return _product(left if core is None else left.mT, t[f"{name}_b"], core)
 
 
 def _lokr(t: Tensors, base: Tensor) -> Tensor:
     del base
-    left, right = _kronecker(t, 1), _kronecker(t, 2)
+    left, right = _factor(t, "lokr_w1"), _factor(t, "lokr_w2")
     return torch.kron(left.reshape(*left.shape, *(1 for _ in right.shape[2:])), right)
 
 
@@ -156,7 +151,7 @@ def _glora(t: Tensors, base: Tensor) -> Tensor:
 _UPDATES: dict[str, Callable[[Tensors, Tensor], Tensor]] = {
     "lora": lambda t, _: _product(t["up"], t["down"], t.get("mid")),
     "lora_embedding": lambda t, _: t["embedding_b"] @ t["embedding_a"],
-    "loha": lambda t, _: _hadamard(t, 1) * _hadamard(t, 2),
+    "loha": lambda t, _: _factor(t, "hada_w1") * _factor(t, "hada_w2"),
     "lokr": _lokr,
     "glora": _glora,
     "full": lambda t, _: t["diff"],
