@@ -131,8 +131,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("norm_scale", ("norm_scale",), fixed=True),
 )
 
-# The tensor whose given axis is the rank, by role; the first that is there.
-_RANK_AXES = {"down": 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "a2": 0, "embedding_a": 0, "q_layer": 0}
+# The tensors with as many rows as the rank, by role; the first that is there.
+_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2", "embedding_a", "q_layer")
 
 
 def algorithm_of(roles: Collection[str]) -> Algorithm | None:
@@ -142,7 +142,7 @@ def algorithm_of(roles: Collection[str]) -> Algorithm | None:
 
 def rank_of(shapes: Mapping[str, Shape]) -> int | None:
     """The inner dimension of a factored module (role -> shape), None where there is none."""
-    return next((shapes[role][axis] for role, axis in _RANK_AXES.items() if len(shapes.get(role, ())) > axis), None)
+    return next((shapes[role][0] for role in _RANKED if shapes.get(role)), None)
 
 
 def width_of(shapes: Mapping[str, Shape]) -> int | None:

@@ -26,10 +26,8 @@ from .tables import shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a picture may be, whatever its name says: Pillow knows formats that start other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# Suffix -> what a picture of this name is, and all that one may be: Pillow knows formats that start other programs.
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST = 16_000  # pixels per side: JPEG and WebP end there, and so does the patience of viewers
 _TILE = 16  # pixels of the smallest picture
 _WRAP = 8  # a single row of more cells than this is broken into several
@@ -99,7 +97,7 @@ def assemble(
     else:
         rows = _plotted(plot, small)
     content = BytesIO()
-    _drawn(rows, *_THEMES[theme]).save(content, _WRITTEN[picture.suffix.lower()])
+    _drawn(rows, *_THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
     with atomic_write(picture, replace=replace) as file:
         write_all(file, content.getbuffer())
     missing = tuple(name for name in dict.fromkeys(plot.names.values()) if name not in found)
@@ -107,7 +105,7 @@ def assemble(
 
 
 def _check(picture: Path, *, replace: bool) -> None:
-    if picture.suffix.lower() not in _WRITTEN:
+    if picture.suffix.lower() not in _FORMATS:
         raise OutputError(f"{picture}: no picture format ends in {picture.suffix!r}", "name a .png or .jpg file")
     if picture.exists() and not replace:
         raise OutputError(f"{picture}: already exists", "choose another name with -o, or replace it with --force")
@@ -155,7 +153,7 @@ def _stem(file: Any) -> str:
 
 
 def _picture(folder: Path, name: str) -> Path | None:
-    paths = (folder / f"{name}{suffix}" for suffix in _SUFFIXES)
+    paths = (folder / f"{name}{suffix}" for suffix in _FORMATS)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -165,7 +163,7 @@ def _small(path: Path, tile: int) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=[*_FORMATS.values()]) as image:
                 copy = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileFormatError(path, f"is not a picture: {error}", "draw it again") from error
@@ -210,19 +208,13 @@ def _analysed(
     rows: list[Row] = []
     changed: dict[str, float] = {}
     for part in _parts(tuple(pictures)):
-        captions: list[str] = []
-        differences: list[Image | None] = []
+        differences: dict[str, Image] = {}
         for label in part:
-            image = pictures[label]
-            if label == FULL or image is None:
-                captions.append(label)
-                differences.append(None)
-                continue
-            difference, changed[label] = _difference(full, image, threshold, inverted=inverted)
-            captions.append(f"{label}  {changed[label]:.1%}")
-            differences.append(difference)
-        rows.append(Row(tuple(pictures[label] for label in part), tuple(captions)))
-        rows.append(Row(tuple(differences), framed=False))
+            if label != FULL and (image := pictures[label]):
+                differences[label], changed[label] = _difference(full, image, threshold, inverted=inverted)
+        captions = tuple(f"{label}  {changed[label]:.1%}" if label in changed else label for label in part)
+        rows.append(Row(tuple(pictures[label] for label in part), captions))
+        rows.append(Row(tuple(differences.get(label) for label in part), framed=False))
     return rows, changed
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from .families import Place
 from .lora import Lora
-from .modules import Module
-from .plan import Plan, Treat, Treatment
+from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
 from .sources import Weights
 from .tensordata import TensorData
@@ -48,20 +45,11 @@ def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData
     return prune(plan, data)
 
 
-def _treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
-    """What is asked about modules that no factor scales, by the means of a recipe.
+def _treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat | None:
+    """What is asked about modules that no factor scales, imported for the few files that have any."""
+    if all(module.linear for module in lora.grouping.modules):
+        return None
+    from .remedies import Means, Remedies
 
-    Few files have any, so what answers is imported when it is asked.
-    """
-
-    @cache
-    def remedies() -> Treat:
-        from .remedies import Means, Remedies
-
-        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
-        return Remedies(lora, weights, means, data.read)
-
-    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
-        return remedies()(module, place, weight, dtype)
-
-    return treat
+    means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
+    return Remedies(lora, weights, means, data.read)
