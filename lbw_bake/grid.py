@@ -83,12 +83,11 @@ def assemble(
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
     if _longest(plot) >= _MOST // _TILE:
         raise FileFormatError(where, "has more cells than fit into one picture", "sweep fewer at a time")
-    found = {name: path for name in dict.fromkeys(plot.names.values()) if (path := _picture(images, name))}
+    wanted = dict.fromkeys(plot.names.values())
+    found = {name: path for name in wanted if (path := _picture(images, name))}
     if not found:
-        first = next(iter(plot.names.values()), "")
-        raise FileFormatError(
-            images, f"holds none of the sweep's {len(set(plot.names.values()))} pictures", f"name them as {first}.png"
-        )
+        first = next(iter(wanted), "")
+        raise FileFormatError(images, f"holds none of the sweep's {len(wanted)} pictures", f"name them as {first}.png")
     tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
     small = {name: _small(path, tile) for name, path in found.items()}
     changed: dict[str, float] = {}
@@ -100,8 +99,7 @@ def assemble(
     _drawn(rows, *_THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
     with atomic_write(picture, replace=replace) as file:
         write_all(file, content.getbuffer())
-    missing = tuple(name for name in dict.fromkeys(plot.names.values()) if name not in found)
-    return Assembled(missing, changed)
+    return Assembled(tuple(name for name in wanted if name not in found), changed)
 
 
 def _check(picture: Path, *, replace: bool) -> None:
@@ -131,19 +129,12 @@ def read_manifest(path: Path) -> Plot:
 def _plot(content: Any) -> Plot:
     """A manifest's content understood. Raises ValueError, KeyError, TypeError or AttributeError where it is none."""
     axes = {name: axis for name, axis in content["axes"].items() if name in ("x", "y", "z")}
-    labels = {name: _labels(axis["cells"]) for name, axis in axes.items()}
+    labels = {name: tuple(map(str, axis["cells"])) for name, axis in axes.items()}
     names = {(cell["x"], cell["y"], cell["z"]): _stem(cell["file"]) for cell in content["cells"]}
     analysis = any(axis["kind"] == ANALYSE for axis in axes.values())
-    if analysis and set(labels) != {"x"}:
+    if not all(labels.values()) or (analysis and set(labels) != {"x"}):
         raise ValueError(labels)
     return Plot(labels, names, analysis)
-
-
-def _labels(cells: Any) -> tuple[str, ...]:
-    """An axis' labels, as a picture can show them."""
-    if not cells:
-        raise ValueError(cells)
-    return tuple(map(str, cells))
 
 
 def _stem(file: Any) -> str:

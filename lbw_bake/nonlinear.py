@@ -170,18 +170,14 @@ class Rotation:
     rescale: Tensor | None = None
 
     @property
-    def rows(self) -> int:
-        """Output rows of the layer."""
-        return sum(block.shape[-3] * block.shape[-1] for block in self.blocks)
+    def rows(self) -> list[int]:
+        """Output rows of the layer, by the blocks that turn them."""
+        return [block.shape[-3] * block.shape[-1] for block in self.blocks]
 
     def applied(self, matrix: Tensor) -> Tensor:
         """W of any shape with these rows, turned and rescaled: s R'W."""
-        turned, start = [], 0
-        for block in self.blocks:
-            stop = start + block.shape[-3] * block.shape[-1]
-            turned.append(_turned(matrix[start:stop], _cayley(block, self.alpha * (stop - start))))
-            start = stop
-        whole = torch.cat(turned)
+        pieces = zip(torch.split(matrix, self.rows), self.blocks, strict=True)
+        whole = torch.cat([_turned(piece, _cayley(block, self.alpha * len(piece))) for piece, block in pieces])
         return whole if self.rescale is None else _along(whole, 0, self.rescale.flatten())
 
 
@@ -217,7 +213,7 @@ def rotation_error(exact: Rotation, weight: float, written: Rotation) -> float:
     if len(exact.blocks) == 1 and first.ndim == 3:
         probe = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device).repeat(len(first), 1)
     else:
-        noise = torch.randn(exact.rows, _PROBES, generator=torch.Generator().manual_seed(0), dtype=first.dtype)
+        noise = torch.randn(sum(exact.rows), _PROBES, generator=torch.Generator().manual_seed(0), dtype=first.dtype)
         probe = noise.to(first.device)
     wanted = weight * (exact.applied(probe) - probe)
     norm = float(wanted.norm())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from .nonlinear import Dora, Reading, Rotation
 
-COMFYUI, LYCORIS = "comfyui", "lycoris"
+COMFYUI = "comfyui"
 
 _BASE = "bake them exactly with --base CHECKPOINT"
 _EITHER = f"{_BASE}, or nearly with --inexact allow"
@@ -141,7 +141,9 @@ class Remedies:
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
-            return self._exactly(_in_full(module, base, dtype, lambda read: _array(weight * dora(read).update())), used)
+            return self._exactly(
+                _in_full(module, base, dtype, lambda read: _array(weight * dora(read).update())), **used
+            )
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 
         def rounded(name: str, values: torch.Tensor) -> torch.Tensor:
@@ -156,7 +158,7 @@ class Remedies:
             (tensor,) = module.tensors[name]
             values = partial(self._part, module.name, name, parts)
             edits[tensor.name] = Compute(tensor.name, dtypes.get(name, "F32"), tensor.shape, values)
-        return self._exactly(edits, used)
+        return self._exactly(edits, **used)
 
     def _dora(self, module: Module, place: Place) -> tuple[BaseWeight, Reading, Callable[[Read], Dora]]:
         from .nonlinear import Dora
@@ -229,9 +231,8 @@ class Remedies:
         _check(math.prod(shape) == w.shape[axis] and (rows or shape[:1] == (1,)), module, base)
         return Reading(axis, by_base=rows and role == "dora_scale" and self._means.dora_norm == COMFYUI)
 
-    def _exactly(self, edits: Edits, used: Mapping[str, str] | None = None) -> Treatment:
-        base = self._means.base
-        return Treatment(edits, means={"base": base.name if base else "", **(used or {})})
+    def _exactly(self, edits: Edits, **used: str) -> Treatment:
+        return Treatment(edits, means={"base": cast("Path", self._means.base).name, **used})
 
     def _part(self, name: str, role: str, parts: Callable[[Read], Arrays], read: Read) -> Array:
         """One of the tensors that are computed together; only those of the latest module are remembered."""
