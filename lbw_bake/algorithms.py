@@ -132,27 +132,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 )
 
 # The tensors with as many rows as the rank, by role; the first that is there.
-_RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2", "embedding_a", "q_layer")
+RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2", "embedding_a", "q_layer")
 
 
 def algorithm_of(roles: Collection[str]) -> Algorithm | None:
     """The algorithm of a module with these roles, or None if they make up no known one."""
     return next((algorithm for algorithm in ALGORITHMS if algorithm.owns(roles)), None)
-
-
-def rank_of(shapes: Mapping[str, Shape]) -> int | None:
-    """The inner dimension of a factored module (role -> shape), None where there is none."""
-    return next((shapes[role][0] for role in _RANKED if shapes.get(role)), None)
-
-
-def width_of(shapes: Mapping[str, Shape]) -> int | None:
-    """Input features of the layer a module adapts (role -> shape), None where the shapes do not tell.
-
-    Convolutions count input channels, except LoHa without Tucker factors, which stores channels x kernel.
-    """
-    for role in ("down", "hada_w1_b", "diff", "a2"):
-        if len(shapes.get(role, ())) > 1:
-            return shapes[role][1]
-    left = shapes.get("lokr_w1") or shapes.get("lokr_w1_b", ())
-    right = shapes.get("lokr_w2") or shapes.get("lokr_w2_b", ())
-    return left[1] * right[1] if len(left) > 1 and len(right) > 1 else None

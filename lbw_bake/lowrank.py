@@ -51,16 +51,6 @@ class LowRank:
         return LowRank(self.up * factor, self.down)
 
 
-def low_rank(algorithm: str, arrays: Arrays, path: str) -> LowRank:
-    """A module's update without `alpha / rank`; KeyError for an algorithm that has no such form."""
-    return _FORMS[algorithm](arrays, path)
-
-
-def has_low_rank(algorithm: str) -> bool:
-    """Whether an algorithm's update has this form whatever the base model."""
-    return algorithm in _FORMS
-
-
 def concatenate(parts: Sequence[LowRank]) -> LowRank:
     """The sum of updates of one layer: ranks side by side."""
     kernel = max((part.down.shape[2:] for part in parts), key=len)
@@ -151,4 +141,5 @@ def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
     return down.reshape(len(down), -1, *kernel)
 
 
-_FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}
+# Algorithm -> a module's update without `alpha / rank`, given its arrays and path.
+FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

@@ -28,7 +28,7 @@ from .errors import NotBakeableError, OutputError
 from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
-from .lowrank import LowRank, concatenate, has_low_rank, low_rank, truncate
+from .lowrank import FORMS, LowRank, concatenate, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
 from .planning import agree
@@ -179,7 +179,7 @@ def _add(
     """The tensors of a layer's sum, by name."""
     addends = [addend for addend in layer.addends if addend.weight] or layer.addends[:1]
     kinds = {addend.kind for addend in addends}
-    products = [addend for addend in addends if has_low_rank(addend.kind)]
+    products = [addend for addend in addends if addend.kind in FORMS]
     if len(addends) == 1 and not rank and kinds != {"lora"} and not addends[0].dense:
         return _scaled(addends[0])
     if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
@@ -203,7 +203,7 @@ def _add(
 def _form(addend: _Addend) -> LowRank:
     """A module's whole update, weight and alpha included."""
     module = addend.module
-    form = low_rank(module.algorithm.name, arrays_of(module, addend.read), module.path)
+    form = FORMS[module.algorithm.name](arrays_of(module, addend.read), module.path)
     return form.times(addend.weight * addend.scale)
 
 

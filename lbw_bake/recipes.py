@@ -37,19 +37,15 @@ class Recipe:
 
 def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:
     """The plan of a recipe for a LoRA at weights, its own or those of a cell of a sweep. Raises NotBakeableError."""
-    plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], _treat_by(recipe, lora, weights, data))
-    if not recipe.prune:
-        return plan
-    from .prune import prune
+    treat: Treat | None = None
+    if not all(module.linear for module in lora.grouping.modules):  # which few files have
+        from .remedies import Means, Remedies
 
-    return prune(plan, data)
+        means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
+        treat = Remedies(lora, weights, means, data.read)
+    plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
+    if recipe.prune:
+        from .prune import prune
 
-
-def _treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat | None:
-    """What is asked about modules that no factor scales, imported for the few files that have any."""
-    if all(module.linear for module in lora.grouping.modules):
-        return None
-    from .remedies import Means, Remedies
-
-    means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
-    return Remedies(lora, weights, means, data.read)
+        plan = prune(plan, data)
+    return plan

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from .lowrank import low_rank
+from .lowrank import FORMS
 from .modules import Module
 from .updates import MISFIT, Array, Arrays, Read, Scale, arrays_of, factors_of, flat
 
@@ -64,14 +64,8 @@ def _of_product(left: Array, right: Array) -> Array:
     """Singular values of left x right."""
     if left.shape[1] >= min(len(left), right.shape[1]):
         return _of_matrix(left @ right)
-    core = _triangle(left) @ _triangle(right.T).T
-    return np.linalg.svd(core, compute_uv=False)
-
-
-def _triangle(matrix: Array) -> Array:
-    """R of the matrix's QR decomposition."""
-    triangle: Array = np.asarray(np.linalg.qr(matrix, mode="r"))
-    return triangle
+    one, two = (np.asarray(np.linalg.qr(matrix, mode="r")) for matrix in (left, right.T))
+    return np.linalg.svd(one @ two.T, compute_uv=False)
 
 
 def _of_matrix(matrix: Array) -> Array:
@@ -82,7 +76,7 @@ def _of_matrix(matrix: Array) -> Array:
 
 
 def _low_rank(algorithm: str, arrays: Arrays, path: str) -> Array:
-    update = low_rank(algorithm, arrays, path)
+    update = FORMS[algorithm](arrays, path)
     return _of_product(update.up, flat(update.down))
 
 

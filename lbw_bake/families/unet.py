@@ -4,6 +4,8 @@ Source: the module names of instantiated diffusers models and the `input_blocks`
 (SGM) models. Level i of the down path is 2 layers and a sampler, of the up path 3 layers: IN(3i+j+1), OUT(3i+j).
 """
 
+from dataclasses import replace
+
 from .base import OTHER, Family, Layers, Rule, numbered
 from .encoders import encoder
 
@@ -83,15 +85,11 @@ SD1 = Family(
     claims=r"sd_v1|stable-diffusion-v1",
 )
 
-SD2 = Family(
+SD2 = replace(
+    SD1,
     name="sd2",
     title="Stable Diffusion 2.x",
-    blocks=_SD,
-    rules=_RULES,
     encoders=(encoder("clip_h", "BASE", "te", "te1"),),
-    denoiser="unet",
-    layouts=(_SD_ATTENTION, _SD),
-    relatives=(_SDXL_ATTENTION, _SDXL),
     layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, r"class_embedding_\w+"),
     base_model="sd_v2",
     claims=r"sd_v2|stable-diffusion-v2",
