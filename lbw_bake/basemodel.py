@@ -156,8 +156,7 @@ class BaseWeight:
             with TensorData(file) as data:
                 parts.append(data.read(tensor))
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        rows: Array = whole[self.start : self.start + self.shape[0]]
-        return rows
+        return whole[self.start : self.start + self.shape[0]]
 
 
 class BaseModel:

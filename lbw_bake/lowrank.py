@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
@@ -89,13 +88,8 @@ def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
     root = s[:rank].sqrt()
     new_up = (left @ u[:, :rank]) * root
     new_down = root[:, None] * (v[:rank] @ right.T)
-    small = LowRank(_array(new_up), _array(new_down).reshape(-1, *update.down.shape[1:]))
+    small = LowRank(new_up.cpu().numpy(), new_down.cpu().numpy().reshape(-1, *update.down.shape[1:]))
     return small, (lost / total) ** 0.5 if total else 0.0
-
-
-def _array(tensor: Any) -> Array:
-    array: Array = tensor.cpu().numpy()
-    return array
 
 
 def _lora(arrays: Arrays, path: str) -> LowRank:

@@ -23,7 +23,7 @@ import numpy as np
 from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
-from .edits import LEAVE_OUT
+from .edits import fitting
 from .errors import NotBakeableError, OutputError
 from .factors import carriers_of
 from .families import Place
@@ -37,7 +37,7 @@ from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
-from .updates import MISFIT, Array, Read, arrays_of, flat
+from .updates import Array, Read, arrays_of, flat
 from .weights import FamilyWeights
 
 
@@ -128,11 +128,8 @@ def merge_parts(
         spool = files.enter_context(_temporary(output))
         layers = _layers(parts, [data.read for data in inputs], means)
         for layer in layers:
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    added = _add(layer, alpha, rank, device, lost[layer.place.block])
-            except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
-                raise NotBakeableError(f"{layer.stem}: its tensors do not fit together: {error}", LEAVE_OUT) from error
+            with fitting(layer.stem), np.errstate(over="ignore", invalid="ignore"):
+                added = _add(layer, alpha, rank, device, lost[layer.place.block])
             for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
         for data in inputs:
