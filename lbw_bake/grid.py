@@ -211,12 +211,11 @@ def _analysed(
 
 def _difference(full: Image, image: Image, threshold: int, *, inverted: bool) -> tuple[Image, float]:
     """The difference of two pictures, and the share of pixels where a channel changes by more than the threshold."""
-    from PIL.Image import fromarray
+    from PIL import ImageChops
 
-    one, two = (np.asarray(picture, np.int16) for picture in (full, image.resize(full.size)))
-    distance = np.abs(one - two).astype(np.uint8)
-    share = float((distance.max(axis=2) > threshold).mean())
-    return fromarray(255 - distance if inverted else distance), share
+    difference = ImageChops.difference(full, image.resize(full.size))
+    share = float((np.asarray(difference).max(axis=2) > threshold).mean())
+    return ImageChops.invert(difference) if inverted else difference, share
 
 
 def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:

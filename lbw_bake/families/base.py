@@ -126,12 +126,10 @@ class Family:
 
     def widths_of(self, component: str, path: str) -> Widths | None:
         """The input widths of a layer, () if any; None if the family has no such layer."""
-        if component == DENOISER:
-            pattern, widths = self._layers
-        elif component in self._encoder_layers:
-            pattern, widths = self._encoder_layers[component]
-        else:
+        known = self._layers if component == DENOISER else self._encoder_layers.get(component)
+        if known is None:
             return None
+        pattern, widths = known
         match = pattern.fullmatch(path)
         return widths[match.lastgroup] if match and match.lastgroup else None
 

@@ -33,14 +33,10 @@ def _layers(width: int) -> Layers:
     }
 
 
-def _blocks(count: int) -> tuple[str, ...]:
-    return ("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", count), "OUT")
-
-
 SD3 = Family(
     name="sd3",
     title="Stable Diffusion 3 and 3.5 medium",
-    blocks=_blocks(24),
+    blocks=("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", 24), "OUT"),
     rules=_RULES,
     encoders=_ENCODERS,
     layers={
@@ -53,7 +49,7 @@ SD3 = Family(
 SD3_LARGE = Family(
     name="sd3_large",
     title="Stable Diffusion 3.5 large",
-    blocks=_blocks(38),
+    blocks=("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", 38), "OUT"),
     rules=_RULES,
     encoders=_ENCODERS,
     layers=_layers(2432),
