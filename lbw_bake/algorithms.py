@@ -132,8 +132,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("norm_scale", ("norm_scale",), fixed=True),
 )
 
-# The tensor whose given axis is the rank, by role; the first that is there.
-_RANK_AXES = {"down": 0, "hada_w1_b": 0, "lokr_w2_b": 0, "lokr_w1_b": 0, "a2": 0, "embedding_a": 0, "q_layer": 0}
+# The tensors with as many rows as the rank, by role; the first that is there.
+RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2", "embedding_a", "q_layer")
 
 
 def algorithm_of(roles: Collection[str]) -> Algorithm | None:
@@ -152,21 +152,3 @@ def _algorithm_of(roles: frozenset[str]) -> Algorithm | None:
     if len(rivals) > 1:
         return Algorithm(" and ".join(rival.name for rival in rivals), (), exact=False)
     return next(iter(owners), None)
-
-
-def rank_of(shapes: Mapping[str, Shape]) -> int | None:
-    """The inner dimension of a factored module (role -> shape), None where there is none."""
-    return next((shapes[role][axis] for role, axis in _RANK_AXES.items() if len(shapes.get(role, ())) > axis), None)
-
-
-def width_of(shapes: Mapping[str, Shape]) -> int | None:
-    """Input features of the layer a module adapts (role -> shape), None where the shapes do not tell.
-
-    Convolutions count input channels, except LoHa without Tucker factors, which stores channels x kernel.
-    """
-    for role in ("down", "hada_w1_b", "diff", "a2"):
-        if len(shapes.get(role, ())) > 1:
-            return shapes[role][1]
-    left = shapes.get("lokr_w1") or shapes.get("lokr_w1_b", ())
-    right = shapes.get("lokr_w2") or shapes.get("lokr_w2_b", ())
-    return left[1] * right[1] if len(left) > 1 and len(right) > 1 else None

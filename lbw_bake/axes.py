@@ -48,15 +48,9 @@ def parse_axis(text: str, family: Family) -> Axis:
 
 def analysis(lora: Lora, family: Family, blocks: Axis | None = None) -> Axis:
     """The axis of an effective-block analysis: the whole LoRA, then it without each block that it has in turn."""
-    if blocks:
-        return Axis(ANALYSE, (FULL, *blocks.labels))
     present = {place.block for _, place in lora.placed(family)}
-    return Axis(ANALYSE, (FULL, *(block for block in family.blocks if block in present)))
-
-
-def _values(cell: str, family: Family) -> list[str]:
-    del family
-    return [number_text(parse_number(cell, f"value {cell!r}"))]
+    labels = blocks.labels if blocks else (block for block in family.blocks if block in present)
+    return Axis(ANALYSE, (FULL, *labels))
 
 
 def _blocks(cell: str, family: Family) -> list[str]:
@@ -72,11 +66,6 @@ def _blocks(cell: str, family: Family) -> list[str]:
     return [block for block in layout if block in family.blocks]
 
 
-def _presets(cell: str, family: Family) -> list[str]:
-    del family
-    return [cell]
-
-
 def _elements(cell: str, family: Family) -> list[str]:
     for element in parse_elements(cell):
         select(element.blocks, family)
@@ -85,8 +74,8 @@ def _elements(cell: str, family: Family) -> list[str]:
 
 # Kind -> the labels of a cell as written, once it is known to have a meaning.
 _CELLS: dict[str, Callable[[str, Family], list[str]]] = {
-    VALUES: _values,
+    VALUES: lambda cell, _: [number_text(parse_number(cell, f"value {cell!r}"))],
     BLOCKS: _blocks,
-    PRESETS: _presets,
+    PRESETS: lambda cell, _: [cell],
     ELEMENTS: _elements,
 }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -156,8 +156,7 @@ class BaseWeight:
             with TensorData(file) as data:
                 parts.append(data.read(tensor))
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        rows: Array = whole[self.start : self.start + self.shape[0]]
-        return rows
+        return whole[self.start : self.start + self.shape[0]]
 
 
 class BaseModel:
@@ -209,11 +208,10 @@ def _place(name: str, family: Family) -> tuple[str, tuple[str, Rows]] | None:
     return (place.component, canonical(key.path)) if place else None
 
 
-def _files(path: Path) -> Iterator[tuple[str, Path]]:
+def _files(path: Path) -> list[tuple[str, Path]]:
     """The safetensors files of a checkpoint, each with what begins the names in it. Raises FileFormatError."""
     if not path.is_dir():
-        yield "", path
-        return
+        return [("", path)]
     components = [folder for folder in sorted(path.iterdir()) if _FOLDERS.fullmatch(folder.name) and folder.is_dir()]
     found = [
         (f"{folder.name}." if _FOLDERS.fullmatch(folder.name) else "", file)
@@ -223,7 +221,7 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if not found:
         where = f"holds no {_SUFFIX} files, nor do folders unet/, transformer/ or text_encoder/ in it"
         raise FileFormatError(path, where, "give a single-file checkpoint, or a model as diffusers saves it")
-    yield from found
+    return found
 
 
 def _of_folder(folder: Path) -> list[Path]:

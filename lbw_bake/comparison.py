@@ -112,16 +112,12 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
     if not old.keys() & new.keys():
         raise NotALoraError(baked, f"has no module in common with {original}", "compare a LoRA with what became of it")
     shares: dict[str, tuple[Module, Place, Share]] = {}
-    unmeasured: list[str] = []
     # A file baked elsewhere has left PEFT's configuration behind; its loader will be given it.
     scales = scales_of(one), scales_of(two, original.parent)
     with TensorData(one.file) as a, TensorData(two.file) as b:
         for name, (module, place) in old.items():
-            share = _share(module, new.get(name), (a.read, b.read), scales)
-            if share:
+            if share := _share(module, new.get(name), (a.read, b.read), scales):
                 shares[name] = (module, place, share)
-            else:
-                unmeasured.append(name)
     return Comparison(
         one,
         two,
@@ -129,18 +125,15 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
         shares,
         tuple(name for name in new if name not in old),
         tuple(name for name in old if name not in new),
-        tuple(unmeasured),
+        tuple(name for name in old if name not in shares),
         _contradictions(one, two, known, shares),
     )
 
 
 def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scales: tuple[Scale, Scale]) -> Share | None:
     """The inner products of two modules' updates, None where the files do not tell them."""
-    if not measurable(module):
-        return None
-    if other and (
-        other.algorithm is not module.algorithm or other.decomposed != module.decomposed or not module.linear
-    ):
+    alike = other is None or (module.linear and other.linear and other.algorithm is module.algorithm)
+    if not alike or not measurable(module):
         return None
     try:
         a, scale = arrays_of(module, reads[0]), scales[0](module, reads[0])

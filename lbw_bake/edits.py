@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .algorithms import Shape
+from .errors import NotBakeableError
 from .scaling import FLOAT8, Multiply, itemsize
 from .tensorfile import Tensor
-from .updates import Array, Read
+from .updates import MISFIT, Array, Read
 
 LEAVE_OUT = "no loader could apply this module; leave the file out"
+
+
+@contextmanager
+def fitting(name: str) -> Iterator[None]:
+    """Raise NotBakeableError about a module (or tensor) in place of what tensors that do not fit together lead to."""
+    try:
+        yield
+    except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
+        raise NotBakeableError(f"{name}: its tensors do not fit together: {error}", LEAVE_OUT) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,6 @@ def towards(tensor: Tensor, weight: float, neutral: Array | float) -> Compute:
     """N + weight (tensor - N) for a neutral N, in float32: half precision has no room for small differences from 1."""
 
     def values(read: Read) -> Array:
-        blended: Array = neutral + weight * (read(tensor).astype(np.float64) - neutral)
-        return blended
+        return neutral + weight * (read(tensor).astype(np.float64) - neutral)
 
     return Compute(tensor.name, "F32", tensor.shape, values)

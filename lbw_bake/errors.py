@@ -41,10 +41,10 @@ class LbwError(Exception):
         """What to do next, in words."""
         return self._hint() if callable(self._hint) else self._hint
 
-    def about(self, *names: object) -> LbwError:
-        """The error, saying first what it is about unless it names one of these already."""
-        if not any(str(name) in self.message for name in names):
-            self.message = f"{names[0]}: {self.message}"
+    def about(self, path: Path) -> LbwError:
+        """The error, saying first which file it is about unless it does already."""
+        if str(path) not in self.message:
+            self.message = f"{path}: {self.message}"
             self.args = (self.message,)
         return self
 

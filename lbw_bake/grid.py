@@ -26,10 +26,8 @@ from .tables import shortened
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# What a picture may be, whatever its name says: Pillow knows formats that start other programs.
-_FORMATS = ("PNG", "JPEG", "WEBP")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# Suffix -> what a picture of this name is, and all that one may be: Pillow knows formats that start other programs.
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST = 16_000  # pixels per side: JPEG and WebP end there, and so does the patience of viewers
 _TILE = 16  # pixels of the smallest picture
 _WRAP = 8  # a single row of more cells than this is broken into several
@@ -85,12 +83,11 @@ def assemble(
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
     if _longest(plot) >= _MOST // _TILE:
         raise FileFormatError(where, "has more cells than fit into one picture", "sweep fewer at a time")
-    found = {name: path for name in dict.fromkeys(plot.names.values()) if (path := _picture(images, name))}
+    wanted = dict.fromkeys(plot.names.values())
+    found = {name: path for name in wanted if (path := _picture(images, name))}
     if not found:
-        first = next(iter(plot.names.values()), "")
-        raise FileFormatError(
-            images, f"holds none of the sweep's {len(set(plot.names.values()))} pictures", f"name them as {first}.png"
-        )
+        first = next(iter(wanted), "")
+        raise FileFormatError(images, f"holds none of the sweep's {len(wanted)} pictures", f"name them as {first}.png")
     tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
     small = {name: _small(path, tile) for name, path in found.items()}
     changed: dict[str, float] = {}
@@ -99,15 +96,14 @@ def assemble(
     else:
         rows = _plotted(plot, small)
     content = BytesIO()
-    _drawn(rows, *_THEMES[theme]).save(content, _WRITTEN[picture.suffix.lower()])
+    _drawn(rows, *_THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
     with atomic_write(picture, replace=replace) as file:
         write_all(file, content.getbuffer())
-    missing = tuple(name for name in dict.fromkeys(plot.names.values()) if name not in found)
-    return Assembled(missing, changed)
+    return Assembled(tuple(name for name in wanted if name not in found), changed)
 
 
 def _check(picture: Path, *, replace: bool) -> None:
-    if picture.suffix.lower() not in _WRITTEN:
+    if picture.suffix.lower() not in _FORMATS:
         raise OutputError(f"{picture}: no picture format ends in {picture.suffix!r}", "name a .png or .jpg file")
     if picture.exists() and not replace:
         raise OutputError(f"{picture}: already exists", "choose another name with -o, or replace it with --force")
@@ -133,19 +129,12 @@ def read_manifest(path: Path) -> Plot:
 def _plot(content: Any) -> Plot:
     """A manifest's content understood. Raises ValueError, KeyError, TypeError or AttributeError where it is none."""
     axes = {name: axis for name, axis in content["axes"].items() if name in ("x", "y", "z")}
-    labels = {name: _labels(axis["cells"]) for name, axis in axes.items()}
+    labels = {name: tuple(map(str, axis["cells"])) for name, axis in axes.items()}
     names = {(cell["x"], cell["y"], cell["z"]): _stem(cell["file"]) for cell in content["cells"]}
     analysis = any(axis["kind"] == ANALYSE for axis in axes.values())
-    if analysis and set(labels) != {"x"}:
+    if not all(labels.values()) or (analysis and set(labels) != {"x"}):
         raise ValueError(labels)
     return Plot(labels, names, analysis)
-
-
-def _labels(cells: Any) -> tuple[str, ...]:
-    """An axis' labels, as a picture can show them."""
-    if not cells:
-        raise ValueError(cells)
-    return tuple(map(str, cells))
 
 
 def _stem(file: Any) -> str:
@@ -155,7 +144,7 @@ def _stem(file: Any) -> str:
 
 
 def _picture(folder: Path, name: str) -> Path | None:
-    paths = (folder / f"{name}{suffix}" for suffix in _SUFFIXES)
+    paths = (folder / f"{name}{suffix}" for suffix in _FORMATS)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -165,7 +154,7 @@ def _small(path: Path, tile: int) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=[*_FORMATS.values()]) as image:
                 copy = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileFormatError(path, f"is not a picture: {error}", "draw it again") from error
@@ -210,30 +199,23 @@ def _analysed(
     rows: list[Row] = []
     changed: dict[str, float] = {}
     for part in _parts(tuple(pictures)):
-        captions: list[str] = []
-        differences: list[Image | None] = []
+        differences: dict[str, Image] = {}
         for label in part:
-            image = pictures[label]
-            if label == FULL or image is None:
-                captions.append(label)
-                differences.append(None)
-                continue
-            difference, changed[label] = _difference(full, image, threshold, inverted=inverted)
-            captions.append(f"{label}  {changed[label]:.1%}")
-            differences.append(difference)
-        rows.append(Row(tuple(pictures[label] for label in part), tuple(captions)))
-        rows.append(Row(tuple(differences), framed=False))
+            if label != FULL and (image := pictures[label]):
+                differences[label], changed[label] = _difference(full, image, threshold, inverted=inverted)
+        captions = tuple(f"{label}  {changed[label]:.1%}" if label in changed else label for label in part)
+        rows.append(Row(tuple(pictures[label] for label in part), captions))
+        rows.append(Row(tuple(differences.get(label) for label in part), framed=False))
     return rows, changed
 
 
 def _difference(full: Image, image: Image, threshold: int, *, inverted: bool) -> tuple[Image, float]:
     """The difference of two pictures, and the share of pixels where a channel changes by more than the threshold."""
-    from PIL.Image import fromarray
+    from PIL import ImageChops
 
-    one, two = (np.asarray(picture, np.int16) for picture in (full, image.resize(full.size)))
-    distance = np.abs(one - two).astype(np.uint8)
-    share = float((distance.max(axis=2) > threshold).mean())
-    return fromarray(255 - distance if inverted else distance), share
+    difference = ImageChops.difference(full, image.resize(full.size))
+    share = float((np.asarray(difference).max(axis=2) > threshold).mean())
+    return ImageChops.invert(difference) if inverted else difference, share
 
 
 def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:

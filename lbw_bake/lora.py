@@ -50,13 +50,10 @@ def read_lora(path: Path, family: str | None = None) -> Lora:
     grouping = group_modules(file.tensors)
     candidates = (family_named(family),) if family else detect_families(grouping.modules, file.metadata)
     lora = Lora(file, grouping, candidates)
-    if not any(_weighed(lora, candidate) for candidate in candidates):
+    placed = (both for candidate in candidates for both in lora.placed(candidate))
+    if not any(place.block != OTHER and not module.algorithm.fixed for module, place in placed):
         _refuse(lora, family)
     return lora
-
-
-def _weighed(lora: Lora, family: Family) -> bool:
-    return any(place.block != OTHER and not module.algorithm.fixed for module, place in lora.placed(family))
 
 
 # Tensor names that mark other kinds of files, and whether all of a file's names must match or one is enough.

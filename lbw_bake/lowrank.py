@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .cuda import algebra_device
 from .errors import DeviceError
-from .updates import check_room, through_core
-
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
-Factors = tuple[Array, Array]
+from .updates import Array, Arrays, check_room, factors_of, flat, through_core
 
 # The kernels of convolutions by path, for flattened factors, which do not tell.
 _KERNELS = {
@@ -56,16 +50,6 @@ class LowRank:
         return LowRank(self.up * factor, self.down)
 
 
-def low_rank(algorithm: str, arrays: Arrays, path: str) -> LowRank:
-    """A module's update without `alpha / rank`; KeyError for an algorithm that has no such form."""
-    return _FORMS[algorithm](arrays, path)
-
-
-def has_low_rank(algorithm: str) -> bool:
-    """Whether an algorithm's update has this form whatever the base model."""
-    return algorithm in _FORMS
-
-
 def concatenate(parts: Sequence[LowRank]) -> LowRank:
     """The sum of updates of one layer: ranks side by side."""
     kernel = max((part.down.shape[2:] for part in parts), key=len)
@@ -95,7 +79,7 @@ def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
     import torch
 
     up = torch.from_numpy(update.up).to(where)
-    down = torch.from_numpy(update.down.reshape(update.rank, -1)).to(where)
+    down = torch.from_numpy(flat(update.down)).to(where)
     left, core_left = torch.linalg.qr(up)
     right, core_right = torch.linalg.qr(down.T)
     u, s, v = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
@@ -104,35 +88,25 @@ def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
     root = s[:rank].sqrt()
     new_up = (left @ u[:, :rank]) * root
     new_down = root[:, None] * (v[:rank] @ right.T)
-    small = LowRank(_array(new_up), _array(new_down).reshape(-1, *update.down.shape[1:]))
+    small = LowRank(new_up.cpu().numpy(), new_down.cpu().numpy().reshape(-1, *update.down.shape[1:]))
     return small, (lost / total) ** 0.5 if total else 0.0
-
-
-def _array(tensor: Any) -> Array:
-    array: Array = tensor.cpu().numpy()
-    return array
 
 
 def _lora(arrays: Arrays, path: str) -> LowRank:
     del path
     up, down, mid = arrays["up"], arrays["down"], arrays.get("mid")
     if mid is not None:
-        down = through_core(mid, down.reshape(len(down), -1))
-    return LowRank(up.reshape(len(up), -1), down)
+        down = through_core(mid, flat(down))
+    return LowRank(flat(up), down)
 
 
 def _loha(arrays: Arrays, path: str) -> LowRank:
-    (a, b), (c, d) = (_hada(arrays, n) for n in "12")
+    (a, b), (c, d) = (factors_of(arrays, f"hada_w{n}") for n in "12")
     check_room(*a.shape, c.shape[1])
     check_room(len(b), *d.shape)
-    up: Array = np.einsum("oi,oj->oij", a, c).reshape(len(a), -1)
-    down = np.einsum("ic,jc->ijc", b.reshape(len(b), -1), d.reshape(len(d), -1)).reshape(up.shape[1], -1)
+    up = flat(np.einsum("oi,oj->oij", a, c))
+    down = np.einsum("ic,jc->ijc", flat(b), flat(d)).reshape(up.shape[1], -1)
     return LowRank(up, _with_kernel(down, b.shape[2:], path))
-
-
-def _hada(arrays: Arrays, n: str) -> Factors:
-    left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
-    return (left, right) if core is None else (left.T, through_core(core, right))
 
 
 def _lokr(arrays: Arrays, path: str) -> LowRank:
@@ -143,17 +117,15 @@ def _lokr(arrays: Arrays, path: str) -> LowRank:
     return LowRank(np.kron(a, c), np.kron(b.reshape(*b.shape, *(1 for _ in kernel)), d))
 
 
-def _kron(arrays: Arrays, n: str, path: str) -> Factors:
+def _kron(arrays: Arrays, n: str, path: str) -> tuple[Array, Array]:
     """One Kronecker factor as a product; a full one times the identity on its smaller side."""
     if (full := arrays.get(f"lokr_w{n}")) is not None:
         check_room(min(full.shape[:2], default=1), min(full.shape[:2], default=1))
         if full.ndim == 2 and full.shape[1] < full.shape[0]:
             return full, np.eye(full.shape[1])
         return np.eye(len(full)), full
-    left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
-    if core is not None:
-        return left.T, through_core(core, right)
-    return left, _with_kernel(right, (), path) if n == "2" else right
+    left, right = factors_of(arrays, f"lokr_w{n}")
+    return left, _with_kernel(right, right.shape[2:], path) if n == "2" else right
 
 
 def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
@@ -163,4 +135,5 @@ def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
     return down.reshape(len(down), -1, *kernel)
 
 
-_FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}
+# Algorithm -> a module's update without `alpha / rank`, given its arrays and path.
+FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

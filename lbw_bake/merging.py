@@ -23,12 +23,12 @@ import numpy as np
 from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
-from .edits import LEAVE_OUT
+from .edits import fitting
 from .errors import NotBakeableError, OutputError, UnknownFamilyError
 from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
-from .lowrank import Array, LowRank, concatenate, has_low_rank, low_rank, truncate
+from .lowrank import FORMS, LowRank, concatenate, truncate
 from .metadata import DataHashes, baked_metadata, record_of
 from .modules import Module
 from .planning import agree
@@ -37,7 +37,7 @@ from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
-from .updates import MISFIT, Read, arrays_of
+from .updates import Array, Read, arrays_of, flat
 from .weights import FamilyWeights
 
 
@@ -68,14 +68,14 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     read = [(read_lora(path, family), weights) for path, weights in loras]
     common = read[0][0].candidates
     for lora, _ in read:
-        fitting = tuple(candidate for candidate in common if candidate in lora.candidates)
-        if not fitting:
+        shared = tuple(candidate for candidate in common if candidate in lora.candidates)
+        if not shared:
             kinds = [" or ".join(each.name for each in families) for families in (common, lora.candidates)]
             raise UnknownFamilyError(
                 f"{lora.file.path} is {kinds[1]}, {read[0][0].file.path} is {kinds[0]}: different models do not add up",
                 "merge LoRAs of one family; --family names it where it is told wrong",
             )
-        common = fitting
+        common = shared
     parts: list[Part] = []
     for lora, weights in read:
         one = replace(lora, candidates=(parts[0].weights.family,) if parts else common)
@@ -108,7 +108,7 @@ class _Layer:
 
     stem: str
     place: Place
-    addends: tuple[_Addend, ...]
+    addends: list[_Addend]
 
 
 def merge_parts(
@@ -131,18 +131,16 @@ def merge_parts(
     _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
     alpha = _alpha(parts)
+    means = means or Means()
     lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
     tensors: list[Tensor] = []
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
         spool = files.enter_context(_temporary(output))
-        layers = _layers(parts, [data.read for data in inputs], means or Means())
+        layers = _layers(parts, [data.read for data in inputs], means)
         for layer in layers:
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    added = _add(layer, alpha, rank, device, lost[layer.place.block])
-            except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
-                raise NotBakeableError(f"{layer.stem}: its tensors do not fit together: {error}", LEAVE_OUT) from error
+            with fitting(layer.stem), np.errstate(over="ignore", invalid="ignore"):
+                added = _add(layer, alpha, rank, device, lost[layer.place.block])
             for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
         for data in inputs:
@@ -164,8 +162,7 @@ def _temporary(output: Path) -> Iterator[IO[bytes]]:
 
 
 def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[_Layer]:
-    found: dict[str, list[_Addend]] = defaultdict(list)
-    places: dict[str, Place] = {}
+    layers: dict[str, _Layer] = {}
     for part, read in zip(parts, reads, strict=True):
         remedies = Remedies(part.lora, part.weights, means, read)
         scale_of = scales_of(part.lora)
@@ -179,48 +176,42 @@ def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[
                 )
             # `oft_unet_` is a name that only OFT has.
             stem = re.sub("^oft_", "lora_", module.name) if dense else module.name
-            places[stem] = place
-            scale = scale_of(module, read)
-            found[stem].append(_Addend(module, part.weights.of(place, module.path), read, scale, dense))
-    return [_Layer(stem, places[stem], tuple(addends)) for stem, addends in found.items()]
+            addend = _Addend(module, part.weights.of(place, module.path), read, scale_of(module, read), dense)
+            layers.setdefault(stem, _Layer(stem, place, [])).addends.append(addend)
+    return list(layers.values())
 
 
 def _add(
     layer: _Layer, alpha: float | None, rank: int | None, device: str, lost: list[tuple[float, float]]
 ) -> dict[str, Array]:
     """The tensors of a layer's sum, by name."""
-    addends = [addend for addend in layer.addends if addend.weight] or list(layer.addends[:1])
+    addends = [addend for addend in layer.addends if addend.weight] or layer.addends[:1]
     kinds = {addend.kind for addend in addends}
-    products = [addend for addend in addends if has_low_rank(addend.kind)]
+    products = [addend for addend in addends if addend.kind in FORMS]
     if len(addends) == 1 and not rank and kinds != {"lora"} and not addends[0].dense:
         return _scaled(addends[0])
     if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
         raise NotBakeableError(f"{layer.stem}: {' and '.join(sorted(kinds))} do not add up", "leave one of them out")
     summed = _additive(addends, alpha, products)
-    if not products:
-        return {f"{layer.stem}.{role}": array for role, array in summed.items()}
     forms = [_form(addend) for addend in products]
-    if "full" in kinds:
+    named: dict[str, Array] = {}
+    if forms and "full" in kinds:
         summed["diff"] = summed["diff"] + sum(form.dense().reshape(summed["diff"].shape) for form in forms)
-        return {f"{layer.stem}.{role}": array for role, array in summed.items()}
-    total = concatenate(forms)
-    if rank:
-        size = float(np.sqrt(((total.up.T @ total.up) * _gram(total)).sum()))
-        total, error = truncate(total, rank, device)
-        lost.append((error * size, size))
-    return _named(layer, products, total, alpha) | {f"{layer.stem}.{role}": array for role, array in summed.items()}
-
-
-def _gram(form: LowRank) -> Array:
-    down = form.down.reshape(form.rank, -1)
-    gram: Array = down @ down.T
-    return gram
+    elif forms:
+        total = concatenate(forms)
+        if rank:
+            down = flat(total.down)
+            size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
+            total, error = truncate(total, rank, device)
+            lost.append((error * size, size))
+        named = _named(layer, products, total, alpha)
+    return named | {f"{layer.stem}.{role}": array for role, array in summed.items()}
 
 
 def _form(addend: _Addend) -> LowRank:
     """A module's whole update, weight and alpha included."""
     module = addend.module
-    form = low_rank(module.algorithm.name, arrays_of(module, addend.read), module.path)
+    form = FORMS[module.algorithm.name](arrays_of(module, addend.read), module.path)
     return form.times(addend.weight * addend.scale)
 
 
@@ -272,7 +263,7 @@ def _alpha(parts: Sequence[Part]) -> float | None:
 
 def _stored_dtype(lora: Lora) -> str:
     dtypes = Counter(tensor.dtype for tensor in lora.file.tensors if tensor.dtype in FLOATS and tensor.size > 1)
-    dtype = dtypes.most_common(1)[0][0] if dtypes else "F32"
+    dtype = max(dtypes, key=dtypes.__getitem__, default="F32")
     return "BF16" if dtype in FLOAT8 else dtype
 
 
@@ -298,13 +289,13 @@ def _write(
     spool: IO[bytes],
     *,
     rank: int | None,
-    means: Means | None,
+    means: Means,
     replace: bool,
 ) -> int:
     records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
     record = {"merged": records} if len(records) > 1 else records[0]
     record |= {"rank": rank} if rank else {}
-    record |= {"base": means.base.name} if means and means.base else {}
+    record |= {"base": means.base.name} if means.base else {}
     metadata = baked_metadata(parts[0].lora, record, output.stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
     header = Header(tensors)

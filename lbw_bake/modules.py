@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .algorithms import MAGNITUDES, Algorithm, Shape, algorithm_of, rank_of, width_of
+from .algorithms import MAGNITUDES, RANKED, Algorithm, Shape, algorithm_of
 from .keys import SHARED, parse_key
 from .tensorfile import Tensor
 
@@ -39,13 +39,23 @@ class Module:
 
     @property
     def rank(self) -> int | None:
-        """Inner dimension of the factored update."""
-        return rank_of(self.shapes)
+        """Inner dimension of the factored update, None where there is none."""
+        shapes = self.shapes
+        return next((shapes[role][0] for role in RANKED if shapes.get(role)), None)
 
     @property
     def width(self) -> int | None:
-        """Input features of the adapted layer, where the shapes tell."""
-        return width_of(self.shapes)
+        """Input features of the adapted layer, None where the shapes do not tell.
+
+        Convolutions count input channels, except LoHa without Tucker factors, which stores channels x kernel.
+        """
+        shapes = self.shapes
+        for role in ("down", "hada_w1_b", "diff", "a2"):
+            if len(shapes.get(role, ())) > 1:
+                return shapes[role][1]
+        left = shapes.get("lokr_w1") or shapes.get("lokr_w1_b", ())
+        right = shapes.get("lokr_w2") or shapes.get("lokr_w2_b", ())
+        return left[1] * right[1] if len(left) > 1 and len(right) > 1 else None
 
     @property
     def decomposed(self) -> bool:

@@ -127,22 +127,17 @@ def _product(left: Tensor, right: Tensor, core: Tensor | None = None) -> Tensor:
     return torch.einsum("pq...,op,qi->oi...", core, left, right.flatten(1))
 
 
-def _hadamard(t: Tensors, n: int) -> Tensor:
-    core = t.get(f"hada_t{n}")
-    left = t[f"hada_w{n}_a"]
-    return _product(left if core is None else left.mT, t[f"hada_w{n}_b"], core)
-
-
-def _kronecker(t: Tensors, n: int) -> Tensor:
-    if f"lokr_w{n}" in t:
-        return t[f"lokr_w{n}"]
-    core, left = t.get(f"lokr_t{n}"), t[f"lokr_w{n}_a"]
-    return _product(left if core is None else left.mT, t[f"lokr_w{n}_b"], core)
+def _factor(t: Tensors, name: str) -> Tensor:
+    """A factor of LoHa or LoKr (`hada_w1`, `lokr_w2`), which is there itself or as a product."""
+    if name in t:
+        return t[name]
+    core, left = t.get(name.replace("_w", "_t")), t[f"{name}_a"]
+    return _product(left if core is None else left.mT, t[f"{name}_b"], core)
 
 
 def _lokr(t: Tensors, base: Tensor) -> Tensor:
     del base
-    left, right = _kronecker(t, 1), _kronecker(t, 2)
+    left, right = _factor(t, "lokr_w1"), _factor(t, "lokr_w2")
     return torch.kron(left.reshape(*left.shape, *(1 for _ in right.shape[2:])), right)
 
 
@@ -156,7 +151,7 @@ def _glora(t: Tensors, base: Tensor) -> Tensor:
 _UPDATES: dict[str, Callable[[Tensors, Tensor], Tensor]] = {
     "lora": lambda t, _: _product(t["up"], t["down"], t.get("mid")),
     "lora_embedding": lambda t, _: t["embedding_b"] @ t["embedding_a"],
-    "loha": lambda t, _: _hadamard(t, 1) * _hadamard(t, 2),
+    "loha": lambda t, _: _factor(t, "hada_w1") * _factor(t, "hada_w2"),
     "lokr": _lokr,
     "glora": _glora,
     "full": lambda t, _: t["diff"],
@@ -175,18 +170,14 @@ class Rotation:
     rescale: Tensor | None = None
 
     @property
-    def rows(self) -> int:
-        """Output rows of the layer."""
-        return sum(block.shape[-3] * block.shape[-1] for block in self.blocks)
+    def rows(self) -> list[int]:
+        """Output rows of the layer, by the blocks that turn them."""
+        return [block.shape[-3] * block.shape[-1] for block in self.blocks]
 
     def applied(self, matrix: Tensor) -> Tensor:
         """W of any shape with these rows, turned and rescaled: s R'W."""
-        turned, start = [], 0
-        for block in self.blocks:
-            stop = start + block.shape[-3] * block.shape[-1]
-            turned.append(_turned(matrix[start:stop], _cayley(block, self.alpha * (stop - start))))
-            start = stop
-        whole = torch.cat(turned)
+        pieces = zip(torch.split(matrix, self.rows), self.blocks, strict=True)
+        whole = torch.cat([_turned(piece, _cayley(block, self.alpha * len(piece))) for piece, block in pieces])
         return whole if self.rescale is None else _along(whole, 0, self.rescale.flatten())
 
 
@@ -222,7 +213,7 @@ def rotation_error(exact: Rotation, weight: float, written: Rotation) -> float:
     if len(exact.blocks) == 1 and first.ndim == 3:
         probe = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device).repeat(len(first), 1)
     else:
-        noise = torch.randn(exact.rows, _PROBES, generator=torch.Generator().manual_seed(0), dtype=first.dtype)
+        noise = torch.randn(sum(exact.rows), _PROBES, generator=torch.Generator().manual_seed(0), dtype=first.dtype)
         probe = noise.to(first.device)
     wanted = weight * (exact.applied(probe) - probe)
     norm = float(wanted.norm())

@@ -45,25 +45,23 @@ def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyW
     return resolved[0]
 
 
-def _no_treatment(*_: object) -> str:
-    return ""
-
-
 def make_plan(
-    lora: Lora, weights: FamilyWeights, look: Look, dtype: str | None = None, treat: Treat = _no_treatment
+    lora: Lora, weights: FamilyWeights, look: Look, dtype: str | None = None, treat: Treat | None = None
 ) -> Plan:
     """Decide for every module; `dtype` (`F16`) re-encodes the floating tensors of known modules.
 
     `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, where an
     infinity would be written, and where two tensors would have one name.
     """
-    placed = list(lora.placed(weights.family))
-    weighed = [(module, place, weights.of(place, module.path)) for module, place in placed]
+    weighed = [(module, place, weights.of(place, module.path)) for module, place in lora.placed(weights.family)]
     treatments = _treatments(lora, weighed, dtype, treat)
-    decisions = tuple(
-        _decide(module, place, weight, dtype, look, treatments.get(module.name)) for module, place, weight in weighed
-    )
-    plan = Plan(lora, weights, decisions)
+    decisions = []
+    for module, place, weight in weighed:
+        treatment = treatments.get(module.name)
+        edits: dict[str, Edit] = dict(treatment.edits) if treatment else {}
+        action = weigh(module, weight, dtype, look, edits)
+        decisions.append(Decision(module, place, weight, action, edits, treatment))
+    plan = Plan(lora, weights, tuple(decisions))
     _check_names(plan)
     return replace(plan, warnings=tuple(remarks(plan)))
 
@@ -76,20 +74,12 @@ def _check_names(plan: Plan) -> None:
             raise NotBakeableError(f"{plan.lora.file.path}: the result would hold {name} {times} times", LEAVE_OUT)
 
 
-def _decide(
-    module: Module, place: Place, weight: float, dtype: str | None, look: Look, treatment: Treatment | None
-) -> Decision:
-    edits: dict[str, Edit] = dict(treatment.edits) if treatment else {}
-    action = weigh(module, weight, dtype, look, edits)
-    return Decision(module, place, weight, action, edits, treatment)
-
-
 def _treatments(
-    lora: Lora, weighed: Iterable[tuple[Module, Place, float]], dtype: str | None, treat: Treat
+    lora: Lora, weighed: Iterable[tuple[Module, Place, float]], dtype: str | None, treat: Treat | None
 ) -> dict[str, Treatment]:
     """Module name -> treatment, for those that need one. Raises NotBakeableError if any has none."""
     asked = [
-        (module, place, treat(module, place, weight, dtype))
+        (module, place, treat(module, place, weight, dtype) if treat else "")
         for module, place, weight in weighed
         if weight not in (0.0, 1.0) and not module.linear and not module.algorithm.fixed
     ]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -80,14 +79,18 @@ def draw(
     files: Sequence[Inspection], path: Path, *, elements: bool = False, theme: str = "light", replace: bool = False
 ) -> None:
     """Write a picture of the norms by block (or element) of one file or of several. Raises OutputError."""
+    import matplotlib as mpl
+
     groups = [facts.elements if elements else facts.blocks for facts in files]
     names = _names(files, groups, elements=elements)
     parts = {name: "" if elements else _part(name, files) for name in names}
-    with _settings(THEMES[theme]) as colours:
+    look = THEMES[theme]
+    with mpl.rc_context(_settings(look)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a box for a letter no font has
         figure, axes = _canvas(len(names), len(files))
-        _bars(axes, groups, parts, colours)
+        _bars(axes, groups, parts, look)
         _labels(axes, names, files, elements=elements)
-        _legend(axes, files, parts, colours)
+        _legend(axes, files, parts, look)
         picture = BytesIO()
         kind = path.suffix.lower().removeprefix(".")
         figure.savefig(picture, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
@@ -95,13 +98,12 @@ def draw(
         write_all(file, picture.getbuffer())
 
 
-@contextmanager
-def _settings(theme: Theme) -> Iterator[Theme]:
-    import matplotlib as mpl
+def _settings(theme: Theme) -> Any:
+    """What the theme changes of matplotlib's settings."""
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
-    settings: Any = {
+    return {
         "font.family": [font for font in _FONTS if font in installed],
         "font.size": 10,
         "text.parse_math": False,
@@ -116,9 +118,6 @@ def _settings(theme: Theme) -> Iterator[Theme]:
         "ytick.color": theme.faint,
         "grid.color": theme.grid,
     }
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a box for a letter no font has
-        yield theme
 
 
 def _canvas(names: int, files: int) -> tuple[Any, Axes]:

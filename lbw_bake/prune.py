@@ -40,8 +40,9 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     for name, why in kept.items():
         counts.setdefault(why, []).append(name)
     warnings = [f"{len(names)} modules at weight 0 kept as zeros: {why} ({names[0]})" for why, names in counts.items()]
+    removed = zeroed - kept.keys()
     decisions = tuple(
-        _removed(decision) if decision.module.name in zeroed - kept.keys() else decision for decision in plan.decisions
+        _removed(decision) if decision.module.name in removed else decision for decision in plan.decisions
     )
     return _kept(replace(plan, decisions=decisions), warnings)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from .families import Place
 from .lora import Lora
-from .modules import Module
-from .plan import Plan, Treat, Treatment
+from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
 from .sources import Weights
 from .tensordata import TensorData
@@ -40,28 +37,15 @@ class Recipe:
 
 def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:
     """The plan of a recipe for a LoRA at weights, its own or those of a cell of a sweep. Raises NotBakeableError."""
-    plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], _treat_by(recipe, lora, weights, data))
-    if not recipe.prune:
-        return plan
-    from .prune import prune
-
-    return prune(plan, data)
-
-
-def _treat_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Treat:
-    """What is asked about modules that no factor scales, by the means of a recipe.
-
-    Few files have any, so what answers is imported when it is asked.
-    """
-
-    @cache
-    def remedies() -> Treat:
+    treat: Treat | None = None
+    if not all(module.linear for module in lora.grouping.modules):  # which few files have
         from .remedies import Means, Remedies
 
         means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
-        return Remedies(lora, weights, means, data.read)
+        treat = Remedies(lora, weights, means, data.read)
+    plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
+    if recipe.prune:
+        from .prune import prune
 
-    def treat(module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
-        return remedies()(module, place, weight, dtype)
-
-    return treat
+        plan = prune(plan, data)
+    return plan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
 from .cuda import algebra_device
-from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, stored_as, towards
+from .edits import Compute, Drop, Edit, Edits, fitting, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
 from .families import Place
@@ -31,7 +31,7 @@ from .lora import Lora
 from .modules import Module
 from .plan import Treatment
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
-from .updates import MISFIT, Array, Arrays, Read, alpha_of
+from .updates import Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from .nonlinear import Dora, Reading, Rotation
 
-COMFYUI, LYCORIS = "comfyui", "lycoris"
+COMFYUI = "comfyui"
 
 _BASE = "bake them exactly with --base CHECKPOINT"
 _EITHER = f"{_BASE}, or nearly with --inexact allow"
@@ -86,10 +86,8 @@ class Remedies:
             return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
         if kind != "set":
             _require_torch()
-        try:
+        with fitting(module.name):
             return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
-        except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
-            raise NotBakeableError(f"{module.name}: its tensors do not fit together: {error}", LEAVE_OUT) from error
 
     def difference(self, module: Module, place: Place) -> Callable[[Read], Array] | None:
         """What makes the module's whole update on the base model, of the layer's shape; None if nothing can.
@@ -103,7 +101,7 @@ class Remedies:
         if kind == "oft":
             return self._turn(module, place)[1]
         _, _, dora = self._dora(module, place)
-        return lambda read: _array(dora(read).update())
+        return lambda read: dora(read).update().cpu().numpy()
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -113,8 +111,7 @@ class Remedies:
         _check(base.shape == tensor.shape, module, base)
 
         def values(read: Read) -> Array:
-            mixed: Array = (1 - weight) * base.read().astype(np.float64) + weight * read(tensor)
-            return mixed
+            return (1 - weight) * base.read().astype(np.float64) + weight * read(tensor)
 
         return self._exactly({tensor.name: Compute(tensor.name, "F32", tensor.shape, values)})
 
@@ -129,7 +126,7 @@ class Remedies:
 
         def difference(read: Read) -> Array:
             w = self._tensor(base.read())
-            return _array(self._rotation(module, read).applied(w) - w)
+            return (self._rotation(module, read).applied(w) - w).cpu().numpy()
 
         return base, difference
 
@@ -141,22 +138,24 @@ class Remedies:
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
-            return self._exactly(_in_full(module, base, dtype, lambda read: _array(weight * dora(read).update())), used)
+            return self._exactly(
+                _in_full(module, base, dtype, lambda read: (weight * dora(read).update()).cpu().numpy()), **used
+            )
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 
         def rounded(name: str, values: torch.Tensor) -> torch.Tensor:
-            return self._tensor(round_to(_array(values), numpy_dtype(dtypes[name])))
+            return self._tensor(round_to(values.cpu().numpy(), numpy_dtype(dtypes[name])))
 
         def parts(read: Read) -> Arrays:
             new, magnitudes = dora(read).weighted(weight, rounded)
-            return {name: _array(values) for name, values in {**new, role: magnitudes}.items()}
+            return {name: values.cpu().numpy() for name, values in {**new, role: magnitudes}.items()}
 
         edits: dict[str, Edit] = {}
         for name in (*factors, role):
             (tensor,) = module.tensors[name]
             values = partial(self._part, module.name, name, parts)
             edits[tensor.name] = Compute(tensor.name, dtypes.get(name, "F32"), tensor.shape, values)
-        return self._exactly(edits, used)
+        return self._exactly(edits, **used)
 
     def _dora(self, module: Module, place: Place) -> tuple[BaseWeight, Reading, Callable[[Read], Dora]]:
         from .nonlinear import Dora
@@ -229,9 +228,8 @@ class Remedies:
         _check(math.prod(shape) == w.shape[axis] and (rows or shape[:1] == (1,)), module, base)
         return Reading(axis, by_base=rows and role == "dora_scale" and self._means.dora_norm == COMFYUI)
 
-    def _exactly(self, edits: Edits, used: Mapping[str, str] | None = None) -> Treatment:
-        base = self._means.base
-        return Treatment(edits, means={"base": base.name if base else "", **(used or {})})
+    def _exactly(self, edits: Edits, **used: str) -> Treatment:
+        return Treatment(edits, means={"base": cast("Path", self._means.base).name, **used})
 
     def _part(self, name: str, role: str, parts: Callable[[Read], Arrays], read: Read) -> Array:
         """One of the tensors that are computed together; only those of the latest module are remembered."""
@@ -263,11 +261,6 @@ def _magnitude(module: Module) -> str:
 def _require_torch() -> None:
     if find_spec("torch") is None:
         raise DeviceError("torch, which --base and --inexact need, is not installed", "install torch")
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.cpu().numpy()
-    return array
 
 
 def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Callable[[Read], Array]) -> Edits:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .atomic import check_output
 from .cuda import algebra_device, choose_backend
-from .errors import FileFormatError, LbwError, StrictError
+from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
@@ -127,7 +127,8 @@ def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
     seconds = time.perf_counter() - began
-    return Outcome(job.input, output, FAILED, seconds=seconds, error=error.about(job.input, output))
+    named = error if isinstance(error, OutputError) else error.about(job.input)
+    return Outcome(job.input, output, FAILED, seconds=seconds, error=named)
 
 
 def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> tuple[Outcome, Target | None]:

@@ -8,19 +8,15 @@ matrix has a Gram matrix on its smaller side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from .lowrank import low_rank
+from .lowrank import FORMS
 from .modules import Module
-from .updates import MISFIT, Read, Scale, arrays_of, hadamard_factor, through_core
-
-Array = npt.NDArray[Any]
-Arrays = Mapping[str, Array]
+from .updates import MISFIT, Array, Arrays, Read, Scale, arrays_of, factors_of, flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +64,8 @@ def _of_product(left: Array, right: Array) -> Array:
     """Singular values of left x right."""
     if left.shape[1] >= min(len(left), right.shape[1]):
         return _of_matrix(left @ right)
-    core = _triangle(left) @ _triangle(right.T).T
-    return np.linalg.svd(core, compute_uv=False)
-
-
-def _triangle(matrix: Array) -> Array:
-    """R of the matrix's QR decomposition."""
-    triangle: Array = np.asarray(np.linalg.qr(matrix, mode="r"))
-    return triangle
+    one, two = (np.asarray(np.linalg.qr(matrix, mode="r")) for matrix in (left, right.T))
+    return np.linalg.svd(one @ two.T, compute_uv=False)
 
 
 def _of_matrix(matrix: Array) -> Array:
@@ -85,48 +75,30 @@ def _of_matrix(matrix: Array) -> Array:
     return values
 
 
-def _lora(arrays: Arrays, path: str) -> Array:
-    update = low_rank("lora", arrays, path)
-    return _of_product(update.up, update.down.reshape(update.rank, -1))
-
-
-def _embedding(arrays: Arrays, path: str) -> Array:
-    del path
-    return _of_product(arrays["embedding_b"], arrays["embedding_a"])
+def _low_rank(algorithm: str, arrays: Arrays, path: str) -> Array:
+    update = FORMS[algorithm](arrays, path)
+    return _of_product(update.up, flat(update.down))
 
 
 def _loha(arrays: Arrays, path: str) -> Array:
-    (a, b), (c, d) = (hadamard_factor(arrays, n) for n in "12")
+    (a, b), (c, d) = (factors_of(arrays, f"hada_w{n}") for n in "12")
+    b, d = flat(b), flat(d)
     if a.shape[1] * c.shape[1] >= min(len(a), b.shape[1]):
         return _of_matrix((a @ b) * (c @ d))
-    update = low_rank("loha", arrays, path)
-    return _of_product(update.up, update.down.reshape(update.rank, -1))
+    return _low_rank("loha", arrays, path)
 
 
-def _lokr(arrays: Arrays, path: str) -> Array:
-    del path
-    return np.outer(_kron_factor(arrays, "1"), _kron_factor(arrays, "2")).reshape(-1)
-
-
-def _kron_factor(arrays: Arrays, n: str) -> Array:
-    if (full := arrays.get(f"lokr_w{n}")) is not None:
-        return np.linalg.svd(full.reshape(len(full), -1), compute_uv=False)
-    left, right, core = arrays[f"lokr_w{n}_a"], arrays[f"lokr_w{n}_b"], arrays.get(f"lokr_t{n}")
-    if core is not None:
-        left, right = left.T, through_core(core, right)
-    return _of_product(left, right.reshape(len(right), -1))
-
-
-def _full(arrays: Arrays, path: str) -> Array:
-    del path
-    matrix = arrays["diff"]
-    return _of_matrix(matrix.reshape(len(matrix), -1)) if matrix.ndim > 1 else np.empty(0)
+def _kron_factor(arrays: Arrays, factor: str) -> Array:
+    if (full := arrays.get(factor)) is not None:
+        return np.linalg.svd(flat(full), compute_uv=False)
+    left, right = factors_of(arrays, factor)
+    return _of_product(left, flat(right))
 
 
 _VALUES: dict[str, Callable[[Arrays, str], Array]] = {
-    "lora": _lora,
-    "lora_embedding": _embedding,
+    "lora": partial(_low_rank, "lora"),
+    "lora_embedding": lambda arrays, _: _of_product(arrays["embedding_b"], arrays["embedding_a"]),
     "loha": _loha,
-    "lokr": _lokr,
-    "full": _full,
+    "lokr": lambda arrays, _: np.outer(*(_kron_factor(arrays, f"lokr_w{n}") for n in "12")).reshape(-1),
+    "full": lambda arrays, _: _of_matrix(flat(arrays["diff"])) if arrays["diff"].ndim > 1 else np.empty(0),
 }

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -35,7 +36,6 @@ from .values import number_text, parse_number, variable_of
 from .weights import FamilyWeights, Options, Source, Vector, parse_elements
 
 MANIFEST = "manifest.json"
-
 
 # Files written at a time, from one pass over the input: well below the 256 open files some systems allow.
 _OPEN = 64
@@ -123,15 +123,16 @@ def make_sweep(
 
 
 def _cells(lora: Lora, axes: Mapping[str, Axis], start: _Start) -> Iterator[Cell]:
+    """The cells row by row: x runs fastest."""
     names: dict[tuple[float, ...], str] = {}
     taken: set[str] = set()
-    for labels in _combinations(axes):
-        choices = [(axes[name].kind, label) for name, label in labels.items()]
+    for z, y, x in itertools.product(*(axes[name].labels if name in axes else (None,) for name in "zyx")):
+        choices = [(axes[name].kind, label) for name, label in zip("xyz", (x, y, z), strict=True) if label is not None]
         weights = agree(lora, partial(_weights_of, choices, start))
         effect = tuple(weights.of(place, module.path) for module, place in lora.placed(weights.family))
         if effect not in names:
             names[effect] = _file_name(lora.file.path.stem, choices, start, taken)
-        yield Cell(labels.get("x"), labels.get("y"), labels.get("z"), weights, names[effect])
+        yield Cell(x, y, z, weights, names[effect])
 
 
 def _surveyed(sweep: Sweep) -> Sweep:
@@ -147,18 +148,9 @@ def _surveyed(sweep: Sweep) -> Sweep:
 
 
 def _check_kinds(axes: Mapping[str, Axis]) -> None:
-    kinds = [axis.kind for axis in axes.values()]
-    for kind in set(kinds):
-        if kinds.count(kind) > (2 if kind == PRESETS else 1):
-            raise WeightError(f"{kinds.count(kind)} axes of {kind}", "leave one of them out, or bake in two sweeps")
-
-
-def _combinations(axes: Mapping[str, Axis]) -> Iterator[dict[str, str]]:
-    """The labels of every cell by axis, row by row: x runs fastest."""
-    order = [name for name in "zyx" if name in axes]
-    for labels in itertools.product(*(axes[name].labels for name in order)):
-        chosen = dict(zip(order, labels, strict=True))
-        yield {name: chosen[name] for name in "xyz" if name in chosen}
+    for kind, count in Counter(axis.kind for axis in axes.values()).items():
+        if count > (2 if kind == PRESETS else 1):
+            raise WeightError(f"{count} axes of {kind}", "leave one of them out, or bake in two sweeps")
 
 
 def _weights_of(choices: Sequence[tuple[str, str]], start: _Start, family: Family) -> FamilyWeights:
@@ -273,7 +265,7 @@ def manifest(sweep: Sweep) -> dict[str, Any]:
 
 def prompts(sweep: Sweep) -> list[str]:
     """A prompt token for every file."""
-    return [f"<lora:{Path(name).stem}:1>" for name in sweep.files]
+    return list(dict.fromkeys(cell.prompt for cell in sweep.cells))
 
 
 # Text files beside the manifest, for those who make the pictures: one prompt a line ("Prompts from file"), the value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,13 +100,23 @@ def through_core(core: Array, right: Array) -> Array:
     return product
 
 
+def flat(array: Array) -> Array:
+    """An array as a matrix with the same rows."""
+    return array.reshape(len(array), -1)
+
+
+def factors_of(arrays: Arrays, factor: str) -> tuple[Array, Array]:
+    """A factored factor of LoHa or LoKr (`hada_w1`, `lokr_w2`) as (out, p) and (p, in, *kernel). Raises ValueError."""
+    left, right, core = arrays[f"{factor}_a"], arrays[f"{factor}_b"], arrays.get(factor.replace("_w", "_t"))
+    return (left, right) if core is None else (left.T, through_core(core, right))
+
+
 # A matrix, or a stack of them for the pixels of a kernel, as left (out, p) x core (p, q, pixels) x right (q, in).
 Factors = tuple[Array, Array, Array | None]
 
 
-def _matrix(left: Array, right: Array, core: Array | None = None) -> Factors:
-    left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
-    return left, right, None if core is None else core.reshape(*core.shape[:2], -1).transpose(2, 0, 1)
+def _matrix(left: Array, right: Array, core: Array | None) -> Factors:
+    return flat(left), flat(right), None if core is None else core.reshape(*core.shape[:2], -1).transpose(2, 0, 1)
 
 
 def _factored(a: Factors, b: Factors) -> float:
@@ -117,20 +128,13 @@ def _factored(a: Factors, b: Factors) -> float:
     return float(((a[2].transpose(0, 2, 1) @ outer @ b[2]).transpose(0, 2, 1) * across.T).sum())
 
 
-def _lora(arrays: Arrays) -> Factors:
-    return _matrix(arrays["up"], arrays["down"], arrays.get("mid"))
-
-
-def _embedding(arrays: Arrays) -> Factors:
-    return _matrix(arrays["embedding_b"], arrays["embedding_a"])
-
-
-def _glora(arrays: Arrays) -> Factors:
-    return _matrix(arrays["b1"], arrays["b2"], arrays.get("bm"))
+def _product(left: str, right: str, core: str, a: Arrays, b: Arrays) -> float:
+    return _factored(*(_matrix(arrays[left], arrays[right], arrays.get(core)) for arrays in (a, b)))
 
 
 def _loha(a: Arrays, b: Arrays) -> float:
-    factors = [hadamard_factor(arrays, n) for arrays in (a, b) for n in "12"]
+    pairs = [factors_of(arrays, f"hada_w{n}") for arrays in (a, b) for n in "12"]
+    factors = [(left, flat(right)) for left, right in pairs]
     rows, columns = len(factors[0][0]), factors[0][1].shape[1]
     band = max(_BAND // max(columns, 1), 1)
     total = 0.0
@@ -138,14 +142,6 @@ def _loha(a: Arrays, b: Arrays) -> float:
         one, two, three, four = (left[start : start + band] @ right for left, right in factors)
         total += float(np.vdot(one * two, three * four))
     return total
-
-
-def hadamard_factor(arrays: Arrays, n: str) -> tuple[Array, Array]:
-    """One Hadamard factor as (out, rank) and (rank, everything else)."""
-    left, right, core = arrays[f"hada_w{n}_a"], arrays[f"hada_w{n}_b"], arrays.get(f"hada_t{n}")
-    if core is None:
-        return left, right.reshape(len(right), -1)
-    return left.T, through_core(core, right).reshape(len(core), -1)
 
 
 def _lokr(a: Arrays, b: Arrays) -> float:
@@ -164,9 +160,9 @@ def _low_rank(arrays: Arrays, n: str) -> Factors:
 
 
 _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
-    "lora": lambda a, b: _factored(_lora(a), _lora(b)),
-    "lora_embedding": lambda a, b: _factored(_embedding(a), _embedding(b)),
-    "glora": lambda a, b: _factored(_glora(a), _glora(b)),
+    "lora": partial(_product, "up", "down", "mid"),
+    "lora_embedding": partial(_product, "embedding_b", "embedding_a", ""),
+    "glora": partial(_product, "b1", "b2", "bm"),
     "loha": _loha,
     "lokr": _lokr,
 }

@@ -405,9 +405,9 @@ class TestElements:
     )
     def test_a_block_that_is_named_and_empty_is_said(self, weights: str, said: str, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", kohya_lora(["unet_input_blocks_5_1_proj_in"], width=640))
-        code, out, _ = run("bake", source, "-w", weights, "-o", tmp_path / "b.safetensors", "--json", "--family", "sd1")
-        assert code == 0
-        warnings = [warning for warning in json.loads(out)["warnings"] if "no module in" in warning]
+        options = ("-o", tmp_path / "b.safetensors", "--family", "sd1", "--json")
+        facts = run.json("bake", source, "-w", weights, *options)
+        warnings = [warning for warning in facts["warnings"] if "no module in" in warning]
         assert len(warnings) == bool(said)
         assert all(warning.startswith(said) for warning in warnings)
 

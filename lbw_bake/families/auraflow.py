@@ -6,13 +6,10 @@ Source: diffusers' AuraFlowTransformer2DModel and the authors' module names.
 from .base import ATTENTION, JOINT_ATTENTION, Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = (*numbered("D", 4), *numbered("S", 32))
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
-
 AURAFLOW = Family(
     name="auraflow",
     title="AuraFlow",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("D", 4), *numbered("S", 32), "OUT"),
     rules=(
         Rule(r"(?:joint_transformer_blocks|double_layers)_(\d+)_", "D{:02}"),
         Rule(r"(?:single_transformer_blocks|single_layers)_(\d+)_", "S{:02}"),
@@ -20,7 +17,6 @@ AURAFLOW = Family(
         Rule(r"(?:final_linear|modF|proj_out|norm_out)(?:_|$)", "OUT"),
     ),
     encoders=(encoder("pile_t5", "TE", "te", "te1"),),
-    layouts=(_BLOCKS, _STACK),
     layers={
         rf"joint_transformer_blocks_\d+_{JOINT_ATTENTION}": 3072,
         rf"single_transformer_blocks_\d+_attn_(?:{ATTENTION})": 3072,

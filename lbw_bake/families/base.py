@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,8 +17,9 @@ Layout = tuple[str, ...]
 Widths = tuple[int, ...]
 
 # Layers of a network: a regular expression over their whole flattened path -> the input widths they have (a number,
-# several, or () for any). The first match wins; what matches nothing is no layer of the network.
-Layers = Mapping[str, int | Widths]
+# several, or () for any); or one over the start of their paths -> layers by the rest. The first match wins; what
+# matches nothing is no layer of the network.
+Layers = dict[str, "int | Widths | Layers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +66,28 @@ JOINT_ATTENTION = r"attn_(?:to_(?:[qkv]|out_0|add_out)|add_[qkv]_proj|norm_(?:ad
 class Family:
     """A model family: names its blocks and says which modules fall in them.
 
-    `layouts` are the ordered block lists of its own vector lengths, the usual one first; `relatives` those of
-    families whose block names agree. `rules` place a module of the denoiser, generously; `layers` are those it
-    really has, and tell the family from others with the same places. `base_model` is kohya's
-    `ss_base_model_version` for it, and `claims` a regular expression for the starts of that and of
+    `layouts` are the ordered block lists of its own vector lengths, the usual one first, by default all blocks and the
+    stack alone; `relatives` those of families whose block names agree. `rules` place a module of the denoiser,
+    generously; `layers` are those it really has, and tell the family from others with the same places. `base_model` is
+    kohya's `ss_base_model_version` for it, and `claims` a regular expression for the starts of that and of
     `modelspec.architecture`. Presets for one of `preset_families` serve it too.
     """
 
     name: str
     title: str
     blocks: tuple[str, ...]
-    layouts: tuple[Layout, ...]
     rules: tuple[Rule, ...]
     layers: Layers
     encoders: tuple[Encoder, ...]
     denoiser: str = "transformer"
+    layouts: tuple[Layout, ...] = ()
     relatives: tuple[Layout, ...] = ()
     base_model: str = ""
     claims: str = ""
     preset_families: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layouts", self.layouts or (self.blocks, self.stack))
 
     @property
     def lengths(self) -> dict[int, Layout]:
@@ -116,20 +120,16 @@ class Family:
         if match is None or match.lastgroup is None:
             return None
         rule = self.rules[int(match.lastgroup[1:])]
-        block = rule.block
-        if "{" in block:
-            _, *numbers = (text for text in match.groups() if text is not None)
-            block = block.format(rule.number(*map(int, numbers)))
+        _, *numbers = (text for text in match.groups() if text is not None)
+        block = rule.block.format(rule.number(*map(int, numbers)))
         return block if block in self._known_blocks else None
 
     def widths_of(self, component: str, path: str) -> Widths | None:
         """The input widths of a layer, () if any; None if the family has no such layer."""
-        if component == DENOISER:
-            pattern, widths = self._layers
-        elif component in self._encoder_layers:
-            pattern, widths = self._encoder_layers[component]
-        else:
+        known = self._layers if component == DENOISER else self._encoder_layers.get(component)
+        if known is None:
             return None
+        pattern, widths = known
         match = pattern.fullmatch(path)
         return widths[match.lastgroup] if match and match.lastgroup else None
 
@@ -146,7 +146,7 @@ class Family:
 
     @cached_property
     def _paths(self) -> re.Pattern[str]:
-        return _alternatives(rule.path for rule in self.rules)
+        return re.compile("|".join(f"(?P<g{i}>{rule.path})" for i, rule in enumerate(self.rules)))
 
     @cached_property
     def _layers(self) -> tuple[re.Pattern[str], dict[str, Widths]]:
@@ -161,11 +161,18 @@ class Family:
         return {component: _lookup(encoder.layers) for component, encoder in self._encoders.items()}
 
 
-def _alternatives(patterns: Iterable[str]) -> re.Pattern[str]:
-    """One regular expression for all; `lastgroup` of its match is `g` and the pattern's position."""
-    return re.compile("|".join(f"(?P<g{i}>{pattern})" for i, pattern in enumerate(patterns)))
-
-
 def _lookup(layers: Layers) -> tuple[re.Pattern[str], dict[str, Widths]]:
-    widths = {f"g{i}": (width,) if isinstance(width, int) else width for i, width in enumerate(layers.values())}
-    return _alternatives(layers), widths
+    """One regular expression for all layers; `lastgroup` of its match has the widths."""
+    widths: dict[str, Widths] = {}
+
+    def pattern(layers: Layers) -> str:
+        return "|".join(part(path, usual) for path, usual in layers.items())
+
+    def part(path: str, usual: int | Widths | Layers) -> str:
+        if isinstance(usual, dict):
+            return f"(?:{path})(?:{pattern(usual)})"
+        group = f"g{len(widths)}"
+        widths[group] = (usual,) if isinstance(usual, int) else usual
+        return f"(?P<{group}>{path})"
+
+    return re.compile(pattern(layers)), widths

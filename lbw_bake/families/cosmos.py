@@ -7,7 +7,6 @@ from .base import ATTENTION, Family, Layers, Rule, numbered
 from .encoders import encoder
 
 _STACK = numbered("B", 28)
-_COSMOS = ("TE", "IN", *_STACK, "OUT")
 _ANIMA = ("TE", "IN", *numbered("A", 6), *_STACK, "OUT")
 
 _RULES = (
@@ -32,10 +31,9 @@ _LAYERS: Layers = {
 COSMOS = Family(
     name="cosmos",
     title="Cosmos-Predict2 2B",
-    blocks=_COSMOS,
+    blocks=("TE", "IN", *_STACK, "OUT"),
     rules=_RULES,
     encoders=(encoder("t5", "TE", "te", "te1"),),
-    layouts=(_COSMOS, _STACK),
     layers=_LAYERS,
     claims=r"cosmos",
 )
@@ -53,7 +51,7 @@ ANIMA = Family(
     ),
     encoders=(encoder("qwen3_06b", "TE", "te", "te1"),),
     layouts=(_ANIMA, _ANIMA[2:-1], _STACK),
-    relatives=(_COSMOS,),
+    relatives=(COSMOS.blocks,),
     layers={
         **_LAYERS,
         rf"{_ADAPTER}blocks_\d+_(?:(?:self|cross)_attn_(?:[qkvo]_proj|[qk]_norm)|mlp_0)": 1024,

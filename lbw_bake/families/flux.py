@@ -8,8 +8,7 @@ modulation and CLIP-L, which one guidance layer replaces.
 from .base import JOINT_ATTENTION, Encoder, Family, Layers, Rule, numbered
 from .encoders import encoder
 
-_D, _S = numbered("D", 19), numbered("S", 38)
-_BLOCKS = ("CLIP", "T5", "IN", *_D, *_S, "OUT")
+_BLOCKS = ("CLIP", "T5", "IN", *numbered("D", 19), *numbered("S", 38), "OUT")
 
 _RULES: tuple[Rule, ...] = (
     Rule(r"single_(?:transformer_)?blocks_(\d+)_", "S{:02}"),
@@ -43,7 +42,6 @@ FLUX = Family(
     rules=_RULES,
     # To some trainers T5 is the second encoder, to others the third.
     encoders=(encoder("clip_l", "CLIP", "te1"), encoder("t5", "T5", "te", "te2", "te3")),
-    layouts=(_BLOCKS, (*_D, *_S)),
     layers={
         **_LAYERS,
         rf"double_blocks_\d+_(?:img|txt)_mod_lin|{_JOINT}norm1(?:_context)?_linear": 3072,
@@ -63,7 +61,6 @@ CHROMA = Family(
     rules=(Rule(r"distilled_guidance_layer_", "IN"), *_RULES),
     # Its vectors are Flux's, with a CLIP block that no module is in.
     encoders=(Encoder("clip_l", "CLIP", (), {}), encoder("t5", "T5", "te", "te1", "te2", "te3")),
-    layouts=(_BLOCKS, (*_D, *_S)),
     layers={
         **_LAYERS,
         r"distilled_guidance_layer_(?:(?:in|out)_proj|layers_\d_(?:linear_[12]|(?:in|out)_layer)|norms_\d)": (),

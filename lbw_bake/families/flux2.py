@@ -19,16 +19,13 @@ _RULES = (
 
 
 def _family(name: str, title: str, doubles: int, singles: int, width: int, text: str, text_width: int) -> Family:
-    stack = (*numbered("D", doubles), *numbered("S", singles))
-    everything = ("TE", "IN", *stack, "OUT")
     model = name.removeprefix("flux2_").replace("_", "[-_]")
     return Family(
         name=name,
         title=title,
-        blocks=everything,
+        blocks=("TE", "IN", *numbered("D", doubles), *numbered("S", singles), "OUT"),
         rules=_RULES,
         encoders=(encoder(text, "TE", "te", "te1"),),
-        layouts=(everything, stack),
         layers={
             r"double_blocks_\d+_(?:img|txt)_(?:attn_(?:qkv|proj|norm_(?:query|key)_norm)|mlp_0)": width,
             r"double_blocks_\d+_(?:img|txt)_mlp_2": 3 * width,

@@ -6,14 +6,12 @@ Source: diffusers' HiDreamImageTransformer2DModel, whose names all trainers use.
 from .base import Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = (*numbered("D", 16), *numbered("S", 32))
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
 _BLOCK = r"(?:double|single)_stream_blocks_\d+_block_"
 
 HIDREAM = Family(
     name="hidream",
     title="HiDream-I1",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("D", 16), *numbered("S", 32), "OUT"),
     rules=(
         Rule(r"double_stream_blocks_(\d+)_", "D{:02}"),
         Rule(r"single_stream_blocks_(\d+)_", "S{:02}"),
@@ -26,7 +24,6 @@ HIDREAM = Family(
         encoder("t5", "TE", "te3"),
         encoder("llama", "TE", "te4"),
     ),
-    layouts=(_BLOCKS, _STACK),
     layers={
         rf"{_BLOCK}(?:attn1_(?:to_(?:[qkv]|out)|[qk]_rms_norm)(?:_t)?|adaLN_modulation_1)": 2560,
         rf"{_BLOCK}ff_(?:i|t|i_experts_\d|i_shared_experts)_w[13]|{_BLOCK}ff_i_gate": 2560,

@@ -45,17 +45,13 @@ def _layers(width: int, text_width: int, attention: str) -> Layers:
 
 
 _STACK = (*numbered("D", 20), *numbered("S", 40))
-_VIDEO = ("TE", "CLIP", "IN", *_STACK, "OUT")
-_IMAGE = ("TE", "IN", *_STACK, "OUT")
-_VIDEO_1_5 = ("TE", "IN", *numbered("D", 54), "OUT")
 
 HUNYUAN_VIDEO = Family(
     name="hunyuan_video",
     title="HunyuanVideo",
-    blocks=_VIDEO,
+    blocks=("TE", "CLIP", "IN", *_STACK, "OUT"),
     rules=_RULES,
     encoders=(encoder("llama", "TE", "te", "te1"), encoder("clip_l", "CLIP", "te2")),
-    layouts=(_VIDEO, _STACK),
     layers=_layers(3072, 4096, "qkv"),
     base_model="hunyuan_video",
     claims=r"hunyuan[-_]video(?![-_]1[._]5)|framepack",
@@ -64,10 +60,9 @@ HUNYUAN_VIDEO = Family(
 HUNYUAN_VIDEO_1_5 = Family(
     name="hunyuan_video_1_5",
     title="HunyuanVideo 1.5",
-    blocks=_VIDEO_1_5,
+    blocks=("TE", "IN", *numbered("D", 54), "OUT"),
     rules=_RULES,
     encoders=(encoder("qwen2_5_vl", "TE", "te", "te1"), encoder("byt5", "TE", "te2")),
-    layouts=(_VIDEO_1_5, numbered("D", 54)),
     layers=_layers(2048, 3584, "[qkv]"),
     base_model="hunyuan_video_1_5",
     claims=r"hunyuan[-_]video[-_]1[._]5",
@@ -76,10 +71,9 @@ HUNYUAN_VIDEO_1_5 = Family(
 HUNYUAN_IMAGE = Family(
     name="hunyuan_image",
     title="HunyuanImage 2.1",
-    blocks=_IMAGE,
+    blocks=("TE", "IN", *_STACK, "OUT"),
     rules=_RULES,
     encoders=(encoder("qwen2_5_vl", "TE", "te", "te1"), encoder("byt5", "TE", "te2")),
-    layouts=(_IMAGE, _STACK),
     layers=_layers(3584, 3584, "qkv"),
     base_model="hunyuan-image-2.1",
     claims=r"hunyuan[-_]image",

@@ -6,26 +6,16 @@ Source: diffusers' HunyuanDiT2DModel and the authors' module names.
 from .base import ATTENTION, Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = numbered("B", 40)
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
-
 HUNYUAN_DIT = Family(
     name="hunyuan_dit",
     title="Hunyuan-DiT",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("B", 40), "OUT"),
     rules=(
         Rule(r"blocks_(\d+)_", "B{:02}"),
-        Rule(
-            r"(?:pos_embed|time_extra_emb|(?:text|extra|style|[xt])_embedder|mlp_t5|pooler)(?:_|$)",
-            "IN",
-        ),
+        Rule(r"(?:pos_embed|time_extra_emb|(?:text|extra|style|[xt])_embedder|mlp_t5|pooler)(?:_|$)", "IN"),
         Rule(r"(?:final_layer|proj_out|norm_out)(?:_|$)", "OUT"),
     ),
-    encoders=(
-        encoder("bert", "TE", "te", "te1"),
-        encoder("mt5", "TE", "te2"),
-    ),
-    layouts=(_BLOCKS, _STACK),
+    encoders=(encoder("bert", "TE", "te", "te1"), encoder("mt5", "TE", "te2")),
     layers={
         r"blocks_\d+_attn2_(?:kv_proj|to_[kv])": 1024,
         rf"blocks_\d+_(?:attn1_Wqkv|attn2_q_proj|attn[12]_(?:out_proj|[qk]_norm|{ATTENTION}))": 1408,

@@ -6,8 +6,6 @@ Source: diffusers' Krea2Transformer2DModel and the authors' module names (`txtfu
 from .base import Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = numbered("B", 28)
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
 _FUSION = r"(?:text_fusion|txtfusion)_(?:layerwise|refiner)_blocks_\d_"
 
 _PROJECTIONS = r"attn_(?:to_(?:[qkv]|qkv|out_0|gate)|w[qkvo]|gate|norm_[qk])|(?:ff|mlp)_(?:gate|up)"
@@ -15,14 +13,13 @@ _PROJECTIONS = r"attn_(?:to_(?:[qkv]|qkv|out_0|gate)|w[qkvo]|gate|norm_[qk])|(?:
 KREA2 = Family(
     name="krea2",
     title="Krea 2",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("B", 28), "OUT"),
     rules=(
         Rule(r"(?:transformer_)?blocks_(\d+)_", "B{:02}"),
         Rule(r"(?:first|tmlp|tproj|txtmlp|txtfusion|img_in|txt_in|time_embed|time_mod_proj|text_fusion)(?:_|$)", "IN"),
         Rule(r"(?:last|final_layer)_", "OUT"),
     ),
     encoders=(encoder("qwen3_vl", "TE", "te", "te1"),),
-    layouts=(_BLOCKS, _STACK),
     layers={
         rf"(?:transformer_)?blocks_\d+_(?:{_PROJECTIONS})": 6144,
         r"(?:transformer_)?blocks_\d+_(?:ff|mlp)_down": 16384,

@@ -11,19 +11,15 @@ _RULES = (
     Rule(r"(?:proj_in|patchify_proj|time_embed|adaln_single|caption_projection)(?:_|$)", "IN"),
     Rule(r"proj_out$", "OUT"),
 )
-_ENCODERS = (encoder("t5", "TE", "te", "te1"),)
 
 
 def _family(name: str, title: str, depth: int, width: int) -> Family:
-    stack = numbered("B", depth)
-    everything = ("TE", "IN", *stack, "OUT")
     return Family(
         name=name,
         title=title,
-        blocks=everything,
+        blocks=("TE", "IN", *numbered("B", depth), "OUT"),
         rules=_RULES,
-        encoders=_ENCODERS,
-        layouts=(everything, stack),
+        encoders=(encoder("t5", "TE", "te", "te1"),),
         layers={
             rf"transformer_blocks_\d+_(?:attn[12]_(?:{ATTENTION})|ff_net_0_proj)": width,
             r"transformer_blocks_\d+_ff_net_2": 4 * width,

@@ -17,16 +17,12 @@ _RULES = (
 )
 _BLOCK = r"(?:layers|noise_refiner|context_refiner)_\d+_"
 
-_LUMINA2 = ("TE", "IN", *_REFINERS, *numbered("L", 26), "OUT")
-_Z_IMAGE = ("TE", "IN", *_REFINERS, *numbered("L", 30), "OUT")
-
 LUMINA2 = Family(
     name="lumina2",
     title="Lumina-Image 2",
-    blocks=_LUMINA2,
+    blocks=("TE", "IN", *_REFINERS, *numbered("L", 26), "OUT"),
     rules=_RULES,
     encoders=(encoder("gemma2_2b", "TE", "te", "te1"),),
-    layouts=(_LUMINA2, _LUMINA2[2:-1]),
     layers={
         rf"{_BLOCK}(?:attention_(?:qkv|out|[qk]_norm)|attn_(?:{ATTENTION})|feed_forward_(?:w|linear_)[13])": 2304,
         rf"{_BLOCK}feed_forward_(?:w|linear_)2": 9216,
@@ -43,10 +39,9 @@ LUMINA2 = Family(
 Z_IMAGE = Family(
     name="z_image",
     title="Z-Image",
-    blocks=_Z_IMAGE,
+    blocks=("TE", "IN", *_REFINERS, *numbered("L", 30), "OUT"),
     rules=_RULES,
     encoders=(encoder("qwen3_4b", "TE", "te", "te1"),),
-    layouts=(_Z_IMAGE, _Z_IMAGE[2:-1]),
     layers={
         rf"{_BLOCK}(?:attention_(?:qkv|out|[qk]_norm|{ATTENTION})|feed_forward_w[13])": 3840,
         rf"{_BLOCK}feed_forward_w2": 10240,

@@ -6,20 +6,16 @@ Source: diffusers' PixArtTransformer2DModel and the authors' module names.
 from .base import ATTENTION, Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = numbered("B", 28)
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
-
 PIXART = Family(
     name="pixart",
     title="PixArt",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("B", 28), "OUT"),
     rules=(
         Rule(r"(?:transformer_)?blocks_(\d+)_", "B{:02}"),
         Rule(r"(?:pos_embed|adaln_single|caption_projection|[xty]_embedder|t_block|csize_embedder|ar_embedder)_", "IN"),
         Rule(r"(?:final_layer|proj_out|norm_out)(?:_|$)", "OUT"),
     ),
     encoders=(encoder("t5", "TE", "te", "te1"),),
-    layouts=(_BLOCKS, _STACK),
     layers={
         rf"transformer_blocks_\d+_(?:attn[12]_(?:{ATTENTION})|ff_net_0_proj)": 1152,
         r"blocks_\d+_(?:attn_(?:qkv|proj)|cross_attn_(?:q_linear|kv_linear|proj)|mlp_fc1)": 1152,

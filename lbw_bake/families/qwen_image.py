@@ -6,20 +6,16 @@ Source: diffusers' QwenImageTransformer2DModel, whose names all trainers use.
 from .base import JOINT_ATTENTION, Family, Rule, numbered
 from .encoders import encoder
 
-_STACK = numbered("B", 60)
-_BLOCKS = ("TE", "IN", *_STACK, "OUT")
-
 QWEN_IMAGE = Family(
     name="qwen_image",
     title="Qwen-Image",
-    blocks=_BLOCKS,
+    blocks=("TE", "IN", *numbered("B", 60), "OUT"),
     rules=(
         Rule(r"transformer_blocks_(\d+)_", "B{:02}"),
         Rule(r"(?:img_in|txt_in|txt_norm|time_text_embed)(?:_|$)", "IN"),
         Rule(r"(?:proj_out|norm_out)(?:_|$)", "OUT"),
     ),
     encoders=(encoder("qwen2_5_vl", "TE", "te", "te1"),),
-    layouts=(_BLOCKS, _STACK),
     layers={
         rf"transformer_blocks_\d+_(?:{JOINT_ATTENTION}|(?:img|txt)_(?:mlp_net_0_proj|mod_1))": 3072,
         r"transformer_blocks_\d+_(?:img|txt)_mlp_net_2": 12288,

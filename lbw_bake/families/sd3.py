@@ -33,17 +33,12 @@ def _layers(width: int) -> Layers:
     }
 
 
-def _blocks(count: int) -> tuple[str, ...]:
-    return ("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", count), "OUT")
-
-
 SD3 = Family(
     name="sd3",
     title="Stable Diffusion 3 and 3.5 medium",
-    blocks=_blocks(24),
+    blocks=("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", 24), "OUT"),
     rules=_RULES,
     encoders=_ENCODERS,
-    layouts=(_blocks(24), numbered("J", 24)),
     layers={
         **_layers(1536),
         rf"joint_blocks_\d+_x_block_attn2_(?:qkv|proj|ln_[qk])|transformer_blocks_\d+_attn2_(?:{ATTENTION})": 1536,
@@ -54,10 +49,9 @@ SD3 = Family(
 SD3_LARGE = Family(
     name="sd3_large",
     title="Stable Diffusion 3.5 large",
-    blocks=_blocks(38),
+    blocks=("CLIP_L", "CLIP_G", "T5", "IN", *numbered("J", 38), "OUT"),
     rules=_RULES,
     encoders=_ENCODERS,
-    layouts=(_blocks(38), numbered("J", 38)),
     layers=_layers(2432),
     base_model="5-large",
     claims=r"5-large|stable-diffusion-3-5-large",

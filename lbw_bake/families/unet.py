@@ -4,7 +4,9 @@ Source: the module names of instantiated diffusers models and the `input_blocks`
 (SGM) models. Level i of the down path is 2 layers and a sampler, of the up path 3 layers: IN(3i+j+1), OUT(3i+j).
 """
 
-from .base import OTHER, Family, Layers, Rule, Widths, numbered
+from dataclasses import replace
+
+from .base import OTHER, Family, Layers, Rule, numbered
 from .encoders import encoder
 
 _IN, _OUT = numbered("IN", 12), numbered("OUT", 12)
@@ -31,19 +33,17 @@ _RULES: tuple[Rule, ...] = (
 )
 
 _TO = r"(?:processor_)?to_"
-_SGM_RESNET = r"(?:in_layers_[02]|emb_layers_1|out_layers_0|skip_connection)"
-_RESNET = r"(?:norm[12]|conv1|time_emb_proj|conv_shortcut)"
+_RESNET = "norm[12]|conv1|time_emb_proj|conv_shortcut|in_layers_[02]|emb_layers_1|out_layers_0|skip_connection"
 
 
 def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *more: str, motion: bool = False) -> Layers:
     """The layers of a UNet whose levels have these widths and this many transformer blocks in each attention."""
-    layers: dict[str, int | Widths] = {}
+    layers = _level("mid_block", "middle_block", widths[-1], max(depths), context, motion)
     deepest = len(widths) - 1
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         up = deepest - i
-        sgm = rf"input_blocks_(?:{3 * i + 1}|{3 * i + 2})|output_blocks_(?:{3 * up}|{3 * up + 1}|{3 * up + 2})"
-        layers |= _level(rf"(?:down_blocks_{i}|up_blocks_{up})", rf"(?:{sgm})", "0", width, depth, context, motion)
-    layers |= _level("mid_block", "middle_block", "[02]", widths[deepest], max(depths), context, motion)
+        sgm = rf"(?:input_blocks_(?:{3 * i + 1}|{3 * i + 2})|output_blocks_(?:{3 * up}|{3 * up + 1}|{3 * up + 2}))"
+        layers |= _level(rf"(?:down_blocks_{i}|up_blocks_{up})", sgm, width, depth, context, motion)
     samplers = "|".join(
         rf"down_blocks_{i}_downsamplers_0_conv|input_blocks_{3 * i + 3}_0_op"
         rf"|up_blocks_{i}_upsamplers_0_conv|output_blocks_{3 * i + 2}_[12]_conv"
@@ -53,25 +53,21 @@ def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *mor
     return layers | {"|".join((samplers, ends, *more)): ()}
 
 
-def _level(
-    names: str, sgm: str, sgm_resnet: str, width: int, depth: int, context: int, motion: bool
-) -> dict[str, int | Widths]:
-    layers: dict[str, int | Widths] = {}
-    if depth:
-        attention = rf"(?:{names}_attentions_\d|{sgm}_1)_"
-        block = rf"{attention}transformer_blocks_[0-{depth - 1}]_"
-        layers = {
-            rf"{block}attn2_{_TO}[kv]": context,
-            rf"{block}(?:attn[12]_{_TO}\w+|ff_net_0_proj)|{attention}proj_(?:in|out)": width,
-            rf"{block}ff_net_2": 4 * width,
-            rf"{block}norm\d|{attention}norm": (),
-        }
-    resnet, sgm_resnet = rf"{names}_resnets_\d_", rf"{sgm}_{sgm_resnet}_"
+def _level(diffusers: str, sgm: str, width: int, depth: int, context: int, motion: bool) -> Layers:
     # LoHa and LoKr store a convolution as channels x kernel.
-    layers[rf"{resnet}conv2|{sgm_resnet}out_layers_3"] = (width, 9 * width)
-    layers[rf"{resnet}{_RESNET}|{sgm_resnet}{_SGM_RESNET}"] = ()
+    resnet: Layers = {"conv2|out_layers_3": (width, 9 * width), _RESNET: ()}
+    block: Layers = {
+        rf"attn2_{_TO}[kv]": context,
+        rf"attn[12]_{_TO}\w+|ff_net_0_proj": width,
+        "ff_net_2": 4 * width,
+        r"norm\d": (),
+    }
+    attention: Layers = {rf"transformer_blocks_[0-{depth - 1}]_": block, "proj_(?:in|out)": width, "norm": ()}
+    layers: Layers = {rf"{diffusers}_resnets_\d_|{sgm}_[02]_": resnet}
+    if depth:
+        layers[rf"{diffusers}_attentions_\d_|{sgm}_1_"] = attention
     if motion:
-        layers |= {rf"{names}_motion_modules_\d_\w+_to_\w+": width, rf"{names}_motion_modules_\d_\w+": ()}
+        layers[rf"{diffusers}_motion_modules_\d_"] = {r"\w+_to_\w+": width, r"\w+": ()}
     return layers
 
 
@@ -89,15 +85,11 @@ SD1 = Family(
     claims=r"sd_v1|stable-diffusion-v1",
 )
 
-SD2 = Family(
+SD2 = replace(
+    SD1,
     name="sd2",
     title="Stable Diffusion 2.x",
-    blocks=_SD,
-    rules=_RULES,
     encoders=(encoder("clip_h", "BASE", "te", "te1"),),
-    denoiser="unet",
-    layouts=(_SD_ATTENTION, _SD),
-    relatives=(_SDXL_ATTENTION, _SDXL),
     layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, r"class_embedding_\w+"),
     base_model="sd_v2",
     claims=r"sd_v2|stable-diffusion-v2",

@@ -12,19 +12,15 @@ _RULES = (
     Rule(r"(?:patch_embedding|(?:text|time)_embedding|time_projection|img_emb|condition_embedder)(?:_|$)", "IN"),
     Rule(r"(?:head|proj_out|norm_out)(?:_|$)", "OUT"),
 )
-_ENCODERS = (encoder("umt5", "TE", "te", "te1"),)
 
 
 def _family(name: str, title: str, depth: int, width: int, inner: int, *same_blocks: str) -> Family:
-    stack = numbered("B", depth)
-    everything = ("TE", "IN", *stack, "OUT")
     return Family(
         name=name,
         title=title,
-        blocks=everything,
+        blocks=("TE", "IN", *numbered("B", depth), "OUT"),
         rules=_RULES,
-        encoders=_ENCODERS,
-        layouts=(everything, stack),
+        encoders=(encoder("umt5", "TE", "te", "te1"),),
         layers={
             r"blocks_\d+_(?:self|cross)_attn_(?:[qkvo]|[kv]_img|norm_(?:q|k|k_img))": width,
             rf"blocks_\d+_attn[12]_(?:{ATTENTION}|add_[kv]_proj|norm_added_[qk])": width,
