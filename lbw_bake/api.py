@@ -57,6 +57,7 @@ def bake(
     OutputError (also if the output exists, without `replace`), DeviceError, VerificationError with `verify`, and
     StrictError for warnings with `strict`.
     """
+    from .errors import OutputError
     from .jobs import Job
     from .recipes import Recipe
     from .run import run
@@ -78,6 +79,8 @@ def bake(
         replace=replace,
         in_place=in_place,
     )
+    if output is None and not dry_run:
+        raise OutputError("no output is named", "name one, or only plan with dry_run=True")
     (outcome,) = run(Job(Path(input), ((_path(output), recipe),)))
     if outcome.error:
         raise outcome.error
@@ -124,8 +127,10 @@ def merge(
     """
     from .merging import merge_parts, read_parts
     from .planning import DTYPES
+    from .recipes import check_choices
     from .remedies import Means
 
+    check_choices(rank, dtype=dtype, device=device, dora_norm=dora_norm)
     given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
     parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
     means = Means(_path(base), dora_norm, device=device)

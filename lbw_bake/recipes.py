@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .errors import LbwError, nearest
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
@@ -12,10 +13,26 @@ from .sources import Weights
 from .tensordata import TensorData
 from .weights import FamilyWeights
 
+_CHOICES = {"dtype": tuple(DTYPES), "device": ("auto", "cpu", "cuda"), "dora_norm": ("comfyui", "lycoris")}
+
+
+def check_choices(rank: int | None, **given: str) -> None:
+    """Raise LbwError for a rank below 1, and for a `dtype`, `device` or `dora_norm` that there is not."""
+    for name, value in given.items():
+        if value not in _CHOICES[name]:
+            raise LbwError(
+                f"{name} {value!r} is not one of {', '.join(_CHOICES[name])}", nearest(value, _CHOICES[name])
+            )
+    if rank is not None and rank < 1:
+        raise LbwError(f"rank {rank} is less than 1", "give the rank that products are truncated to, or None")
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What to do to a file: where its weights come from and how it is written."""
+    """What to do to a file: where its weights come from and how it is written.
+
+    Raises LbwError for options that mean nothing.
+    """
 
     weights: Weights = field(default_factory=Weights)
     family: str | None = None
@@ -33,6 +50,11 @@ class Recipe:
     replace: bool = False
     in_place: bool = False
     skip_existing: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self.rank, dtype=self.dtype, device=self.device, dora_norm=self.dora_norm)
+        if not isinstance(self.inexact, bool):
+            raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
 
 
 def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:

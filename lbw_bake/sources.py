@@ -49,6 +49,8 @@ class Weights:
         """
         if isinstance(given, Weights):
             return given
+        if not given:
+            raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
         if isinstance(given, str):
             return cls.parse(given)
         if isinstance(given, Mapping):

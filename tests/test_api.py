@@ -92,6 +92,31 @@ def test_errors_are_raised_as_what_they_are(lora: Path, tmp_path: Path, capsys: 
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "fp16"},
+        {"device": "gpu"},
+        {"dora_norm": "foo"},
+        {"rank": 0},
+        {"rank": -1},
+        {"inexact": "refuse"},
+        {"weights": ""},
+        {"weights": {}},
+        {"output": None},
+    ],
+    ids=str,
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Path, tmp_path: Path) -> None:
+    given = {"output": tmp_path / "b.safetensors", "weights": "MIDD"} | options
+    with pytest.raises(LbwError):
+        bake(lora, **given)
+    if not options.keys() & {"inexact", "weights", "output"}:
+        with pytest.raises(LbwError):
+            merge([lora], tmp_path / "b.safetensors", **options)
+    assert not (tmp_path / "b.safetensors").exists()
+
+
 def test_errors_come_back_from_other_processes_as_what_they_are() -> None:
     error = pickle.loads(pickle.dumps(WeightCountError(3, "sd1", [17, 26])))
     assert type(error) is WeightCountError
