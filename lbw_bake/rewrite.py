@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .atomic import atomic_write, claim, flush, refusals, write_all
-from .edits import LEAVE_OUT, Compute, Drop, Fill
+from .edits import Compute, Drop, Fill, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Plan
@@ -21,7 +21,7 @@ from .scaling import FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, num
 from .sink import Sink
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
-from .updates import MISFIT, Read
+from .updates import Read
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
@@ -207,10 +207,8 @@ def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
 
 def _computed(edit: Compute, read: Read) -> Iterator[Bytes]:
     """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a finite value that becomes infinite."""
-    try:
+    with fitting(edit.name):
         values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
-    except (*MISFIT, RuntimeError) as error:  # torch's are RuntimeErrors
-        raise NotBakeableError(f"{edit.name}: its tensors do not fit together: {error}", LEAVE_OUT) from error
     dtype = numpy_dtype(edit.dtype)
     step = PIECE // dtype.itemsize
     for start in range(0, len(values), step):
