@@ -249,7 +249,7 @@ class Remedies:
 def _kind(module: Module) -> str:
     """What answers for the module: `dora`, or its algorithm; empty if it is more than its algorithm says."""
     algorithm = module.algorithm.name
-    if (_ODD - {module.algorithm.requires[0]}) & module.tensors.keys():
+    if (_ODD - {*module.algorithm.requires[:1]}) & module.tensors.keys():
         return ""
     return ("dora" if algorithm in _DECOMPOSABLE else "") if module.decomposed else algorithm
 

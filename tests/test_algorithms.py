@@ -6,10 +6,12 @@ The rows are those of the formats as loaders read them; formulas for the updates
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, BakeTensors, Tensors
+from conftest import MODULE, BakeTensors, Run, Tensors, unet_lora, write
+from safetensors.numpy import load_file
 
 from lbw_bake.algorithms import ALGORITHMS, algorithm_of
 
@@ -128,6 +130,16 @@ def test_two_algorithms_under_one_name_are_none_that_a_factor_scales(other: str)
     assert not algorithm.exact
     assert not algorithm.products
     assert algorithm.name.startswith("lora and ")
+
+
+def test_a_module_of_two_algorithms_is_refused_or_removed_never_half_baked(tmp_path: Path, run: Run) -> None:
+    tensors = unet_lora()
+    tensors |= {f"{MODULE}.hada_w{n}_{side}": np.ones((4, 4), np.float32) for n in "12" for side in "ab"}
+    source, output = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    for options in ((), ("--inexact", "allow")):
+        assert "1 lora and loha modules" in run.refused("bake", source, "-w", "*=0.5", "-o", output, *options)
+    assert "1 lora and loha modules at weight 0 removed" in run.done("bake", source, "-w", "*=0", "-o", output)
+    assert not [name for name in load_file(output) if name.startswith(f"{MODULE}.")]
 
 
 def test_what_adds_to_a_product_is_of_its_algorithm() -> None:
