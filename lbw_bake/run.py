@@ -166,6 +166,8 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
     warnings = list(plan.warnings)
     if records_in(plan.lora.file.metadata):
         warnings.append("was baked before; the weights of both bakes multiply")
+    if output and output.suffix.lower() != ".safetensors":
+        warnings.append(f"programs look for .safetensors and will not find {output.name}, or misread it")
     return Outcome(
         job.input,
         output,

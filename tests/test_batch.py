@@ -378,6 +378,11 @@ class TestSkipping:
         assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize(("name", "said"), [("b.safetensors", 0), ("B.SAFETENSORS", 0), ("b", 1), ("b.ckpt", 1)])
+def test_a_name_that_no_program_looks_for_is_said(name: str, said: int, lora: Path, tmp_path: Path, run: Run) -> None:
+    assert run.done("bake", lora, *HALF, "-o", tmp_path / name).count(f"will not find {name}") == said
+
+
 @bound_by_permissions
 def test_a_folder_one_may_not_write_to(lora: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
