@@ -5,21 +5,25 @@ The one module that imports torch for baking, and only when a GPU is to be used.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 from .environment import driver_present
 from .errors import DeviceError
-from .scaling import Backend, Bytes, Multiply, Transform
+from .scaling import CPU, Backend, Bytes, Multiply, Transform
 
 if TYPE_CHECKING:
     import torch
 
+    Kernel = Callable[[torch.Tensor], torch.Tensor]
+
 # Below this many bytes importing torch and starting CUDA cost more than they can save. An estimate until it is
 # measured: start-up takes about 3 s, in which one CPU core multiplies about 6 GB.
 BREAK_EVEN_BYTES = 16 << 30
+
+# Bytes that are no longer halved for a device without room for them, but multiplied on the CPU.
+_SMALLEST = 64 << 10
 
 
 def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
@@ -27,10 +31,10 @@ def choose_backend(device: str, nbytes: int) -> tuple[str, Backend]:
     if device == "auto" and not (nbytes >= BREAK_EVEN_BYTES and driver_present()):
         device = "cpu"
     if algebra_device(device) == "cpu":
-        return "cpu", Multiply.transform
+        return "cpu", CPU
     import torch
 
-    return "cuda", torch_backend(torch.device("cuda"))
+    return "cuda", Streams(torch.device("cuda"))
 
 
 def algebra_device(device: str) -> str:
@@ -50,31 +54,92 @@ def algebra_device(device: str) -> str:
     raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
 
 
-def torch_backend(device: torch.device) -> Backend:
-    """A backend that multiplies on a torch device; what has no exact counterpart or no room there stays on the CPU."""
-    return partial(_transform, device=device)
+class Streams(Backend):
+    """Multiplies on a torch device, in two streams: while one computes, bytes of the other are on their way.
+
+    Copies run beside the CPU because the memory on this side is pinned. What has no exact counterpart or no room on
+    the device is multiplied on the CPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._device = device
+        module = torch.get_device_module(device)
+        self._streams = [_Stream(module, self._pinned) for _ in range(2)]
+        self._turns = cycle(self._streams)
+        # Tables stay until all is done: another stream could get their memory while one still reads it.
+        self._kernels: dict[Multiply, Kernel] = {}
+
+    def transform(self, step: Multiply) -> Transform:
+        """The function that has the device multiply bytes. Raises nothing of the device's memory."""
+        import torch
+
+        if not step.tabled and step.source != step.target:
+            return step.transform()
+        if step not in self._kernels:
+            try:  # others use the device's memory too
+                self._kernels[step] = _by_table(step, self._device) if step.tabled else _by_product(step)
+            except torch.OutOfMemoryError:
+                return step.transform()
+        kernel = self._kernels[step]
+
+        def transform(data: Bytes, out: Bytes) -> None:
+            try:
+                next(self._turns).begin(kernel, data, out, self._device)
+            except torch.OutOfMemoryError:
+                if len(data) <= _SMALLEST:
+                    step.transform()(data, out)
+                    return
+                half = len(data) // 16 * 8
+                there = half * len(out) // len(data)
+                transform(data[:half], out[:there])
+                transform(data[half:], out[there:])
+
+        return transform
+
+    def memory(self, nbytes: int) -> Bytes:
+        """Memory that the device can write to while the CPU does something else."""
+        return self._pinned(nbytes).numpy()
+
+    def wait(self) -> None:
+        """Return when the device has written all products."""
+        for stream in self._streams:
+            stream.done.synchronize()
+
+    def _pinned(self, nbytes: int) -> torch.Tensor:
+        import torch
+
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
 
 
-def _transform(step: Multiply, device: torch.device) -> Transform:
-    import torch
+class _Stream:
+    """One of the streams of a device, and memory for what is on its way there."""
 
-    if not step.tabled and step.source != step.target:
-        return step.transform()
-    try:  # others use the device's memory too
-        there = _by_table(step, device) if step.tabled else _by_product(step, device)
-    except torch.OutOfMemoryError:
-        return step.transform()
+    def __init__(self, module: Any, pinned: Callable[[int], torch.Tensor]) -> None:  # torch.cuda, or one like it
+        self._module, self._pinned = module, pinned
+        self._stream = module.Stream()
+        self._staged = pinned(0)
+        self.done = module.Event()
 
-    def transform(data: Bytes, out: Bytes) -> None:
+    def begin(self, kernel: Kernel, data: Bytes, out: Bytes, device: torch.device) -> None:
+        """Have bytes brought there, computed with and brought back, once the last ones are."""
+        import torch
+
+        self.done.synchronize()
+        if len(data) > len(self._staged):
+            self._staged = self._pinned(len(data))
+        staged = self._staged[: len(data)]
+        staged.numpy()[:] = data
         try:
-            there(data, out)
-        except torch.OutOfMemoryError:
-            step.transform()(data, out)
+            with self._module.stream(self._stream):
+                products = kernel(staged.to(device, non_blocking=True))
+                torch.from_numpy(out).copy_(products.view(torch.uint8), non_blocking=True)
+        finally:  # the bytes are on their way even if there was no room for products
+            self.done.record(self._stream)
 
-    return transform
 
-
-def _by_table(step: Multiply, device: torch.device) -> Transform:
+def _by_table(step: Multiply, device: torch.device) -> Kernel:
     import torch
 
     entries = step.table()
@@ -82,23 +147,21 @@ def _by_table(step: Multiply, device: torch.device) -> Transform:
     table = torch.from_numpy(entries.view(f"i{entries.itemsize}").copy()).to(device)
     wide = step.source in ("F16", "BF16")
 
-    def transform(data: Bytes, out: Bytes) -> None:
-        bits = torch.from_numpy(data).to(device)
-        index = bits.view(torch.int16).to(torch.int32) & 0xFFFF if wide else bits.to(torch.int32)
-        out[:] = table.index_select(0, index).cpu().numpy().view(np.uint8)
+    def kernel(data: torch.Tensor) -> torch.Tensor:
+        index = data.view(torch.int16).to(torch.int32) & 0xFFFF if wide else data.to(torch.int32)
+        return table.index_select(0, index)
 
-    return transform
+    return kernel
 
 
-def _by_product(step: Multiply, device: torch.device) -> Transform:
+def _by_product(step: Multiply) -> Kernel:
     import torch
 
     dtype = {"F32": torch.float32, "F64": torch.float64}[step.source]
 
-    def transform(data: Bytes, out: Bytes) -> None:
-        values = torch.from_numpy(data).to(device).view(dtype)
+    def kernel(data: torch.Tensor) -> torch.Tensor:
+        values = data.view(dtype)
         products = (values.double() * step.factor).to(dtype)
-        kept = torch.where(values.isnan(), values, products)
-        out[:] = kept.cpu().numpy().view(np.uint8)
+        return torch.where(values.isnan(), values, products)
 
-    return transform
+    return kernel

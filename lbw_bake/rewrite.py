@@ -17,7 +17,7 @@ from .edits import Compute, Drop, Fill, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
 from .plan import Plan
-from .scaling import FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, numpy_dtype, round_to
+from .scaling import CPU, FLOATS, Backend, Bytes, itemsize, not_finite, numpy_dtype, round_to
 from .sink import Sink
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile
@@ -53,14 +53,14 @@ class Rewritten:
 
 
 def rewrite(
-    targets: Sequence[Target], backend: Backend = Multiply.transform, *, strict: bool = False, verify: bool = False
+    targets: Sequence[Target], backend: Backend = CPU, *, strict: bool = False, verify: bool = False
 ) -> Rewritten:
     """Write the outputs of plans that share an input, which is read once.
 
-    An output appears complete or not at all. `backend` makes the function that multiplies bytes, on the CPU or a
-    GPU; `verify` reads every output again before it appears. Raises OutputError if an output cannot be written or
-    exists (without `replace`), VerificationError, FileFormatError if the input cannot be read to its end or changes
-    meanwhile, and with `strict` StrictError for warnings.
+    An output appears complete or not at all. `backend` says where bytes are multiplied; `verify` reads every output
+    again before it appears. Raises OutputError if an output cannot be written or exists (without `replace`),
+    VerificationError, FileFormatError if the input cannot be read to its end or changes meanwhile, and with `strict`
+    StrictError for warnings.
     """
     source = targets[0].plan.lora.file
     # The input is closed before outputs take their names: one may be its own, and Windows replaces no open file.
@@ -126,7 +126,8 @@ class _Writer:
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
-        self._sink = Sink(min(step, source.size), self._write, *([self._hashes.update] if self._hashes else []))
+        hashing = [self._hashes.update] if self._hashes else []
+        self._sink = Sink(min(step, source.size), self._write, *hashing, backend=backend)
         outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
@@ -148,7 +149,7 @@ class _Writer:
             return None
         if edit is None:
             return self._sink.put
-        transform, before, after = self._backend(edit), itemsize(edit.source), itemsize(edit.target)
+        transform, before, after = self._backend.transform(edit), itemsize(edit.source), itemsize(edit.target)
         return lambda piece: transform(piece, self._sink.room(len(piece) // before * after))
 
     def finish(self) -> int:

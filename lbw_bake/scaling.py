@@ -92,7 +92,22 @@ class Multiply:
         return _by_table(self) if self.tabled else _by_product(self)
 
 
-Backend = Callable[[Multiply], Transform]
+class Backend:
+    """Where bytes are multiplied, and the memory that products go to: here numpy's; `cuda` has a GPU's."""
+
+    def transform(self, step: Multiply) -> Transform:
+        """The function that multiplies bytes. It may use the bytes it is given only until it returns."""
+        return step.transform()
+
+    def memory(self, nbytes: int) -> Bytes:
+        """New memory that products can be written to quickly."""
+        return np.empty(nbytes, np.uint8)
+
+    def wait(self) -> None:
+        """Return when all products of transforms that were called are where they were to go."""
+
+
+CPU = Backend()
 
 
 # Signalling NaN and overflow are ordinary values here, nothing to warn of.

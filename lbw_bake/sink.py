@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from .scaling import Bytes
+from .scaling import CPU, Backend, Bytes
 
 Consumer = Callable[[memoryview], object]
 
@@ -19,12 +19,14 @@ _BUFFERS = 3
 class Sink:
     """Gathers bytes in buffers and gives full ones to each consumer, on a thread of its own and in their order.
 
-    Memory stays what it was at the start: a buffer is filled again when everybody is done with it. What a consumer
-    raises is raised by the next method that has to wait for it.
+    Memory stays what it was at the start: a buffer is filled again when everybody is done with it. The backend's
+    transforms may fill it after they returned: consumers wait for it. What a consumer raises is raised by the next
+    method that has to wait for it.
     """
 
-    def __init__(self, size: int, *consumers: Consumer) -> None:
+    def __init__(self, size: int, *consumers: Consumer, backend: Backend = CPU) -> None:
         self._size, self._filled = size, 0
+        self._backend = backend
         self._threads = [(ThreadPoolExecutor(1), consumer) for consumer in consumers]
         self._buffer: Bytes = np.empty(0, np.uint8)
         # The other buffers, the oldest first, with what is still to be done with each.
@@ -35,7 +37,7 @@ class Sink:
         if self._filled + nbytes > len(self._buffer):
             self._hand_over()
             if nbytes > len(self._buffer):
-                self._buffer = np.empty(max(nbytes, self._size), np.uint8)
+                self._buffer = self._backend.memory(max(nbytes, self._size))
         start, self._filled = self._filled, self._filled + nbytes
         return self._buffer[start : self._filled]
 
@@ -55,16 +57,24 @@ class Sink:
         """End the threads, once they are done with what they have."""
         for thread, _ in self._threads:
             thread.shutdown()
+        self._backend.wait()
 
     def _hand_over(self) -> None:
         """Give the consumers what there is, and go on with the oldest buffer once everybody is done with it."""
         if self._filled:
             data = self._buffer[: self._filled].data
-            self._handed.append((self._buffer, [thread.submit(consumer, data) for thread, consumer in self._threads]))
+            wait = self._backend.wait
+            consumed = [thread.submit(_consume, data, wait, consumer) for thread, consumer in self._threads]
+            self._handed.append((self._buffer, consumed))
             buffer, consumed = self._handed[0]
             _wait_for(consumed)
             self._handed.popleft()
             self._buffer, self._filled = buffer, 0
+
+
+def _consume(data: memoryview, wait: Callable[[], None], consumer: Consumer) -> object:
+    wait()
+    return consumer(data)
 
 
 def _wait_for(consumed: list[Future[object]]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import settings
 from safetensors.numpy import load_file, save_file
 
 from lbw_bake.cli import main
-from lbw_bake.scaling import Bytes, Multiply, Transform, itemsize
+from lbw_bake.scaling import CPU, Backend, Bytes, Multiply, itemsize
 
 Tensors = dict[str, np.ndarray]
 Planned = Callable[..., dict[str, Any]]
@@ -308,9 +308,10 @@ def entries_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     }
 
 
-def transformed(step: Multiply, data: Bytes, backend: Callable[[Multiply], Transform] = Multiply.transform) -> Bytes:
+def transformed(step: Multiply, data: Bytes, backend: Backend = CPU) -> Bytes:
     """What becomes of bytes: in a place that is not aligned, as some have in a file."""
     before, after = itemsize(step.source), itemsize(step.target)
     out = np.zeros(1 + len(data) // before * after, np.uint8)[1:]
-    backend(step)(data, out)
+    backend.transform(step)(data, out)
+    backend.wait()
     return out.copy()

@@ -42,7 +42,7 @@ from lbw_bake.errors import FileFormatError
 from lbw_bake.lora import read_lora
 from lbw_bake.planning import make_plan
 from lbw_bake.rewrite import Target, rewrite
-from lbw_bake.scaling import Multiply, Transform, numpy_dtype
+from lbw_bake.scaling import Backend, Multiply, Transform, numpy_dtype
 from lbw_bake.tensordata import TensorData
 from lbw_bake.weights import parse_source, resolve
 
@@ -498,11 +498,12 @@ class TestSourceThatChanges:
             plan = make_plan(lora, weights, data.survey)
 
         def call(meddle: Callable[[], object]) -> None:
-            def backend(step: Multiply) -> Transform:
-                meddle()
-                return step.transform()
+            class Meddling(Backend):
+                def transform(self, step: Multiply) -> Transform:
+                    meddle()
+                    return step.transform()
 
-            rewrite([Target(plan, tmp_path / "b.safetensors")], backend)
+            rewrite([Target(plan, tmp_path / "b.safetensors")], Meddling())
 
         yield call
         assert {path.name for path in tmp_path.iterdir()} <= {"a.safetensors", "kept"}

@@ -10,8 +10,12 @@ import pytest
 from conftest import BakeFile, Run, data_of, transformed, unet_lora, write
 
 from lbw_bake import cuda
-from lbw_bake.cuda import choose_backend
-from lbw_bake.scaling import FLOATS, Multiply, itemsize
+from lbw_bake.cuda import Streams, choose_backend
+from lbw_bake.lora import read_lora
+from lbw_bake.planning import make_plan
+from lbw_bake.rewrite import Target, rewrite
+from lbw_bake.scaling import CPU, FLOATS, Multiply, Survey, itemsize
+from lbw_bake.weights import parse_source, resolve
 
 torch = pytest.importorskip("torch")
 
@@ -24,28 +28,75 @@ DEVICES = pytest.mark.parametrize(
 @pytest.mark.parametrize("source", sorted(FLOATS))
 @DEVICES
 def test_torch_writes_the_bytes_that_numpy_writes(device: str, source: str) -> None:
-    from lbw_bake.cuda import torch_backend
-
     # All values of a small dtype, NaN included, and as many random ones of a wide dtype.
     small = itemsize(source) <= 2
     rng = np.random.default_rng(0)
     data = np.arange(1 << 16, dtype=np.uint16).view(np.uint8) if small else rng.integers(0, 256, 1 << 18, np.uint8)
-    backend = torch_backend(torch.device(device))
+    backend = Streams(torch.device(device))
     for target, factor in itertools.product({source, "F16", "BF16", "F32"}, (0.3, -1.5, 1e5)):
         step = Multiply(source, target, factor)
         assert transformed(step, data, backend).tobytes() == transformed(step, data).tobytes(), step
 
 
-@pytest.mark.parametrize("when", ["at once", "later"])
-def test_what_the_device_has_no_room_for_is_done_on_the_cpu(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@DEVICES
+def test_every_piece_comes_back_to_its_own_place(device: str) -> None:
+    backend, step = Streams(torch.device(device)), Multiply("F16", "F16", 0.3)
+    pieces = np.random.default_rng(0).integers(0, 256, (50, 1 << 16), np.uint8)
+    out = backend.memory(pieces.size).reshape(pieces.shape)
+    for piece, place in zip(pieces, out, strict=True):
+        given = piece.copy()
+        backend.transform(step)(given, place)
+        given[:] = 0  # the reader's memory is used again at once
+    backend.wait()
+    assert out.tobytes() == transformed(step, pieces.reshape(-1)).tobytes()
+
+
+@pytest.mark.parametrize("room", [0, 8 << 10, 200 << 10])
+@pytest.mark.parametrize("target", ["F16", "F32"])
+def test_what_the_device_has_no_room_for_goes_there_in_smaller_pieces(
+    room: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = []
+
+    def limited(step: Multiply, device: object) -> cuda.Kernel:
+        kernel = by_table(step, device)
+
+        def within(data: torch.Tensor) -> torch.Tensor:
+            if data.nbytes > room:
+                raise torch.OutOfMemoryError
+            there.append(data.nbytes)
+            return kernel(data)
+
+        return within
+
+    by_table = cuda._by_table
+    monkeypatch.setattr(cuda, "_by_table", limited)
+    step = Multiply("F16", target, 0.3)
+    data = np.random.default_rng(0).integers(0, 256, 1_000_002, np.uint8)
+    assert transformed(step, data, Streams(torch.device("cpu"))).tobytes() == transformed(step, data).tobytes()
+    assert sum(there) == (len(data) if room > 64 << 10 else 0)
+
+
+def test_what_the_device_has_no_room_at_all_for_is_done_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> object:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(cuda, "_by_table", full if when == "at once" else lambda *_: full)
+    monkeypatch.setattr(cuda, "_by_table", full)
     step = Multiply("F16", "F16", 0.3)
     data = np.arange(1 << 16, dtype=np.uint16).view(np.uint8)
-    backend = cuda.torch_backend(torch.device("cpu"))
-    assert transformed(step, data, backend).tobytes() == transformed(step, data).tobytes()
+    assert transformed(step, data, Streams(torch.device("cpu"))).tobytes() == transformed(step, data).tobytes()
+
+
+@DEVICES
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_file_baked_by_torch_is_the_one_baked_by_numpy(device: str, hashed: bool, tmp_path: Path) -> None:
+    lora = read_lora(write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), {"sshs_model_hash": "0"}))
+    plan = make_plan(lora, resolve(parse_source("*=0.5 IN04=2"), lora.candidates[0]), lambda *_: Survey())
+    outputs = [tmp_path / "numpy" / "b.safetensors", tmp_path / "torch" / "b.safetensors"]
+    for output, backend in zip(outputs, (CPU, Streams(torch.device(device))), strict=True):
+        output.parent.mkdir()
+        rewrite([Target(plan, output, update_metadata=hashed)], backend)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

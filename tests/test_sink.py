@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
 import pytest
+from conftest import transformed
 
+from lbw_bake.scaling import Backend, Bytes, Multiply, Transform
 from lbw_bake.sink import Consumer, Sink
 
 SIZE = 1000
@@ -50,6 +54,32 @@ def test_drained_bytes_are_consumed_before_others_follow() -> None:
             before = len(got)
             sink.drain()
             assert bytes(got[before:]) == piece.tobytes()
+
+
+class Later(Backend):
+    """Writes products at the last moment, as a device may."""
+
+    def __init__(self) -> None:
+        self._lock, self._begun = threading.Lock(), deque[tuple[Transform, Bytes, Bytes]]()
+
+    def transform(self, step: Multiply) -> Transform:
+        return lambda data, out: self._begun.append((step.transform(), data.copy(), out))
+
+    def wait(self) -> None:
+        with self._lock:
+            while self._begun:
+                transform, data, out = self._begun.popleft()
+                transform(data, out)
+
+
+def test_consumers_wait_for_products_that_come_later() -> None:
+    got, step, backend = bytearray(), Multiply("F16", "F16", 0.5), Later()
+    data = np.random.default_rng(0).integers(0, 256, 20 * SIZE, np.uint8)
+    with closing(Sink(SIZE, got.extend, slow(bytearray(), 1), backend=backend)) as sink:
+        for piece in data.reshape(-1, SIZE // 5):
+            backend.transform(step)(piece, sink.room(len(piece)))
+        sink.drain()
+    assert bytes(got) == transformed(step, data).tobytes()
 
 
 def test_buffers_are_used_again() -> None:
