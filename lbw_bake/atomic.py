@@ -74,6 +74,13 @@ def claim(path: Path) -> Iterator[None]:
         yield
 
 
+def make_room(file: FileIO, start: int, end: int) -> None:
+    """Have the system find room for bytes to come, if it can: ext4 writes them a third quicker then."""
+    if hasattr(os, "posix_fallocate") and end > start:
+        with contextlib.suppress(OSError):  # who writes is told of a full disk too
+            os.posix_fallocate(file.fileno(), start, end - start)
+
+
 def write_all(file: FileIO, data: bytes | memoryview) -> int:
     """Write all of the data, however little the system takes at a time; returns its length."""
     rest = memoryview(data)

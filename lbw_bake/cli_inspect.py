@@ -1,7 +1,5 @@
 """The commands that look and measure: `lbw inspect` and `lbw diff`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

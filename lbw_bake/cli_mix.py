@@ -1,7 +1,5 @@
 """The command with sliders: `lbw mix`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """What several commands share: values of options, and the panels of the help page they are in."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """The commands about preset files: `lbw validate` and `lbw presets ...`."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command that bakes a plot: `lbw sweep`, and puts its pictures together: `lbw sweep --grid`."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

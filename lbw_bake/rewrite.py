@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from .atomic import atomic_write, claim, flush, refusals, write_all
+from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
 from .edits import Compute, Drop, Fill, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
@@ -25,6 +24,9 @@ from .updates import Read
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
+
+# Bytes of a file the system is asked to find room for at a time.
+_ROOM = 8 * PIECE
 
 # Bytes of a piece where outputs are many, so that their buffers together take little memory.
 _SMALL = PIECE // 8
@@ -110,14 +112,31 @@ def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
     return (f"{found} are kept as they are (the first is {names[0]})",)
 
 
+@dataclass(slots=True)
+class _Output:
+    """A file that will have a size, and how much of it the system has found room for."""
+
+    path: Path
+    file: FileIO
+    size: int
+    room: int = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write data; what fails is said of this output, not of one that is open beside it. Raises OutputError."""
+        with refusals(self.path):
+            position = self.file.tell()
+            if position + len(data) > self.room:
+                self.room = min(position + len(data) + _ROOM, self.size)
+                make_room(self.file, position, self.room)
+            write_all(self.file, data)
+
+
 class _Writer:
     """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
 
     def __init__(self, target: Target, data: TensorData, backend: Backend, step: int, outputs: ExitStack) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
         self._target, self._data, self._backend = target, data, backend
-        # No method of its own: what a thread holds would hold the writer, and its buffers until garbage is collected.
-        self._write = partial(_write, target.output, self._file)
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
@@ -127,11 +146,15 @@ class _Writer:
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
         hashing = [self._hashes.update] if self._hashes else []
+        header = self._encoded_header()
+        size = len(header) + sum(tensor.nbytes for tensor in self._layout.values())
+        # No method of its own: what a thread holds would hold the writer, and its buffers until garbage is collected.
+        self._write = _Output(target.output, self._file, size).write
         self._sink = Sink(min(step, source.size), self._write, *hashing, backend=backend)
         outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
-        self._write(self._encoded_header())
+        self._write(header)
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
         """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
@@ -190,12 +213,6 @@ class _Writer:
         for piece in self._data.between(start, end):
             self._sink.put(piece)
         self._run = (0, 0)
-
-
-def _write(output: Path, file: FileIO, data: bytes | memoryview) -> None:
-    """Write data; what fails is said of this output, not of one that is open beside it. Raises OutputError."""
-    with refusals(output):
-        write_all(file, data)
 
 
 def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:

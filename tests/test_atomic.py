@@ -24,7 +24,7 @@ from conftest import Run, bound_by_permissions, lbw, measured, python, unet_lora
 from safetensors.numpy import load_file
 
 from lbw_bake import temporary
-from lbw_bake.atomic import atomic_write, write_all
+from lbw_bake.atomic import atomic_write, make_room, write_all
 from lbw_bake.errors import OutputError
 from lbw_bake.temporary import TEMPORARY_SUFFIX
 
@@ -470,3 +470,18 @@ def test_an_output_that_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     result = lbw("bake", source, "-p", "MIDD", "-o", tmp_path / "pipe", "--force", timeout=20)
     assert result.returncode == 1
     assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system finds no room ahead")
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSPC])
+def test_room_that_cannot_be_found_ahead_is_left_to_who_writes(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with atomic_write(tmp_path / "a", replace=False) as file:
+        make_room(file, 0, 100)
+        write_all(file, b"content")
+    assert (tmp_path / "a").read_bytes() == b"content"
