@@ -144,7 +144,7 @@ def test_a_file_is_on_disk_before_it_replaces_another_and_its_name_after(
     path = tmp_path / "out"
     path.write_bytes(b"old")
     events: list[str] = []
-    fsync, rename = os.fsync, os.replace
+    fsync, rename = os.fsync, Path.replace
 
     def flushed(descriptor: int) -> None:
         kind = "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
@@ -156,7 +156,7 @@ def test_a_file_is_on_disk_before_it_replaces_another_and_its_name_after(
         events.append("renamed")
 
     monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
     with atomic_write(path, replace=True) as file:
         write_all(file, b"new")
     assert events == ["file flushed", "renamed", "folder flushed"]
