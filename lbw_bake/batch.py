@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, LbwError
@@ -24,15 +26,18 @@ _WORTH_PROCESSES = 400_000_000
 _RETRIES = 3
 
 
+Submit = Callable[[Job], "Future[list[Outcome]]"]
+
+
 @contextmanager
-def executor_for(batch: Batch, workers: int, cluster: str | None) -> Iterator[Executor | None]:
-    """What runs jobs: a Dask cluster by its address, or processes for so many at a time (0: one per core).
+def workers_for(batch: Batch, workers: int, cluster: str | None) -> Iterator[Submit | None]:
+    """What takes jobs: a Dask cluster by its address, or processes for so many at a time (0: one per core).
 
     None where starting processes would not pay. Raises DeviceError if the cluster cannot be reached.
     """
     if cluster:
         with _dask(cluster) as executor:
-            yield executor
+            yield lambda job: executor.submit(run, job)
         return
     workers = min(workers or os.cpu_count() or 1, len(batch.jobs))
     if workers < 2 or batch.nbytes < _WORTH_PROCESSES:
@@ -42,9 +47,9 @@ def executor_for(batch: Batch, workers: int, cluster: str | None) -> Iterator[Ex
     from multiprocessing import get_context
 
     # Fresh processes: forking one that has threads is not safe.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
     try:
-        yield pool
+        yield lambda job: pool.submit(_run_interruptibly, job)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -61,6 +66,32 @@ def _dask(address: str) -> Iterator[Executor]:
         raise DeviceError(f"--cluster {address}: {error}", "start a scheduler there, or check the address") from error
     with client:
         yield client.get_executor(retries=_RETRIES, pure=False)  # type: ignore[no-untyped-call]
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_interruptibly(job: Job) -> list[Outcome]:
+    """Run a job in a worker process. Elsewhere Ctrl-C could leave a lock behind that others wait for."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return run(job)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Have Ctrl-C ignored, also by processes that are started meanwhile, until they know what to do with it."""
+    if current_thread() is not main_thread():  # it is for the main thread alone
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def for_cluster(jobs: Sequence[Job]) -> list[Job]:
@@ -87,21 +118,31 @@ def run_batch(batch: Batch, *, workers: int = 0, cluster: str | None = None) -> 
     Raises DeviceError if the cluster cannot be reached.
     """
     jobs = for_cluster(batch.jobs) if cluster else batch.jobs
-    with executor_for(batch, workers, cluster) as executor:
-        yield from _run_all(jobs, executor)
+    with workers_for(batch, workers, cluster) as submit:
+        yield from _run_all(jobs, submit)
 
 
-def _run_all(jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[Job, list[Outcome]]]:
-    if executor is None:
+def _run_all(jobs: Sequence[Job], submit: Submit | None) -> Iterator[tuple[Job, list[Outcome]]]:
+    if submit is None:
         yield from ((job, run(job)) for job in jobs)
         return
-    from concurrent.futures import as_completed
+    from concurrent.futures import as_completed, wait
 
-    pending: dict[Future[list[Outcome]], Job] = {executor.submit(run, job): job for job in jobs}
-    for future in as_completed(pending):
-        job = pending[future]
-        try:
-            yield job, future.result()
-        except Exception as error:  # noqa: BLE001 - a worker that died takes its job along, not the batch
-            ended = LbwError(f"{job.input}: its worker process ended: {error or type(error).__name__}", "run it again")
-            yield job, [Outcome(job.input, output, FAILED, error=ended) for output, _ in job.outputs]
+    with _uninterrupted():
+        pending = {submit(job): job for job in jobs}
+    try:
+        for future in as_completed([*pending]):
+            yield _ended(future, pending.pop(future))
+    except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
+        done = {future: job for future, job in pending.items() if not future.cancel()}
+        wait(done)
+        yield from (_ended(future, job) for future, job in done.items() if future.exception() is None)
+        raise
+
+
+def _ended(future: Future[list[Outcome]], job: Job) -> tuple[Job, list[Outcome]]:
+    try:
+        return job, future.result()
+    except Exception as error:  # noqa: BLE001 - a worker that died takes its job along, not the batch
+        ended = LbwError(f"{job.input}: its worker process ended: {error or type(error).__name__}", "run it again")
+        return job, [Outcome(job.input, output, FAILED, error=ended) for output, _ in job.outputs]

@@ -293,14 +293,14 @@ def main(args: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     # All matrices here are small: threads of numpy's would only get into each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # A bake makes many small values and no cycles: looking for some would find none, for a tenth of its time.
-    gc.set_threshold(200_000)
     if args is None:
         # Ended by the system or a terminal that closes, a bake still takes its half-written file along.
         for name in {"SIGTERM", "SIGHUP"} & {each.name for each in signal.Signals}:
             signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
     try:
         _run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except LbwError as error:
         _fail(error)
     except OSError as error:  # of a path that cannot even be looked at, or of what stdout leads to

@@ -31,11 +31,11 @@ class Report:
     def __init__(self, batch: Batch, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         self._batch, self._quiet, self._verbose, self._json = batch, quiet, verbose, json
         self._counts: Counter[str] = Counter()
-        self._several = sum(len(job.outputs) for job in batch.jobs) > 1
+        self._outputs = sum(len(job.outputs) for job in batch.jobs)
         self._bar: Progress | None = None
 
     def __enter__(self) -> Report:
-        if self._several and not self._quiet and sys.stderr.isatty():
+        if self._outputs > 1 and not self._quiet and sys.stderr.isatty():
             self._bar = _progress(self._batch.nbytes)
             self._bar.start()
         for problem in self._batch.problems:
@@ -46,12 +46,17 @@ class Report:
             error(problem)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._bar:
             self._bar.stop()
-        if self._several and not self._quiet:
-            said = {status: words for status, words in _SUMMARY.items() if self._counts[status] or status == BAKED}
-            message("done", ", ".join(f"{self._counts[status]} {words}" for status, words in said.items()))
+        if self._outputs > 1 and not self._quiet:
+            said = [
+                f"{self._counts[status]} {words}"
+                for status, words in _SUMMARY.items()
+                if self._counts[status] or status == BAKED
+            ]
+            left = self._outputs + len(self._batch.problems) - self._counts.total()
+            message(*(("interrupted", ", ".join([*said, f"{left} left"])) if kind else ("done", ", ".join(said))))
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""

@@ -313,6 +313,27 @@ class TestProcess:
         assert "Traceback" not in error
         assert list(out_dir.iterdir()) == []
 
+    def test_an_interrupted_batch_says_what_it_wrote(self, large_lora: Path, scratch: Path) -> None:
+        inputs, out_dir = [scratch / f"{number}.safetensors" for number in range(8)], scratch / "out"
+        for path in inputs:
+            path.symlink_to(large_lora)
+        command = [sys.executable, "-m", "lbw_bake", "bake", *map(str, inputs), *HALF, "--jobs", "2"]
+        command += ["--out-dir", str(out_dir)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            while process.poll() is None and not list(out_dir.glob("[0-9]*")):
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        written = len(list(out_dir.iterdir()))
+        assert error.splitlines()[-1] == f"interrupted: {written} written, {len(inputs) - written} left"
+        assert error.count("baked: ") == written
+
+    def test_an_interrupt_while_it_is_loading_ends_it_without_a_word(self, tmp_path: Path) -> None:
+        (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
+        result = lbw("--help", PYTHONPATH=os.pathsep.join((str(tmp_path), *sys.path)))
+        assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
     @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
     @pytest.mark.parametrize("options", [HALF, ("-w", "*=0")], ids=["scaled", "zeroed"])
     def test_memory_stays_flat(self, options: tuple[str, ...], large_lora: Path, scratch: Path) -> None:
