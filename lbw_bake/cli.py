@@ -302,12 +302,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except LbwError as error:
-        _fail(error)
+        _fail(error, args or sys.argv)
     except OSError as error:  # of a path that cannot even be looked at, or of what stdout leads to
         if error.filename is not None:
-            _fail(LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions"))
+            problem = LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions")
+            _fail(problem, args or sys.argv)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
-        _fail(LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete"))
+        _fail(LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete"), ())
 
 
 def _run(args: Sequence[str] | None) -> None:
@@ -318,8 +319,8 @@ def _run(args: Sequence[str] | None) -> None:
         gc.freeze()  # or the interpreter would look at everything once more as it ends
 
 
-def _fail(error: LbwError) -> NoReturn:
+def _fail(error: LbwError, args: Sequence[str]) -> NoReturn:
     from . import console
 
-    console.error(error)
+    console.error(error, {} if "--json" in args else None)
     sys.exit(1)

@@ -71,8 +71,10 @@ def print_line(text: str) -> None:
     print(escape(text))  # noqa: T201
 
 
-def error(problem: LbwError) -> None:
-    """An error and its hint, on stderr."""
+def error(problem: LbwError, facts: Mapping[str, Any] | None = None) -> None:
+    """An error and its hint, on stderr; for programs, who get `facts` about it, as an object on stdout too."""
+    if facts is not None:
+        print_json({**facts, "error": problem.message, "hint": problem.hint})
     for label, text in error_lines(problem):
         message(label, text)
 

@@ -15,6 +15,7 @@ from .errors import FileFormatError, LbwError, OutputError
 from .recipes import Recipe
 
 SUFFIX = ".safetensors"
+_SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no safetensors file is pickled
 
 _FIELDS = ("stem", "preset")
 _FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
@@ -105,11 +106,11 @@ class Found:
 
 def find_inputs(
     paths: Iterable[Path], *, recursive: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Iterator[Found | LbwError]:
+) -> Iterator[Found | Path | LbwError]:
     """The files named, and the safetensors files of the folders named, in sorted order.
 
-    Glob patterns choose among a folder's files by their path in it. A folder that holds none is yielded as the
-    error it is, so that the others can go on.
+    Glob patterns choose among a folder's files by their path in it. Files there that may be LoRAs of another format
+    are yielded as mere paths; a folder that holds no LoRA as the error it is, so that the others can go on.
     """
     paths = list(dict.fromkeys(paths))
     named = {path.resolve() for path in paths if path.is_file()}
@@ -117,8 +118,8 @@ def find_inputs(
         if not path.is_dir():
             yield Found(path, Path(path.name))
             continue
-        pattern = f"**/*{SUFFIX}" if recursive else f"*{SUFFIX}"
-        insides = sorted(file.relative_to(path) for file in path.glob(pattern) if file.is_file())
+        files = sorted(file for file in path.glob("**/*" if recursive else "*") if file.suffix.lower() in _SUFFIXES)
+        insides = [file.relative_to(path) for file in files if file.is_file()]
         chosen = [
             inside
             for inside in insides
@@ -127,18 +128,36 @@ def find_inputs(
             and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]
-        if not chosen:
-            hint = "check --include and --exclude" if insides else "" if recursive else "look deeper with --recursive"
-            yield FileFormatError(path, f"holds no {'matching ' * bool(insides)}{SUFFIX} files", hint)
-        yield from (Found(path / inside, inside, named=False) for inside in chosen)
+        loras = [inside for inside in chosen if inside.suffix.lower() == SUFFIX]
+        yield from (path / inside for inside in chosen if inside not in loras)
+        if not loras:
+            yield _nothing_in(path, insides, recursive=recursive)
+        yield from (Found(path / inside, inside, named=False) for inside in loras)
+
+
+def _nothing_in(folder: Path, insides: Sequence[Path], *, recursive: bool) -> FileFormatError:
+    """The error that a folder is in which no LoRA was chosen; `insides` are all that could be one."""
+    others = sorted({inside.suffix for inside in insides if inside.suffix.lower() != SUFFIX})
+    matching = any(inside.suffix.lower() == SUFFIX for inside in insides)
+    hint = (
+        "check --include and --exclude"
+        if matching
+        else f"convert its {', '.join(others)} files to safetensors first"
+        if others
+        else ""
+        if recursive
+        else "look deeper with --recursive"
+    )
+    return FileFormatError(folder, f"holds no {'matching ' * matching}{SUFFIX} files", hint)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What there is to do, and what was found that cannot be done."""
+    """What there is to do, what was found that cannot be done, and files of folders that are no safetensors."""
 
     jobs: tuple[Job, ...]
     problems: tuple[LbwError, ...] = ()
+    left_out: tuple[Path, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +183,8 @@ def make_batch(
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir and not all(recipe.dry_run for recipe in recipes):
         make_folders(jobs, inputs, naming.out_dir, recursive=recursive)
-    return Batch(tuple(jobs), tuple(item for item in found if isinstance(item, LbwError)))
+    problems = tuple(item for item in found if isinstance(item, LbwError))
+    return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 
 
 def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming) -> list[Job]:

@@ -40,10 +40,10 @@ class Report:
             self._bar.start()
         for problem in self._batch.problems:
             self._counts[FAILED] += 1
-            if self._json:
-                facts = {"input": None, "output": None, "status": FAILED}
-                print_json({**facts, "error": problem.message, "hint": problem.hint})
-            error(problem)
+            error(problem, {"input": None, "output": None, "status": FAILED} if self._json else None)
+        if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
+            suffixes = ", ".join(sorted({path.suffix for path in left_out}))
+            message("skipped", f"{len(left_out)} files that are no safetensors ({suffixes})")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

@@ -195,6 +195,23 @@ class TestFolders:
         assert names_in(tmp_path / "out") == expected
         assert all(is_half(tmp_path / "out" / name) for name in expected)
 
+    def test_a_suffix_may_be_in_capitals(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        lora.rename(lora.with_name("A.SAFETENSORS"))
+        run.done("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
+        assert names_in(tmp_path / "out") == {"A.safetensors"}
+
+    def test_files_of_another_format_are_left_out_and_said(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        for name in ("x.pt", "y.ckpt", ".hidden.pt", "deeper/z.bin"):
+            (loras / name).write_bytes(b"PK")
+        error = run.done("bake", loras, *HALF, "--out-dir", tmp_path / "out")
+        assert "skipped: 2 files that are no safetensors (.ckpt, .pt)\n" in error
+        assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+
+    def test_a_folder_of_another_format_says_what_to_do(self, tmp_path: Path, run: Run) -> None:
+        (tmp_path / "x.pt").write_bytes(b"PK")
+        error = run.refused("bake", tmp_path, *HALF, "--out-dir", tmp_path / "out")
+        assert "hint: convert its .pt files to safetensors first" in error
+
     @pytest.mark.parametrize("bad", ["broken", "missing", "empty folder"])
     def test_the_others_go_on_after_a_failure(self, bad: str, loras: Path, tmp_path: Path, run: Run) -> None:
         failing = tmp_path / "bad.safetensors"
