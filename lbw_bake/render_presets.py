@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import Checked
 from .console import escape
-from .families import OTHER, Family
+from .families import OTHER, family_named
 from .presets import Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
 from .presets.writers import source_json, source_text
@@ -26,15 +27,16 @@ def origin(path: Path) -> str:
     return {builtin_path(): "built-in", user_path(): "yours"}.get(path, str(path))
 
 
-def presets_table(presets: Sequence[Preset], family: Family | None) -> None:
-    """All presets on stdout, a line each."""
+def presets_table(presets: Iterable[Preset], family: str | None) -> None:
+    """All presets on stdout, a line each, as they are for a family. Raises UnknownFamilyError."""
+    chosen = family_named(family) if family else None
     table = _table()
     for column in ("preset", "weights", "for", "from", "description"):
         table.add_column(column, no_wrap=column != "description", overflow="fold")
     for preset in presets:
         families = dict.fromkeys(entry.scope or "any" for entry in preset.entries)
         about = ", ".join(families) or "elements"
-        row = (preset.name, preset_bars(preset, family), about, origin(preset.path), preset.description)
+        row = (preset.name, preset_bars(preset, chosen), about, origin(preset.path), preset.description)
         table.add_row(*map(escape, row))
     _print(table)
 
@@ -94,6 +96,13 @@ def weights_json(preset: Preset, weights: FamilyWeights) -> Mapping[str, Any]:
         "unlisted": [block for block in weights.family.blocks if block in weights.unlisted],
         "elements": list(map(str, weights.options.elements)),
     }
+
+
+def saved_lines(name: str, saved: Checked) -> Iterator[tuple[str, str]]:
+    """What is said of a preset that was written: labels, and the text of each."""
+    yield "written", f"{name} to {saved.path}"
+    for finding in saved.findings:
+        yield finding.rule.severity, f"{finding.message} ({finding.code})"
 
 
 def _table() -> Table:

@@ -5,18 +5,21 @@ rich is imported where a table is drawn: the commands that print a line start fa
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .console import escape
+from .errors import LbwError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.measure import Measurement
 
 _BAR, _SHORTEST_BAR = 24, 6
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _WIDE = 240  # what is not a terminal has no width to keep to
 
 
@@ -75,6 +78,14 @@ def size_text(nbytes: float) -> str:
     return _in_units(nbytes, (" bytes", " kB", " MB", " GB"), precise=10)
 
 
+def parse_size(text: str) -> int:
+    """A size as people write it: `20GB`, `500 MB`, `1000`. Raises LbwError."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise LbwError(f"{text!r} is no size", "write it as 20GB or 500MB")
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
 def count_text(count: float) -> str:
     """A number of things as people say it: `19.3M`."""
     return _in_units(count, ("", "k", "M", "G"), precise=100)
@@ -88,6 +99,11 @@ def _in_units(number: float, units: Sequence[str], precise: float) -> str:
             return f"{number:.0f}{unit}" if unit == units[0] or number >= precise else f"{number:.1f}{unit}"
         number /= 1000
     return f"{number:.2f}{largest}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many things: `1 file`, `2 files`."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def distinct(names: Iterable[str]) -> str:

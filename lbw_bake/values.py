@@ -45,6 +45,16 @@ def parse_number(text: str, what: str) -> float:
     return number
 
 
+def check_finite(number: float, what: str) -> None:
+    """Raise WeightError, naming `what` it was meant to be, for what is not a finite number."""
+    try:
+        finite = math.isfinite(number)
+    except (TypeError, OverflowError):
+        finite = False
+    if not finite:
+        raise WeightError(f"{what} is {number!r}, not a finite number", "give a decimal number like 0.5")
+
+
 def number_text(number: float) -> str:
     """The shortest text that reads back as this number: `1`, `0.5`."""
     return repr(number).removesuffix(".0")

@@ -43,18 +43,20 @@ def user_path() -> Path:
     return user_config_path("lbw", appauthor=False) / "presets.yaml"
 
 
-def preset_paths(named: Path | None = None) -> list[Path]:
+def preset_paths(named: str | os.PathLike[str] | None = None) -> list[Path]:
     """The preset files in force, the last one winning; `named` (or `LBW_PRESETS`) must exist."""
-    if named is None and (variable := os.environ.get("LBW_PRESETS")):
-        named = Path(variable)
+    named = named or os.environ.get("LBW_PRESETS")
     paths = [builtin_path()]
     if (user := user_path()).exists():
         paths.append(user)
-    return [*paths, named] if named else paths
+    return [*paths, Path(named)] if named else paths
 
 
-def load_presets(named: Path | None = None) -> dict[str, Preset]:
-    """All presets in force by name. Raises PresetError if a file cannot be read."""
+def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
+    """All presets in force by name; `named` is a file on top of the user's own.
+
+    Raises PresetError if a file cannot be read or has errors.
+    """
     return {preset.name: preset for path in preset_paths(named) for preset in read_presets(path)}
 
 
