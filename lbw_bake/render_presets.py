@@ -76,7 +76,7 @@ def preset_json(preset: Preset) -> Mapping[str, Any]:
         "description": preset.description,
         "file": str(preset.path),
         "line": preset.line,
-        "builtin": preset.path == builtin_path(),
+        "builtin": preset.is_builtin,
         "entries": [
             {"family": entry.family, "layout": entry.length, "weights": source_json(entry.source)}
             for entry in preset.entries

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .errors import PresetError, WeightError
+from .errors import LbwError, PresetError, WeightError
 from .families import Family, family_named
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
@@ -111,9 +111,22 @@ class Weights:
     def for_family(self, family: Family | str) -> FamilyWeights:
         """What they mean for a family, or that of this name. Raises UnknownFamilyError, PresetError, WeightError."""
         family = family_named(family) if isinstance(family, str) else family
-        resolved = resolve(self.source_for(family), family, self.options)
+        if not isinstance(self.source, Preset):
+            return resolve(self.source, family, self.options)
+        try:
+            resolved = resolve(self.source_for(family), family, self.options)
+        except WeightError as error:
+            raise self._blamed(error, self.source, family) from None
         # A preset is for many files, and names blocks that some of them lack.
-        return replace(resolved, named=frozenset()) if self.preset else resolved
+        return replace(resolved, named=frozenset())
+
+    def _blamed(self, error: LbwError, preset: Preset, family: Family) -> LbwError:
+        """What is wrong, naming the preset if that is by itself."""
+        try:
+            resolve(self.source_for(family), family, replace(self.options, elements=preset.elements))
+        except WeightError as own:
+            return own.about(preset)
+        return error
 
 
 def _elements_of(preset: Preset) -> tuple[Element, ...]:

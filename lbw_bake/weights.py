@@ -173,7 +173,10 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
         weights = {block: 1.0 - weight for block, weight in weights.items()}
     weights[OTHER] = listed.get(OTHER, options.other)
     for element in options.elements:
-        select(element.blocks, family)
+        try:
+            select(element.blocks, family)
+        except WeightError as error:
+            raise error.about(f"element rule {element}") from None
     return FamilyWeights(family, weights, layout, unlisted, named, options)
 
 

@@ -146,13 +146,10 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Pa
 
 
 @pytest.mark.parametrize("name", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
-def test_numbers_that_are_none_are_refused_by_name(name: str, lora: Path, run: Run) -> None:
+def test_numbers_that_are_none_are_refused_by_name(name: str) -> None:
     for number in (float("nan"), float("-inf"), "1"):
         with pytest.raises(WeightError, match=f"^{name} is .*, not a finite number"):
             Options(**{name: number})
-    assert f"error: {name} is nan, not a finite number" in run.refused(
-        "bake", lora, "-p", "MIDD", f"--{name}", "nan", "-n"
-    )
 
 
 def test_errors_come_back_from_other_processes_as_what_they_are() -> None:

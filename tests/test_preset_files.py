@@ -437,6 +437,32 @@ class TestEditing:
             with_preset(MINE, PATH, preset)
         assert "--force" in problem.value.hint
 
+    # An entry that is there, the family one is added for, and whether the preset means something for it already.
+    SPOKEN_FOR: ClassVar = {
+        "blocks it has": ("{MID: 1}", "sd1", True),
+        "blocks it lacks": ("{D07: 1}", "sd1", False),
+        "as many as it has": (",".join("1" * 17), "sd2", True),
+        "with variables": ("X," + ",".join("1" * 16), "sd1", True),
+        "as many as a relative has": (",".join("1" * 17), "sdxl", False),
+        "as many as no relative has": (",".join("1" * 17), "flux", False),
+        "a family that it follows": ("{sd1: {MID: 1}}", "sd2", True),
+        "another family": ("{sd1: {MID: 1}}", "sdxl", False),
+    }
+
+    @pytest.mark.parametrize(("entry", "family", "spoken_for"), SPOKEN_FOR.values(), ids=SPOKEN_FOR)
+    def test_what_it_means_for_a_family_does_not_change_unasked(
+        self, entry: str, family: str, spoken_for: bool
+    ) -> None:
+        text = f"A: {entry}\n"
+        more = added("A", "*=0.5", family)
+        assert f"{family}: " in with_preset(text, PATH, more, replacing=True)
+        if not spoken_for:
+            assert with_preset(text, PATH, more) == with_preset(text, PATH, more, replacing=True)
+            return
+        with pytest.raises(PresetError, match=f"mine.yaml:1: preset A has weights for {family} already") as problem:
+            with_preset(text, PATH, more)
+        assert "--force" in problem.value.hint
+
     REMOVED: ClassVar = {
         "FACE": MINE.replace("FACE: 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0  # of her\n", ""),
         "LAST ONE": MINE.replace('"LAST ONE": {MID: 1}  # the end\n', ""),

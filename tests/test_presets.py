@@ -22,6 +22,8 @@ from conftest import (
     write,
 )
 
+from lbw_bake.presets import load_presets
+
 # The extension's own values, in the order of its 17 blocks.
 EXTENSION = {
     "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
@@ -236,7 +238,47 @@ class TestFiles:
         path = presets("P:\n  sdxl: {MID: 1}\n  flux: {D07: 1}\n")
         error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
         assert "preset P has no entry for sd1" in error
-        assert "it has entries for flux, sdxl" in error
+        assert f"{path}:1: preset P has no entry for sd1" in error
+        assert f"it has entries for flux, sdxl; add one to {path}" in error
+
+    def test_one_that_hides_an_entry_says_where_that_is(
+        self, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        path = presets("# mine\nMIDD:\n  flux: {D07: 1}\n")
+        error = run.refused("bake", source, "-p", "MIDD", "--presets", path, "--dry-run")
+        assert f"{path}:2: preset MIDD has no entry for sd1" in error
+        builtin = load_presets()["MIDD"]
+        assert f"hides that of {builtin.path}:{builtin.line}, which has one: rename it" in error
+
+    def test_nobody_is_told_to_change_the_built_in_file(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        error = run.refused("bake", source, "-p", "MIDD", "--layout", "12", "--dry-run")
+        assert "preset MIDD has no entry for sd1 with 12 weights" in error
+        assert "make your own: lbw presets add NAME WEIGHTS --family sd1" in error
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("P: {D07: 1}", "preset P: sd1 has no block 'D07'"),
+            ("P: X,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0", "preset P: weight 1 of 17 is X, a variable"),
+            (
+                "P: {weights: {MID: 1}, elements: 'D07:attn:1'}",
+                "preset P: element rule D07:attn:1: sd1 has no block 'D07'",
+            ),
+        ],
+    )
+    def test_one_that_cannot_be_used_says_where_it_stands(
+        self, text: str, said: str, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), presets(f"\n{text}\n")
+        error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
+        assert f"error: {source}: {path}:2: {said}" in error
+
+    def test_one_is_not_blamed_for_an_element_rule_beside_it(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        error = run.refused("bake", source, "-p", "MIDD", "--element", "D07:attn:1", "--dry-run")
+        assert f"error: {source}: element rule D07:attn:1: sd1 has no block 'D07'" in error
 
     @pytest.mark.parametrize(("text", "line", "said"), BROKEN.values(), ids=BROKEN)
     def test_what_is_wrong_is_said_with_its_line(

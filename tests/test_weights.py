@@ -290,13 +290,12 @@ class TestCommandLine:
         assert f"{count} weights are not a layout of {family}; matched by name: BASE, " in error
         assert f"because the weights do not list their blocks: {zeroed}" in error
 
-    @pytest.mark.parametrize("option", ["--strength", "--te", "--unet", "--rest", "--other", "--x"])
+    @pytest.mark.parametrize("option", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
     def test_options_are_finite_numbers(self, option: str, value: str, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())
-        code, _, error = run("bake", source, "-p", "ALL", f"{option}={value}", "-o", tmp_path / "b.safetensors")
-        assert code in (1, 2)
-        assert option in error
+        error = run.refused("bake", source, "-p", "ALL", f"--{option}={value}", "-o", tmp_path / "b.safetensors")
+        assert f"error: {option} is {float(value)}, not a finite number" in error
         assert not (tmp_path / "b.safetensors").exists()
 
     @pytest.mark.parametrize("option", ["--weights", "--preset", "--token", "--element", "--element-preset"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import PresetError, nearest
 from .findings import Finding
 from .formats import READERS, kind_of, read_document, read_presets
-from .model import Document, Entry, Preset
+from .model import Document, Entry, Preset, builtin_path
 
 __all__ = [
     "READERS",
@@ -26,14 +27,6 @@ __all__ = [
     "read_presets",
     "user_path",
 ]
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def builtin_path() -> Path:
-    """The presets.yaml that comes with lbw: in the package when installed, beside it in a source tree."""
-    installed = _PACKAGE / "presets.yaml"
-    return installed if installed.exists() else _PACKAGE.parent / "presets.yaml"
 
 
 def user_path() -> Path:
@@ -57,7 +50,10 @@ def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Prese
 
     Raises PresetError if a file cannot be read or has errors.
     """
-    return {preset.name: preset for path in preset_paths(named) for preset in read_presets(path)}
+    known: dict[str, Preset] = {}
+    for path in preset_paths(named):
+        known |= {preset.name: replace(preset, hides=known.get(preset.name)) for preset in read_presets(path)}
+    return known
 
 
 def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
