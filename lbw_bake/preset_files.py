@@ -17,6 +17,7 @@ from .presets.formats import LONGEST, comment_lines, kind_by_name, parse_presets
 from .presets.writers import WRITERS
 from .sources import Weights
 from .tables import counted
+from .values import slip
 from .weights import Options, Source, parse_elements, written_out
 
 
@@ -116,7 +117,8 @@ def _source(weights: str | Sequence[float] | Mapping[str, float]) -> Source:
     asked = Weights.of(weights) if not isinstance(weights, str) or written_out(weights) else None
     if asked is None or isinstance(asked.source, Preset) or asked.options != Options():
         raise WeightError(
-            f"{weights!r} is neither a vector nor rules", "give a vector like 1,0,0.5,... or rules like IN04=0.5"
+            f"{weights!r} is neither a vector nor rules",
+            slip(str(weights)) or "give a vector like 1,0,0.5,... or rules like IN04=0.5",
         )
     return asked.source
 

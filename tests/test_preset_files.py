@@ -71,6 +71,19 @@ class TestReading:
         ]
         assert found == expected_of(path)
 
+    @pytest.mark.parametrize(
+        ("text", "code", "remedy"),
+        [
+            ("A: 1 0 0.5 1", "LBW310", "separate the values with commas: 1,0,0.5,1"),
+            ("A: 1,1,1,1,1,1,1,1,1,1,1,1 0", "LBW310", "give each block one value"),
+            ("A: IN04:0.5", "LBW303", "write IN04=0.5"),
+            ("A: {IN04..IN08: 1}", "LBW403", "write the range as IN04-IN08"),
+        ],
+    )
+    def test_a_slip_is_answered_with_the_right_spelling(self, text: str, code: str, remedy: str) -> None:
+        findings = read_document(text.encode(), Path("x.yaml")).findings
+        assert [(one.code, one.remedy) for one in findings if one.code == code] == [(code, remedy)]
+
     @INVALID
     def test_loading_refuses_what_checking_calls_an_error(self, path: Path) -> None:
         findings = read_document(path.read_bytes(), path).findings

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import PresetError, nearest
+from ..values import NAME_SLIPS, slip
 from .findings import Finding
 from .formats import READERS, kind_of, read_document, read_presets
 from .model import Document, Entry, Preset, builtin_path
@@ -61,4 +62,4 @@ def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
     try:
         return presets[name]
     except KeyError:
-        raise PresetError(f"unknown preset {name!r}", nearest(name, presets)) from None
+        raise PresetError(f"unknown preset {name!r}", slip(name, NAME_SLIPS) or nearest(name, presets)) from None
