@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import Checked
-from .console import print_line
+from .console import message, print_line
 from .families import OTHER, family_named
 from .presets import Preset, builtin_path, user_path
 from .presets.bars import entry_bars, preset_bars
@@ -26,12 +26,15 @@ def presets_table(presets: Iterable[Preset], family: str | None) -> None:
     """All presets on stdout, a line each, as they are for a family. Raises UnknownFamilyError."""
     chosen = family_named(family) if family else None
     rows = []
-    for preset in presets:
+    known = list(presets)
+    for preset in known:
         families = dict.fromkeys(entry.scope or "any" for entry in preset.entries)
         about = ", ".join(families) or "elements"
         rows.append((preset.name, preset_bars(preset, chosen), about, origin(preset.path), preset.description))
     columns = ("preset", "weights", "for", "from~", "description~")
     print_table("", columns, rows, spare=("for", "description", "from", "weights"))
+    for remark in filter(None, dict.fromkeys(preset.remark for preset in known)):
+        message("warning", remark)
 
 
 def preset_lines(preset: Preset) -> None:

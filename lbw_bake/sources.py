@@ -104,6 +104,11 @@ class Weights:
         """The preset's name, if the weights come from one."""
         return self.source.name if isinstance(self.source, Preset) else None
 
+    @property
+    def remark(self) -> str:
+        """What there is to say of the file the preset comes from; empty if nothing."""
+        return self.source.remark if isinstance(self.source, Preset) else ""
+
     def source_for(self, family: Family) -> Source:
         """Where the weights of a family come from. Raises PresetError."""
         return self.source.source_for(family, self.layout) if isinstance(self.source, Preset) else self.source

@@ -22,6 +22,7 @@ from conftest import (
     write,
 )
 
+from lbw_bake.errors import PresetError
 from lbw_bake.presets import load_presets
 
 # The extension's own values, in the order of its 17 blocks.
@@ -274,6 +275,45 @@ class TestFiles:
         source, path = write(tmp_path / "a.safetensors", unet_lora()), presets(f"\n{text}\n")
         error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
         assert f"error: {source}: {path}:2: {said}" in error
+
+    JUNK = f"=== my presets ===\nFACE:{HALVES}\nMIDD:1,0,0\nINS\uff1a{HALVES}\n"
+
+    def test_a_bad_line_of_another_tools_file_spoils_no_other(self, tmp_path: Path, run: Run) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "lbwpresets.txt"
+        path.write_text(self.JUNK, encoding="utf-8")
+        said = f"{path}: 3 lines cannot be used, first line 1: '=== my presets ===' has no colon"
+        bake = ("bake", source, "--presets", path, "--dry-run")
+        assert f"warning: {source}: {said}" in run.done(*bake, "-p", "FACE")
+        assert said in run.refused(*bake, "-p", "FACE", "--strict")
+        assert f"warning: {said}" in run.done("presets", "list", "--presets", path)
+        merge = ("merge", f"{source}:1:FACE", source, "--presets", path, "-o", tmp_path / "b.safetensors")
+        assert run.done(*merge).count(said) == 1
+        assert said not in run.done(*bake, "-p", "OUTALL")
+
+    @pytest.mark.parametrize(("name", "line"), [("MIDD", 3), ("INS", 4)])
+    def test_a_bad_line_never_means_the_built_in_preset_instead(
+        self, name: str, line: int, tmp_path: Path, run: Run
+    ) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "lbwpresets.txt"
+        path.write_text(self.JUNK, encoding="utf-8")
+        error = run.refused("bake", source, "--presets", path, "--dry-run", "-p", name)
+        assert error.startswith(f"error: {path}:{line}: ")
+        assert f"lbw validate {path} shows all there is" in error
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("presets.yaml", f"FACE: {HALVES}\nB: 1,0,0\n"),
+            ("elempresets.txt", "FACE:IN05:attn:1\n\nB:IN05:attn\n"),
+            ("lbwpresets.txt", "=== my presets ===\nMIDD:1,0,0\n"),
+            ("lbwpresets.txt", f"FACE:{HALVES}\n" + "x\n" * 300),
+        ],
+    )
+    def test_other_files_with_errors_are_not_used(self, name: str, text: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(PresetError, match=r"\(LBW\d+\)") as problem:
+            load_presets(tmp_path / name)
+        assert "shows all there is" in problem.value.hint
 
     def test_one_is_not_blamed_for_an_element_rule_beside_it(self, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())

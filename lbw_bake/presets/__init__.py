@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import PresetError, nearest
 from ..values import NAME_SLIPS, slip
 from .findings import Finding
-from .formats import READERS, kind_of, read_document, read_presets
+from .formats import READERS, error_of, kind_of, read_document, read_presets, usable_presets
 from .model import Document, Entry, Preset, builtin_path
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "preset_paths",
     "read_document",
     "read_presets",
+    "usable_presets",
     "user_path",
 ]
 
@@ -49,17 +50,24 @@ def preset_paths(named: str | os.PathLike[str] | None = None) -> list[Path]:
 def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
     """All presets in force by name; `named` is a file on top of the user's own.
 
-    Raises PresetError if a file cannot be read or has errors.
+    Raises PresetError if a file cannot be read or has errors. In the text formats of other tools an error in a line
+    keeps only its own preset from use.
     """
     known: dict[str, Preset] = {}
     for path in preset_paths(named):
-        known |= {preset.name: replace(preset, hides=known.get(preset.name)) for preset in read_presets(path)}
+        usable = usable_presets(path)
+        for finding in usable[0].unused if usable else ():
+            known.pop(finding.name, None)
+        known |= {preset.name: replace(preset, hides=known.get(preset.name)) for preset in usable}
     return known
 
 
 def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
-    """The preset of this name. Raises PresetError with the nearest name."""
+    """The preset of this name. Raises PresetError with what is wrong with it, or the nearest name."""
     try:
         return presets[name]
     except KeyError:
+        for preset in presets.values():
+            if wrong := next((finding for finding in preset.unused if finding.name == name), None):
+                raise error_of(wrong, preset.path) from None
         raise PresetError(f"unknown preset {name!r}", slip(name, NAME_SLIPS) or nearest(name, presets)) from None

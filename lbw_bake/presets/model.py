@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..errors import LbwError, PresetError
 from ..families import FAMILIES, Family
+from ..tables import counted
 from ..weights import Element, Options, Source, Vector, resolve
 from .findings import Finding, in_order
 
@@ -63,7 +64,7 @@ class Entry:
 class Preset:
     """A named source of weights or element rules, and where it was written (line and column from 1).
 
-    `hides` is the preset of the same name that it is found instead of.
+    `hides` is the preset of the same name that it is found instead of, `unused` what is wrong with lines beside it.
     """
 
     name: str
@@ -74,9 +75,19 @@ class Preset:
     elements: tuple[Element, ...] = ()
     column: int = 1
     hides: Preset | None = field(default=None, compare=False)
+    unused: tuple[Finding, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: preset {self.name}"
+
+    @property
+    def remark(self) -> str:
+        """What is said of lines beside it that cannot be used; empty if there are none."""
+        if not self.unused:
+            return ""
+        first, lines = self.unused[0], counted(len({finding.line for finding in self.unused}), "line")
+        what = f"line {first.line}: {first.message} ({first.code})"
+        return f"{self.path}: {lines} cannot be used, first {what}; lbw validate {self.path} shows all there is"
 
     @property
     def is_builtin(self) -> bool:
@@ -135,6 +146,12 @@ class Document:
 
     presets: tuple[Preset, ...] = ()
     findings: tuple[Finding, ...] = ()
+    by_line: bool = False
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether reading ended before the file did."""
+        return any(finding.code == "LBW111" for finding in self.findings)
 
 
 def document(items: Iterable[Preset | Finding]) -> Document:
