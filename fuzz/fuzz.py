@@ -100,8 +100,8 @@ def fuzz_weights(data: bytes) -> None:
     from lbw_bake.axes import parse_axis
     from lbw_bake.errors import LbwError
     from lbw_bake.families import FAMILIES
-    from lbw_bake.sources import parse_spec
-    from lbw_bake.sweeps import parse_size
+    from lbw_bake.sources import split_part
+    from lbw_bake.tables import parse_size
     from lbw_bake.tokens import parse_token
     from lbw_bake.weights import Options, parse_elements, parse_source, resolve
 
@@ -112,7 +112,7 @@ def fuzz_weights(data: bytes) -> None:
         lambda: parse_token(text),
         lambda: parse_elements(text),
         lambda: parse_size(text),
-        lambda: parse_spec(text),
+        lambda: split_part(text),
         *(lambda family=family: parse_axis(text, family) for family in families),
         *(lambda family=family: resolve(parse_source(text), family, options) for family in families),
     )

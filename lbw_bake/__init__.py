@@ -11,57 +11,81 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .api import bake, diff, inspect, merge, validate
+    from .api import bake, diff, inspect, merge, mix, validate
     from .batch import run_batch
-    from .checks import Checked
+    from .checks import Checked, find_preset_files
     from .comparison import Comparison
     from .errors import LbwError
+    from .grid import Assembled, assemble_grid
     from .inspection import Inspection
     from .jobs import Batch, Naming, make_batch
     from .merging import Merged
+    from .mixer import Mix
+    from .preset_files import Converted, add_preset, convert_presets, remove_preset
+    from .presets import Preset, find_preset, load_presets
+    from .presets.schema import preset_schema
     from .recipes import Recipe
     from .run import Outcome
-    from .sources import Weights
+    from .sources import Weights, parse_part
     from .sweeps import Sweep, make_sweep, write_sweep
     from .weights import Options
 
 # Module -> the public names that live in it.
 _EXPORTS = {
-    "api": ("bake", "diff", "inspect", "merge", "validate"),
+    "api": ("bake", "diff", "inspect", "merge", "mix", "validate"),
     "batch": ("run_batch",),
-    "checks": ("Checked",),
+    "checks": ("Checked", "find_preset_files"),
     "comparison": ("Comparison",),
     "errors": ("LbwError",),
+    "grid": ("Assembled", "assemble_grid"),
     "inspection": ("Inspection",),
     "jobs": ("Batch", "Naming", "make_batch"),
     "merging": ("Merged",),
+    "mixer": ("Mix",),
+    "preset_files": ("Converted", "add_preset", "convert_presets", "remove_preset"),
+    "presets": ("Preset", "find_preset", "load_presets"),
+    "presets.schema": ("preset_schema",),
     "recipes": ("Recipe",),
     "run": ("Outcome",),
-    "sources": ("Weights",),
+    "sources": ("Weights", "parse_part"),
     "sweeps": ("Sweep", "make_sweep", "write_sweep"),
     "weights": ("Options",),
 }
 
 __all__ = [
+    "Assembled",
     "Batch",
     "Checked",
     "Comparison",
+    "Converted",
     "Inspection",
     "LbwError",
     "Merged",
+    "Mix",
     "Naming",
     "Options",
     "Outcome",
+    "Preset",
     "Recipe",
     "Sweep",
     "Weights",
     "__version__",
+    "add_preset",
+    "assemble_grid",
     "bake",
+    "convert_presets",
     "diff",
+    "find_preset",
+    "find_preset_files",
     "inspect",
+    "load_presets",
     "make_batch",
     "make_sweep",
     "merge",
+    "mix",
+    "parse_part",
+    "preset_schema",
+    "remove_preset",
     "run_batch",
     "validate",
     "write_sweep",

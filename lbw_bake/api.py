@@ -7,10 +7,14 @@ be strings; families, presets and devices are named as on the command line.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import LbwError
+from .presets import Preset
 from .sources import Weights
 
 if TYPE_CHECKING:
@@ -18,10 +22,11 @@ if TYPE_CHECKING:
     from .comparison import Comparison
     from .inspection import Inspection
     from .merging import Merged
+    from .mixer import Mix
     from .run import Outcome
 
 AnyPath = str | os.PathLike[str]
-AnyWeights = Weights | str | Sequence[float] | Mapping[str, float]
+AnyWeights = Weights | Preset | str | Sequence[float] | Mapping[str, float]
 
 
 def bake(
@@ -47,9 +52,9 @@ def bake(
     """Write a LoRA with block weights multiplied in, so that any program loads it with a plain weight.
 
     `weights` are a preset's name, a vector, block rules or a prompt token as text; numbers in the order of a layout;
-    numbers by block selector; or `Weights`, which have more to choose. With `dry_run` nothing is written, and
-    `output` may be None. Every other option is that of `lbw bake` of the same name: `dtype` is `keep`, `f16`, `bf16` or
-    `f32`, the dtype floating tensors are stored as; `device` is `auto`, `cpu` or `cuda`.
+    numbers by block selector; a `Preset`; or `Weights`, which have more to choose. With `dry_run` nothing is written,
+    and `output` may be None. Every other option is that of `lbw bake` of the same name: `dtype` is `keep`, `f16`,
+    `bf16` or `f32`, the dtype floating tensors are stored as; `device` is `auto`, `cpu` or `cuda`.
 
     Returns what was done: the weight of every block, how many modules were copied, scaled, zeroed and removed, bytes,
     seconds, warnings. Raises FileFormatError for what is no safetensors file, NotALoraError, UnknownFamilyError,
@@ -138,7 +143,7 @@ def merge(
 
 
 def validate(path: AnyPath, *, kind: str | None = None) -> Checked:
-    """Check a preset file: its findings have a code, a line and a column.
+    """Check a preset file, or with `-` standard input: its findings have a code, a line and a column.
 
     `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.
     Raises FileFormatError if it cannot be read.
@@ -146,6 +151,51 @@ def validate(path: AnyPath, *, kind: str | None = None) -> Checked:
     from .checks import check_file
 
     return check_file(Path(path), kind)
+
+
+def mix(
+    path: AnyPath,
+    weights: AnyWeights | None = None,
+    *,
+    family: str | None = None,
+    presets: AnyPath | None = None,
+    dtype: str = "keep",
+    base: AnyPath | None = None,
+    dora_norm: str = "comfyui",
+    inexact: bool = False,
+) -> Mix | None:
+    """Show the sliders of `lbw mix` on the terminal, from these weights on (default: all ones).
+
+    Presets that are saved go to the file `presets`, or the user's own; the other options say how files are baked.
+    Returns the mix that the sliders are left at, whose `weights` are numbers by block, or None if that was interrupted.
+    Raises LbwError without textual or a terminal, WeightError for weights that no sliders can show, and what `bake`
+    raises for the file.
+    """
+    _require_terminal()
+    from .lora import read_lora
+    from .mixer import mix_of, started
+    from .planning import agree
+    from .presets import load_presets
+    from .recipes import Recipe
+    from .tui import Desk, Mixer
+
+    lora = read_lora(Path(path), family)
+    load_presets(presets)  # what is wrong with them is better said now than when they are asked for
+    asked = Weights() if weights is None else Weights.of(weights)
+    recipe = Recipe(asked, family=family, dtype=dtype, base=_path(base), dora_norm=dora_norm, inexact=inexact)
+    start = started(mix_of(lora), agree(lora, asked.for_family))
+    return Mixer(Desk(lora, start, recipe, _path(presets))).run()
+
+
+def _require_terminal() -> None:
+    """Raise LbwError where no sliders can be shown."""
+    if find_spec("textual") is None:
+        raise LbwError("lbw mix needs textual, which is not installed", "pip install 'lbw-bake[tui]'")
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise LbwError(
+            "lbw mix needs a terminal to show its sliders on",
+            "give the weights to lbw bake as --preset NAME or --weights VECTOR",
+        )
 
 
 def _path(path: AnyPath | None) -> Path | None:

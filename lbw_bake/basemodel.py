@@ -82,7 +82,6 @@ _OPENCLIP = {"attn_in_proj": "self_attn_qkv", "attn_out_proj": "self_attn_out_pr
 
 # Applied in this order; a function makes the numbers that a template cannot.
 _RENAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"_processor_to_": "_to_",
     r"_to_out$": "_to_out_0",
     # UNet
     r"^conv_in$": "input_blocks_0_0",

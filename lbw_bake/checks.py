@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +51,9 @@ def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def check_file(path: Path, kind: str | None = None) -> Checked:
-    """Check a preset file. Raises FileFormatError if it cannot be read."""
+    """Check a preset file, or with `-` standard input. Raises FileFormatError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
             return check(read_data(file), path, kind)
     except OSError as error:
         raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error

@@ -162,7 +162,6 @@ def bake(
     [dim]lbw bake doraemon.safetensors --preset MIDD -o doraemon-midd.safetensors[/dim]
     """
     from . import Naming, Options, Recipe, Weights, make_batch, render, run_batch
-    from .values import parse_number
 
     modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype != "keep" or rank
     ways = sum((bool(preset), weights is not None, token is not None))
@@ -191,10 +190,6 @@ def bake(
     for wrong, option, message in mistakes:
         if wrong:
             raise typer.BadParameter(message, param_hint=option)
-    numbers = {"strength": strength, "te": te, "unet": unet, "rest": rest, "other": other, "x": x, "a": a, "b": b}
-    for option, number in numbers.items():
-        if number is not None:
-            parse_number(repr(number), f"--{option}")
     recipes = [
         Recipe(
             Weights.parse(
@@ -260,12 +255,10 @@ def merge(
 ) -> None:
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
     from . import merge as merge_loras
-    from . import render
-    from .sources import parse_spec
+    from . import parse_part, render
 
-    specs = [parse_spec(text) for text in inputs]
     merged = merge_loras(
-        [(spec.path, spec.asked(presets)) for spec in specs],
+        [parse_part(text, presets) for text in inputs],
         output,
         family=family,
         rank=rank,

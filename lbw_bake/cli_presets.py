@@ -1,14 +1,12 @@
 """The commands about preset files: `lbw validate` and `lbw presets ...`."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from .completion import all_preset_names, element_rules, family_names
-from .errors import PresetError
 
 app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
@@ -44,49 +42,32 @@ def validate(
 
     Exits 1 if a file has errors. docs/preset-rules.md explains every code.
     """
-    from . import checks, console, reports
-    from . import validate as check_file
-    from .presets.formats import read_data
+    from . import console, find_preset_files, reports
+    from . import validate as check
 
     for file in files:
-        if file != checks.STDIN and not file.exists():
+        if str(file) != "-" and not file.exists():
             raise typer.BadParameter(f"{console.escape(file)} does not exist", param_hint="FILE")
-    results = [
-        checks.check(read_data(sys.stdin.buffer), file, kind) if file == checks.STDIN else check_file(file, kind=kind)
-        for file in checks.find_preset_files(files)
-    ]
+    results = [check(file, kind=kind) for file in find_preset_files(files)]
     default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
     for line in reports.FORMATS[format_ or default](results):
         typer.echo(line)
-    errors = sum(result.errors for result in results)
-    warnings = sum(len(result.findings) for result in results) - errors
     if not quiet:
-        presets = _count(sum(result.presets for result in results), "preset")
-        found = (
-            f"{_count(errors, 'error')}, {_count(warnings, 'warning')}" if errors or warnings else "nothing to report"
-        )
-        console.message("done", f"{found} in {presets} of {_count(len(results), 'file')}")
-    if errors or (strict and warnings):
+        console.message("done", reports.summary(results))
+    if any(result.errors or (strict and result.findings) for result in results):
         raise typer.Exit(1)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @app.command("list")
 def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_output: Json = False) -> None:
     """List the presets in force, where each comes from, and what it does: ▁ is a weight of 0, █ of 1."""
-    from . import console, render_presets
-    from .families import family_named
-    from .presets import load_presets
+    from . import console, load_presets, render_presets
 
-    known = list(load_presets(presets).values())
-    chosen = family_named(family) if family else None
+    known = load_presets(presets).values()
     if json_output:
         console.print_json([render_presets.preset_json(preset) for preset in known])
     else:
-        render_presets.presets_table(known, chosen)
+        render_presets.presets_table(known, family)
 
 
 @app.command()
@@ -102,18 +83,14 @@ def show(
     json_output: Json = False,
 ) -> None:
     """Show a preset as it is written, or with --family the weight of every block."""
-    from . import console, render_presets
-    from .families import family_named
-    from .presets import find_preset, load_presets
-    from .weights import Options, resolve
+    from . import Options, Weights, console, find_preset, load_presets, render_presets
 
     preset = find_preset(name, load_presets(presets))
     if family is None:
         (console.print_json(render_presets.preset_json(preset)) if json_output else render_presets.preset_lines(preset))
         return
-    chosen = family_named(family)
     options = Options(x=x, seed=seed, a=a, b=b, elements=preset.elements)
-    weights = resolve(preset.source_for(chosen, layout), chosen, options)
+    weights = Weights(preset, options, layout).for_family(family)
     if json_output:
         console.print_json(render_presets.weights_json(preset, weights))
     else:
@@ -141,22 +118,20 @@ def add(
 
     [dim]lbw presets add FACE 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0 -d "sharper faces"[/dim]
     """
-    from . import console
-    from .families import family_named
-    from .own_presets import add_preset, own_path, saved_lines
-    from .presets import Entry, Preset
-    from .weights import parse_elements, parse_source, written_out
+    from . import add_preset, console, render_presets
 
     if weights is None and not element:
         raise typer.BadParameter("give a vector, block rules or --element", param_hint="WEIGHTS")
-    if weights is not None and not written_out(weights):
-        raise typer.BadParameter("give a vector like 1,0,0.5,... or rules like IN04=0.5", param_hint="WEIGHTS")
-    path = own_path(presets)
-    entries = (Entry(family_named(family).name if family else None, parse_source(weights), 1),) if weights else ()
-    elements = tuple(rule for text in element or () for rule in parse_elements(text))
-    added = Preset(name.strip(), entries, path, 1, description.strip(), elements)
-    add_preset(added, replacing=force)
-    for label, text in saved_lines(added.name, path):
+    saved = add_preset(
+        name,
+        weights,
+        family=family,
+        elements=element or (),
+        description=description,
+        presets=presets,
+        replace=force,
+    )
+    for label, text in render_presets.saved_lines(name.strip(), saved):
         console.message(label, text)
 
 
@@ -166,22 +141,9 @@ def remove(
     presets: ChangedFile = None,
 ) -> None:
     """Remove a preset from your own file."""
-    from . import console
-    from .errors import nearest
-    from .own_presets import own_path, text_of, write_text
-    from .presets import builtin_path
-    from .presets.editing import without_preset
-    from .presets.formats import parse_presets, read_presets
+    from . import console, remove_preset
 
-    path = own_path(presets)
-    text = text_of(path)
-    own = [preset.name for preset in parse_presets(text, path)]
-    if name not in own:
-        builtin = name in {preset.name for preset in read_presets(builtin_path())}
-        why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
-        raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
-    write_text(path, without_preset(text, path, name), replace=True)
-    console.message("removed", f"{name} from {path}")
+    console.message("removed", f"{name} from {remove_preset(name, presets=presets)}")
 
 
 @app.command()
@@ -194,35 +156,25 @@ def convert(
     force: Force = False,
 ) -> None:
     """Turn a preset file into another format. What the new format has no place for is said on stderr."""
-    from . import console
-    from .families import family_named
-    from .own_presets import write_text
-    from .presets.formats import comment_lines, kind_by_name, read_presets
-    from .presets.writers import WRITERS
+    from . import console, convert_presets, tables
 
     if not source.exists():
         raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
-    kind = to or kind_by_name(target)
-    if kind is None:
-        raise typer.BadParameter(f"{console.escape(target)} does not tell its format; give --to", param_hint="OUT")
-    presets = read_presets(source, from_)
-    written = WRITERS[kind](presets, family_named(family) if family else None)
-    if str(target) == "-":
-        typer.echo(written.text, nl=False)
+    shown = str(target) == "-"
+    if shown and to is None:
+        raise typer.BadParameter("- does not tell its format; give --to", param_hint="OUT")
+    made = convert_presets(source, None if shown else target, from_=from_, to=to, family=family, replace=force)
+    if shown:
+        typer.echo(made.text, nl=False)
     else:
-        write_text(target, written.text, replace=force)
-        console.message("written", f"{target} ({kind}, {_count(len(presets), 'preset')} read)")
-    for lost in written.lost:
+        console.message("written", f"{target} ({made.kind}, {tables.counted(made.presets, 'preset')} read)")
+    for lost in made.lost:
         console.message("lost", lost)
-    if comments := comment_lines(source):
-        console.message("lost", _count(comments, "comment line"))
 
 
 @app.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of presets.yaml, for editors that check as you type."""
-    import json
+    from . import console, preset_schema
 
-    from .presets.schema import schema
-
-    typer.echo(json.dumps(schema(), indent=2))
+    typer.echo(console.json_text(preset_schema(), indent=2))

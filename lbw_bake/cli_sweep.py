@@ -70,10 +70,10 @@ def sweep(
     from . import console, render_sweep
 
     if grid:
-        from .grid import assemble
+        from . import assemble_grid
 
         picture = output or grid / "grid.png"
-        made = assemble(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme, replace=force)
+        made = assemble_grid(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme, replace=force)
         render_sweep.assembled(made, picture, quiet=quiet, json=json_output)
         return
     if source is None or (output is None and not dry_run):
@@ -84,12 +84,9 @@ def sweep(
     if analyse and (set(given) - {"x"}):
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
-    from . import Options, Recipe, Weights, make_sweep, write_sweep
-    from .sweeps import manifest, parse_size
-    from .values import parse_number
+    from . import Options, Recipe, Weights, make_sweep, tables, write_sweep
 
-    parse_number(repr(at), "--at")
-    limit = parse_size(max_size)
+    limit = tables.parse_size(max_size)
     recipe = Recipe(
         Weights.parse(base_weights, presets=presets, options=Options(seed=seed), layout=layout),
         family=family,
@@ -105,4 +102,4 @@ def sweep(
         sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force)
         render_sweep.written(plot, output, sizes, quiet=quiet)
     if json_output:
-        console.print_json(manifest(plot))
+        console.print_json(plot.manifest)

@@ -66,13 +66,13 @@ def element_rules(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _presets(ctx: typer.Context) -> Iterator[Preset]:
     """All presets in force, of every file that can be read; the file named on the line included."""
-    from .presets import preset_paths, read_presets
+    from .presets import preset_paths, usable_presets
 
     named = ctx.params.get("presets")
     found: dict[str, Preset] = {}
     for path in preset_paths(Path(named) if named else None):
         with contextlib.suppress(LbwError):
-            found |= {preset.name: preset for preset in read_presets(path)}
+            found |= {preset.name: preset for preset in usable_presets(path)}
     yield from found.values()
 
 

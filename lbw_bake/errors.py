@@ -41,10 +41,10 @@ class LbwError(Exception):
         """What to do next, in words."""
         return self._hint() if callable(self._hint) else self._hint
 
-    def about(self, path: Path) -> LbwError:
-        """The error, saying first which file it is about unless it does already."""
-        if str(path) not in self.message:
-            self.message = f"{path}: {self.message}"
+    def about(self, what: object) -> LbwError:
+        """The error, saying first which file, preset or rule it is about unless it does already."""
+        if str(what) not in self.message:
+            self.message = f"{what}: {self.message}"
             self.args = (self.message,)
         return self
 

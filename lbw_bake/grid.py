@@ -64,7 +64,7 @@ class Row:
     framed: bool = True
 
 
-def assemble(
+def assemble_grid(
     where: Path,
     images: Path,
     picture: Path,

@@ -49,6 +49,9 @@ _LONGEST_SUFFIX = 4  # dotted parts, the one before the suffix included
 # Characters of a name that is taken apart; models' longest have 150. Bounds the work of every pattern below.
 LONGEST_NAME = 512
 
+# The first diffusers files name the processor of an attention on the way to its layers -> what all others call these.
+_RENAMED = {"_processor_to_out": "_to_out_0", "_processor_to_": "_to_"}
+
 # Tensors that belong to no module: embeddings bundled with a LoRA, the projections all VeRA modules share.
 SHARED = re.compile(r"bundle_emb\..+|(?:.+\.)?vera_[AB]")
 
@@ -58,7 +61,8 @@ class Key:
     """What a tensor name says. Tensors of one module have the same `stem`, which is its name in the file.
 
     `component` is `denoiser`, a text encoder's name (`clip_l`, `clip_g`, `t5`) or its ordinal (`te`, `te1`, ...);
-    `path` is the module's path in the model with dots flattened to underscores; `role` a key of `ROLES`.
+    `path` is the module's path in the model, dots flattened to underscores and layers named as most files name them;
+    `role` a key of `ROLES`.
     """
 
     stem: str
@@ -91,7 +95,10 @@ def parse_key(name: str) -> Key | None:
     stem = name[:-length]
     component, path = _split_prefix(stem)
     named = adapter not in ("", "default")
-    return Key(f"{stem}[{adapter}]" if named else stem, component, path.replace(".", "_"), role)
+    path = path.replace(".", "_")
+    for old, new in _RENAMED.items():
+        path = path.replace(old, new)
+    return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
 
 
 def _split_prefix(stem: str) -> tuple[str, str]:

@@ -43,11 +43,12 @@ from .weights import FamilyWeights
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a merge, with its weights; its presets' name, if they come from one."""
+    """One file of a merge, with its weights; the preset's name, if they come from one, and what is said of its file."""
 
     lora: Lora
     weights: FamilyWeights
     preset: str | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     parts: list[Part] = []
     for lora, weights in read:
         one = replace(lora, candidates=(parts[0].weights.family,) if parts else common)
-        parts.append(Part(one, agree(one, weights.for_family), weights.preset))
+        parts.append(Part(one, agree(one, weights.for_family), weights.preset, weights.remark))
     return parts
 
 
@@ -332,6 +333,7 @@ def _check_spellings(parts: Sequence[Part]) -> None:
 
 
 def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
+    yield from filter(None, dict.fromkeys(part.remark for part in parts))
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
         yield "the files share no module name; do they spell the same layers differently?"
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):

@@ -17,11 +17,11 @@ from .errors import AmbiguousFamilyError, LbwError, WeightError
 from .families import OTHER, Family, Layout, Place
 from .jobs import Job
 from .lora import Lora
-from .presets import Entry, Preset
+from .presets import Preset
 from .recipes import Recipe
 from .sources import Weights
 from .values import number_text
-from .weights import FamilyWeights, Options, parse_source
+from .weights import FamilyWeights
 
 LOW, HIGH = -1.0, 2.0  # how far sliders go; what is typed may lie beyond
 STEP, FINE = 0.05, 0.01
@@ -86,8 +86,7 @@ def fitting(mix: Mix, presets: Iterable[Preset]) -> Iterator[tuple[Preset, Mix]]
     """The presets that sliders can show, and the mix that each is."""
     for preset in presets:
         try:
-            weights = Weights(preset, Options(elements=preset.elements))
-            yield preset, started(mix, weights.for_family(mix.family))
+            yield preset, started(mix, Weights.of(preset).for_family(mix.family))
         except LbwError:  # of another family, of elements, or with a variable
             continue
 
@@ -171,11 +170,6 @@ def token(mix: Mix, stem: str) -> str | None:
     """What loads the file of this name with these weights in a prompt; None where no token can say that."""
     written = vector(mix)
     return None if written is None or _NO_NAME.search(stem) else f"<lora:{stem}:1:lbw={written}>"
-
-
-def preset_of(mix: Mix, name: str, path: Path) -> Preset:
-    """The mix as a preset of its family, to be written to a file."""
-    return Preset(name.strip(), (Entry(mix.family.name, parse_source(text(mix)), 1),), path, 1)
 
 
 def job_of(mix: Mix, source: Path, output: Path, recipe: Recipe, *, replacing: bool) -> Job:

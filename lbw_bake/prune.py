@@ -23,7 +23,7 @@ from .updates import alpha_of
 _TOGETHER = re.compile(r"(.+_self_attn)_(?:to_)?(?:q|k|v|out)(?:_proj)?")
 
 # Layers by which loaders tell the base model, and those that mark a format.
-_TELLTALE = re.compile(r".*(?:attn2_(?:processor_)?to_[kv]|self_attn_.+|time_emb_proj|emb_layers_1|img_in.*)")
+_TELLTALE = re.compile(r".*(?:attn2_to_[kv]|self_attn_.+|time_emb_proj|emb_layers_1|img_in.*)")
 _MARKER = re.compile(r"img_in.*|blocks_0_cross_attn_k.*")
 
 

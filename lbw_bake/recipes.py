@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .errors import LbwError, nearest
@@ -70,4 +70,4 @@ def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData
         from .prune import prune
 
         plan = prune(plan, data)
-    return plan
+    return replace(plan, warnings=tuple(filter(None, (recipe.weights.remark, *plan.warnings))))

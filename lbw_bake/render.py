@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import error, error_lines, message, print_json
+from .console import error, error_lines, message, print_json, print_line
 from .jobs import Batch
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 from .tables import Bar, print_table, shortened, size_text
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .comparison import Comparison
     from .merging import Merged
+    from .mixer import Mix
 
 _VALUE = 40  # characters of a metadata value
 
@@ -154,6 +155,15 @@ def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = Fa
         rows = ((block, f"{lost:.2%}", Bar(lost, 1.0)) for block, lost in result.errors.items())
         print_table("What truncation lost of each block's update", ("block", "error>", ""), rows, stderr=True)
     message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
+
+
+def mixed(mix: Mix, path: Path) -> None:
+    """What sliders were left at, on stdout, and what loads the file so in a prompt."""
+    from . import mixer
+
+    print_line(mixer.text(mix))
+    if token := mixer.token(mix, path.stem):
+        message("prompt", token)
 
 
 def comparison(facts: Comparison) -> None:

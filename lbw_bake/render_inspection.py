@@ -15,6 +15,7 @@ from .tables import Bar, count_text, distinct, print_table, shortened, size_text
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")
+_SPARE = ("dtype", "params", "algorithm", "", "size")  # what a narrow terminal can do without, the first one first
 _HEADING = 24
 
 
@@ -40,7 +41,7 @@ def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = Fal
         rows.append((*cells, *(_spectrum_cells(group) if spectra else ()), Bar(group.norm, strongest)))
     lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
     size = size_text(facts.lora.file.size)
-    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", columns, rows)
+    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", columns, rows, spare=_SPARE)
     _remarks(facts)
 
 
@@ -51,7 +52,7 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
     """
     groups = [facts.elements if elements else facts.blocks for facts in files]
     more = _SPECTRUM if spectra else ()
-    columns = [column for facts in files for column in (f"{_heading(facts)}>", *more, "")]
+    columns = [column for facts in files for column in (f"{_heading(facts)}~>", *more, "")]
     rows: list[list[str | Bar]] = []
     strongest = [max((group.norm for group in named.values()), default=0.0) for named in groups]
     for name in _in_order(files, groups, elements=elements):
@@ -62,7 +63,9 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
             cells += [*(_spectrum_cells(group) if spectra else ()), Bar(group.norm, whole)]
         rows.append(cells)
     first = "element" if elements else "block"
-    print_table(f"Norms of {len(files)} files, a scale for each", (first, *columns), rows)
+    print_table(
+        f"Norms of {len(files)} files, a scale for each", (first, *columns), rows, spare=("", "eff. rank", "largest")
+    )
     for facts in files:
         print_line(f"{_title(facts)}, {size_text(facts.lora.file.size)}; {_balance(facts)}")
         _remarks(facts)

@@ -11,6 +11,7 @@ from . import __version__
 from .checks import STDIN, Checked
 from .console import escape, json_text, paint
 from .presets.findings import RULES, Finding, Rule
+from .tables import counted
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -22,6 +23,15 @@ def text(results: Sequence[Checked]) -> Iterator[str]:
         where = f"{escape(_shown(path))}:{finding.line}:{finding.column}"
         yield f"{where}: {severity} {finding.code}: {escape(finding.message)}"
         yield f"    {escape(finding.remedy)}"
+
+
+def summary(results: Sequence[Checked]) -> str:
+    """What was found in how much, in a line."""
+    errors = sum(result.errors for result in results)
+    warnings = sum(len(result.findings) for result in results) - errors
+    found = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}" if errors or warnings else "nothing to report"
+    presets = counted(sum(result.presets for result in results), "preset")
+    return f"{found} in {presets} of {counted(len(results), 'file')}"
 
 
 def as_json(results: Sequence[Checked]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from functools import partial
 
 from .errors import WeightError, nearest
 from .families import OTHER, Family
+from .values import slip
 
 _DEPTHS = re.compile(r"(\d{1,3})%-(\d{1,3})%")
 
@@ -32,7 +33,7 @@ def block_range(name: str, family: Family) -> range:
     name = "MID" if name == "M00" else name
     positions = [i for i, block in enumerate(_vocabulary(family)) if name in (block, block.rstrip("0123456789"))]
     if not positions:
-        raise WeightError(f"{family.name} has no block {name!r}", partial(nearest, name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", lambda: slip(name) or nearest(name, family.blocks))
     return range(positions[0], positions[-1] + 1)
 
 

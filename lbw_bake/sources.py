@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .errors import PresetError, WeightError
-from .families import Family
+from .errors import LbwError, PresetError, WeightError
+from .families import Family, family_named
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
 from .weights import (
@@ -26,7 +26,7 @@ from .weights import (
     written_out,
 )
 
-_SPEC = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+(?:\.\d*)?|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
+_PART = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+(?:\.\d*)?|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,15 @@ class Weights:
     layout: int | None = None
 
     @classmethod
-    def of(cls, given: Weights | str | Sequence[float] | Mapping[str, float]) -> Weights:
-        """Weights, whatever they are given as: a text (see `parse`), a vector, or numbers by block selector.
+    def of(cls, given: Weights | Preset | str | Sequence[float] | Mapping[str, float]) -> Weights:
+        """Weights, whatever they are given as: a text (see `parse`), a preset, a vector, numbers by block selector.
 
         Raises PresetError, WeightError, NotBakeableError.
         """
         if isinstance(given, Weights):
             return given
+        if isinstance(given, Preset):
+            return cls(given, Options(elements=given.elements))
         if not given:
             raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
         if isinstance(given, str):
@@ -102,15 +104,34 @@ class Weights:
         """The preset's name, if the weights come from one."""
         return self.source.name if isinstance(self.source, Preset) else None
 
+    @property
+    def remark(self) -> str:
+        """What there is to say of the file the preset comes from; empty if nothing."""
+        return self.source.remark if isinstance(self.source, Preset) else ""
+
     def source_for(self, family: Family) -> Source:
         """Where the weights of a family come from. Raises PresetError."""
         return self.source.source_for(family, self.layout) if isinstance(self.source, Preset) else self.source
 
-    def for_family(self, family: Family) -> FamilyWeights:
-        """What they mean for a family. Raises PresetError, WeightError."""
-        resolved = resolve(self.source_for(family), family, self.options)
+    def for_family(self, family: Family | str) -> FamilyWeights:
+        """What they mean for a family, or that of this name. Raises UnknownFamilyError, PresetError, WeightError."""
+        family = family_named(family) if isinstance(family, str) else family
+        if not isinstance(self.source, Preset):
+            return resolve(self.source, family, self.options)
+        try:
+            resolved = resolve(self.source_for(family), family, self.options)
+        except WeightError as error:
+            raise self._blamed(error, self.source, family) from None
         # A preset is for many files, and names blocks that some of them lack.
-        return replace(resolved, named=frozenset()) if self.preset else resolved
+        return replace(resolved, named=frozenset())
+
+    def _blamed(self, error: LbwError, preset: Preset, family: Family) -> LbwError:
+        """What is wrong, naming the preset if that is by itself."""
+        try:
+            resolve(self.source_for(family), family, replace(self.options, elements=preset.elements))
+        except WeightError as own:
+            return own.about(preset)
+        return error
 
 
 def _elements_of(preset: Preset) -> tuple[Element, ...]:
@@ -121,25 +142,22 @@ def _elements_of(preset: Preset) -> tuple[Element, ...]:
     return preset.elements
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is merged, as written: `PATH[:STRENGTH[:WEIGHTS]]`; weights are a preset's name, a vector or block rules."""
+def parse_part(text: str, presets: Path | None = None) -> tuple[Path, Weights]:
+    """One of the LoRAs of a merge, as `lbw merge` takes it: `PATH[:STRENGTH[:WEIGHTS]]`.
 
-    path: Path
-    strength: float = 1.0
-    weights: str | None = None
-
-    def asked(self, presets: Path | None = None) -> Weights:
-        """The weights it says; `presets` is a file on top of the user's own. Raises PresetError, WeightError."""
-        return Weights.parse(self.weights, presets=presets, options=Options(strength=self.strength))
+    Weights are a preset's name, a vector or block rules; `presets` is a file on top of the user's own. Raises
+    WeightError, PresetError.
+    """
+    path, strength, weights = split_part(text)
+    return path, Weights.parse(weights, presets=presets, options=Options(strength=strength))
 
 
-def parse_spec(text: str) -> Spec:
-    """Take a merge argument apart; a file of exactly this name wins over any other reading. Raises WeightError."""
+def split_part(text: str) -> tuple[Path, float, str | None]:
+    """Path, strength and weights as written; a file of exactly this name wins over any other reading."""
     with suppress(OSError):  # a vector can be longer than a name may be
         if Path(text).is_file():
-            return Spec(Path(text))
-    match = _SPEC.fullmatch(text)
+            return Path(text), 1.0, None
+    match = _PART.fullmatch(text)
     if match is None:
         raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")
-    return Spec(Path(match["path"]), float(match["strength"] or 1.0), match["weights"])
+    return Path(match["path"]), float(match["strength"] or 1.0), match["weights"]

@@ -21,7 +21,7 @@ from typing import Any
 from .atomic import atomic_write, check_output, write_all
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
-from .errors import LbwError, OutputError, WeightError
+from .errors import OutputError, WeightError
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora, read_lora
@@ -32,7 +32,7 @@ from .selectors import select
 from .sources import Weights
 from .tables import size_text
 from .tensordata import TensorData
-from .values import number_text, parse_number, variable_of
+from .values import check_finite, number_text, parse_number, variable_of
 from .weights import FamilyWeights, Options, Source, Vector, parse_elements
 
 MANIFEST = "manifest.json"
@@ -43,7 +43,6 @@ _OPEN = 64
 _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
 _UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _LABEL_LENGTH = 60
-_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,25 @@ class Sweep:
             files.setdefault(cell.file, cell.weights)
         return files
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What every cell is and which file has it, as `manifest.json` says it."""
+        return {
+            "source": self.lora.file.path.name,
+            "axes": {name: {"kind": axis.kind, "cells": list(axis.labels)} for name, axis in self.axes.items()},
+            "cells": [
+                {
+                    "x": cell.x,
+                    "y": cell.y,
+                    "z": cell.z,
+                    "file": cell.file,
+                    "weights": dict(cell.weights.blocks),
+                    "prompt": cell.prompt,
+                }
+                for cell in self.cells
+            ],
+        }
+
 
 def make_sweep(
     source: Path,
@@ -110,6 +128,7 @@ def make_sweep(
     values. `analyse` makes the axis of an effective-block analysis, of the blocks of `x` if it is given. Raises
     WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, and FileFormatError for the LoRA.
     """
+    check_finite(at, "at")
     lora = read_lora(source, recipe.family)
     family = lora.candidates[0]
     parsed = {name: parse_axis(text, family) for name, text in axes.items()}
@@ -214,7 +233,7 @@ def write_sweep(sweep: Sweep, folder: Path, *, limit: int | None = None, replace
                 for name, weights in files[first : first + _OPEN]
             ]
             yield from rewrite(targets, backend).sizes
-    texts = {MANIFEST: json.dumps(manifest(sweep), ensure_ascii=False, indent=1)}
+    texts = {MANIFEST: json.dumps(sweep.manifest, ensure_ascii=False, indent=1)}
     texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
     for name, text in texts.items():
         with atomic_write(folder / name, replace=replace) as file:
@@ -244,25 +263,6 @@ def _make_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
         check_output(folder / name, [sweep.lora.file.path], replace=replace)
 
 
-def manifest(sweep: Sweep) -> dict[str, Any]:
-    """What every cell is and which file has it, as `manifest.json` says it."""
-    return {
-        "source": sweep.lora.file.path.name,
-        "axes": {name: {"kind": axis.kind, "cells": list(axis.labels)} for name, axis in sweep.axes.items()},
-        "cells": [
-            {
-                "x": cell.x,
-                "y": cell.y,
-                "z": cell.z,
-                "file": cell.file,
-                "weights": dict(cell.weights.blocks),
-                "prompt": cell.prompt,
-            }
-            for cell in sweep.cells
-        ],
-    }
-
-
 def prompts(sweep: Sweep) -> list[str]:
     """A prompt token for every file."""
     return list(dict.fromkeys(cell.prompt for cell in sweep.cells))
@@ -275,11 +275,3 @@ _LISTS: dict[str, Callable[[Sweep], list[str]]] = {
     "prompt-sr.txt": lambda sweep: [", ".join(prompts(sweep))],
     "comfyui.txt": lambda sweep: list(sweep.files),
 }
-
-
-def parse_size(text: str) -> int:
-    """A size as people write it: `20GB`, `500 MB`, `1000`. Raises LbwError."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise LbwError(f"{text!r} is no size", "write it as 20GB or 500MB")
-    return int(float(match[1]) * _SIZES[match[2].upper()])

@@ -5,18 +5,23 @@ rich is imported where a table is drawn: the commands that print a line start fa
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .console import escape
+from .errors import LbwError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
     from rich.measure import Measurement
 
 _BAR, _SHORTEST_BAR = 24, 6
+_GAP, _SENTENCE = 2, 20  # characters between two columns; in one that goes on in the next line
+_MARKS = "> ~"
+_SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _WIDE = 240  # what is not a terminal has no width to keep to
 
 
@@ -42,23 +47,58 @@ class Bar:
 
 
 def print_table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[str | Bar]], *, stderr: bool = False
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str | Bar]],
+    *,
+    spare: Iterable[str] = ("",),
+    stderr: bool = False,
 ) -> None:
-    """A title and a table, on stdout unless told otherwise.
+    """A title, if there is one, and a table, on stdout unless told otherwise.
 
-    A column whose name ends in `>` is aligned to the right, one without a name is for bars.
+    A column whose name ends in `>` is aligned to the right, one in `~` may go on in the next line, one without a name
+    is for bars. Where the terminal is too narrow for them all, those that are `spare` are left out, the first one
+    first; nothing is cut.
     """
     from rich.table import Table
 
     console = console_for(stderr=stderr)
-    console.print(escape(title), style="bold", soft_wrap=True)
+    if title:
+        console.print(escape(title), style="bold", soft_wrap=True)
+    names, lines = list(columns), [list(row) for row in rows]
+    kept, fits = _fitting(names, lines, spare, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        name = column.strip("> ")
-        table.add_column(escape(name), justify="right" if column.endswith(">") else "left", no_wrap=bool(name))
-    for cells in rows:
-        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
+    for i in kept:
+        name = names[i].rstrip(_MARKS)
+        whole = i == 0 or (fits and name != "" and "~" not in names[i])
+        table.add_column(
+            escape(name), justify="right" if names[i].endswith(">") else "left", no_wrap=whole, overflow="fold"
+        )
+    for cells in lines:
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in (cells[i] for i in kept)))
     console.print(table)
+
+
+def _fitting(
+    columns: Sequence[str], rows: Sequence[Sequence[str | Bar]], spare: Iterable[str], width: int
+) -> tuple[list[int], bool]:
+    """The columns that are shown, without those of the spare ones that must make room; and whether they fit."""
+    widths = [_width(columns[i], [row[i] for row in rows]) + _GAP for i in range(len(columns))]
+    kept = list(range(len(columns)))
+    for name in spare:
+        if sum(widths[i] for i in kept) - _GAP <= width:
+            break
+        kept = [i for i in kept if i == 0 or columns[i].rstrip(_MARKS) != name]
+    return kept, sum(widths[i] for i in kept) - _GAP <= width
+
+
+def _width(column: str, cells: Iterable[str | Bar]) -> int:
+    """How wide a column must be."""
+    from rich.cells import cell_len
+
+    texts = (cell_len(escape(cell)) if isinstance(cell, str) else _SHORTEST_BAR for cell in cells)
+    widest = max((cell_len(escape(column.rstrip(_MARKS))), *texts))
+    return min(widest, _SENTENCE) if "~" in column else widest
 
 
 def console_for(*, stderr: bool = False) -> Console:
@@ -75,6 +115,14 @@ def size_text(nbytes: float) -> str:
     return _in_units(nbytes, (" bytes", " kB", " MB", " GB"), precise=10)
 
 
+def parse_size(text: str) -> int:
+    """A size as people write it: `20GB`, `500 MB`, `1000`. Raises LbwError."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)b?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise LbwError(f"{text!r} is no size", "write it as 20GB or 500MB")
+    return int(float(match[1]) * _SIZES[match[2].upper()])
+
+
 def count_text(count: float) -> str:
     """A number of things as people say it: `19.3M`."""
     return _in_units(count, ("", "k", "M", "G"), precise=100)
@@ -88,6 +136,11 @@ def _in_units(number: float, units: Sequence[str], precise: float) -> str:
             return f"{number:.0f}{unit}" if unit == units[0] or number >= precise else f"{number:.1f}{unit}"
         number /= 1000
     return f"{number:.2f}{largest}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many things: `1 file`, `2 files`."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def distinct(names: Iterable[str]) -> str:

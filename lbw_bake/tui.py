@@ -25,11 +25,12 @@ from .errors import LbwError
 from .inspection import Inspection, inspection_of, measured
 from .lora import Lora
 from .mixer import Mix
-from .own_presets import add_preset, own_path, saved_lines
+from .preset_files import add_preset, own_path
 from .presets import load_presets
 from .presets.bars import preset_bars
 from .recipes import Recipe
 from .render import outcome_lines
+from .render_presets import saved_lines
 from .run import run
 from .sliders import Heading, Sliders
 
@@ -292,9 +293,9 @@ class Mixer(App[Mix]):
             path = own_path(self._desk.presets)
             answer = await self.push_screen_wait(Ask(f"Save as a preset of {path}, named:"))
             if answer:
-                preset = mixer.preset_of(self.mix, answer.text, path)
-                add_preset(preset, replacing=answer.replacing)
-                self.push_screen(Said([*saved_lines(preset.name, path)]))
+                name, weights = answer.text, mixer.text(self.mix)
+                saved = add_preset(name, weights, family=self.mix.family.name, presets=path, replace=answer.replacing)
+                self.push_screen(Said([*saved_lines(name, saved)]))
         except LbwError as error:
             self.push_screen(Said(error_lines(error)))
 

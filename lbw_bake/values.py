@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import WeightError
@@ -35,14 +36,55 @@ VARIABLES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """Weights written as other tools have them: what shows it, what to say, and what is wrong there and what right."""
+
+    shape: re.Pattern[str]
+    hint: str
+    wrong: str = ""
+    right: str = ""
+
+
+_N = NUMBER.pattern
+SLIPS = (
+    Slip(re.compile(rf"{_N}(?:\s+{_N})+"), "separate the values with commas: {}", r"\s+", ","),
+    Slip(re.compile(rf"[\w-]+\s*:\s*{_N}(?:[\s,]+[\w-]+\s*:\s*{_N})*"), "write {}", r"\s*:\s*", "="),
+    Slip(re.compile(r"\w+(?:\.\.+|[~:\u2013])\w+"), "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
+)
+NAME_SLIPS = (
+    *SLIPS,
+    Slip(re.compile(rf"{_N}(?:\s*,\s*{_N})+|[^=]+=.*"), "that is no name: give it as --weights"),
+    Slip(re.compile(r"[^,]+(?:,[^,]+)+"), "give each by itself: --preset {}", r"\s*,\s*", " --preset "),
+)
+_LONGEST = 500  # characters of what is worth writing again
+
+
+def slip(text: str, slips: Iterable[Slip] = SLIPS) -> str:
+    """A hint how to write what was probably meant; empty if nothing is known."""
+    text = text.strip()
+    found = next((one for one in slips if len(text) <= _LONGEST and one.shape.fullmatch(text)), None)
+    return found.hint.format(re.sub(found.wrong, found.right, text)) if found else ""
+
+
 def parse_number(text: str, what: str) -> float:
     """A finite decimal number. Raises WeightError naming `what` it was meant to be."""
     text = text.strip()
     if not text:
         raise WeightError(f"{what} is empty", "write a number, 0 to leave the block out")
     if not NUMBER.fullmatch(text) or not math.isfinite(number := float(text)):
-        raise WeightError(f"{what} is {text!r}, not a finite number", "write a decimal number like 0.5")
+        raise WeightError(f"{what} is {text!r}, not a finite number", slip(text) or "write a decimal number like 0.5")
     return number
+
+
+def check_finite(number: float, what: str) -> None:
+    """Raise WeightError, naming `what` it was meant to be, for what is not a finite number."""
+    try:
+        finite = math.isfinite(number)
+    except (TypeError, OverflowError):
+        finite = False
+    if not finite:
+        raise WeightError(f"{what} is {number!r}, not a finite number", "give a decimal number like 0.5")
 
 
 def number_text(number: float) -> str:
@@ -53,6 +95,12 @@ def number_text(number: float) -> str:
 def variable_of(text: str) -> Variable | None:
     """The variable this text spells, if it spells one."""
     return next((variable for variable in VARIABLES if variable.spelling.fullmatch(text)), None)
+
+
+def are_several(text: str) -> bool:
+    """Whether these are weights with spaces between."""
+    words = text.split()
+    return len(words) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in words)
 
 
 class Evaluator:
@@ -84,7 +132,7 @@ class Evaluator:
 
     @staticmethod
     def _number(text: str, what: str) -> float:
-        if len(text.split()) > 1:
+        if are_several(text):
             raise WeightError(
                 f"{what} is {text!r}: several values for the layers of one block", "give each block one value"
             )

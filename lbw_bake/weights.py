@@ -14,7 +14,7 @@ from .errors import WeightCountError, WeightError
 from .families import OTHER, Family, Place
 from .positions import Positions, parse_positions, weigh_positions
 from .selectors import select
-from .values import Evaluator, number_text, parse_number
+from .values import Evaluator, check_finite, number_text, parse_number
 
 _RULE = re.compile(r"\s*((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
 
@@ -54,7 +54,10 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them."""
+    """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them.
+
+    Raises WeightError for what is not a finite number.
+    """
 
     strength: float = 1.0
     te: float = 1.0
@@ -67,6 +70,11 @@ class Options:
     elements: tuple[Element, ...] = ()
     a: float | None = None
     b: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("strength", "te", "unet", "rest", "other", "x", "a", "b"):
+            if (number := getattr(self, name)) is not None:
+                check_finite(number, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +173,10 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
         weights = {block: 1.0 - weight for block, weight in weights.items()}
     weights[OTHER] = listed.get(OTHER, options.other)
     for element in options.elements:
-        select(element.blocks, family)
+        try:
+            select(element.blocks, family)
+        except WeightError as error:
+            raise error.about(f"element rule {element}") from None
     return FamilyWeights(family, weights, layout, unlisted, named, options)
 
 

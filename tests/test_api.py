@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import ast
 import pickle
+import re
 import subprocess
 import sys
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, unet_lora, write
+from conftest import ROOT, Run, unet_lora, write
 from safetensors.numpy import load_file
 
 import lbw_bake
-from lbw_bake import LbwError, Options, Weights, bake, diff, inspect, merge, validate
-from lbw_bake.errors import FileFormatError, OutputError, StrictError, WeightCountError
+from lbw_bake import (
+    LbwError,
+    Options,
+    Recipe,
+    Weights,
+    add_preset,
+    bake,
+    convert_presets,
+    diff,
+    inspect,
+    load_presets,
+    make_sweep,
+    merge,
+    mix,
+    remove_preset,
+    validate,
+)
+from lbw_bake.errors import FileFormatError, OutputError, PresetError, StrictError, WeightCountError, WeightError
 
 MIDD = "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"
 
@@ -38,6 +56,15 @@ def test_every_public_name_is_there_and_known_to_type_checkers() -> None:
     assert set(lbw_bake.__all__) <= set(dir(lbw_bake))
 
 
+def test_every_public_function_has_a_row_in_the_documentation() -> None:
+    page = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
+    functions = {name for name in lbw_bake.__all__ if isfunction(getattr(lbw_bake, name))}
+    rows = {
+        found for row in re.findall(r"^\| (`\w+\(.*?) \|", page, re.MULTILINE) for found in re.findall(r"(\w+)\(", row)
+    }
+    assert functions == rows
+
+
 def test_names_that_do_not_exist_are_refused_as_python_does() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = lbw_bake.nothing
@@ -57,8 +84,9 @@ def test_the_package_imports_nothing_before_it_is_used() -> None:
         ({"IN04-IN08": 0.5, "*": 1}, ("--weights", "IN04-IN08=0.5 *=1")),
         ("<lora:x:0.7:lbw=MIDD>", ("--token", "<lora:x:0.7:lbw=MIDD>")),
         (Weights.parse(preset="MIDD", options=Options(strength=0.7)), ("--preset", "MIDD", "--strength", "0.7")),
+        (load_presets()["MIDD"], ("--preset", "MIDD")),
     ],
-    ids=["name", "vector", "numbers", "mapping", "token", "weights"],
+    ids=["name", "vector", "numbers", "mapping", "token", "weights", "preset"],
 )
 def test_bake_writes_what_the_command_writes(
     weights: Any, options: tuple[str, ...], lora: Path, tmp_path: Path, run: Run, capfd: pytest.CaptureFixture[str]
@@ -117,6 +145,13 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Pa
     assert not (tmp_path / "b.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
+def test_numbers_that_are_none_are_refused_by_name(name: str) -> None:
+    for number in (float("nan"), float("-inf"), "1"):
+        with pytest.raises(WeightError, match=f"^{name} is .*, not a finite number"):
+            Options(**{name: number})
+
+
 def test_errors_come_back_from_other_processes_as_what_they_are() -> None:
     error = pickle.loads(pickle.dumps(WeightCountError(3, "sd1", [17, 26])))
     assert type(error) is WeightCountError
@@ -149,3 +184,48 @@ def test_preset_files_are_checked(tmp_path: Path) -> None:
     assert (finding.line, finding.is_error) == (1, True)
     with pytest.raises(LbwError, match="cannot be read"):
         validate(tmp_path)
+
+
+def test_presets_are_added_and_removed_as_the_commands_do(tmp_path: Path, run: Run) -> None:
+    ours, theirs = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    saved = add_preset("FACE", {"MID": 3, "*": 0}, family="sd1", elements=["IN05:attn:0.5"], presets=str(ours))
+    assert (saved.path, [finding.code for finding in saved.findings]) == (ours, ["LBW306"])
+    assert add_preset("FACE", [0.5] * 12, family="sdxl", description="sharp", presets=ours).findings == saved.findings
+    options = ("--presets", theirs)
+    run.done("presets", "add", "FACE", "MID=3.0 *=0.0", "--family", "sd1", "--element", "IN05:attn:0.5", *options)
+    run.done("presets", "add", "FACE", ",".join(["0.5"] * 12), "--family", "sdxl", "-d", "sharp", *options)
+    assert ours.read_text() == theirs.read_text()
+    face = Weights.of(load_presets(ours)["FACE"])
+    assert [face.for_family(family).blocks["MID"] for family in ("sd1", "SDXL")] == [3, 0.5]
+    assert [str(rule) for rule in face.options.elements] == ["IN05:attn:0.5"]
+    assert remove_preset("FACE", presets=ours) == ours
+    assert ours.read_text() == ""
+
+
+@pytest.mark.parametrize("weights", ["MIDD", "", "<lora:x:1:lbw=1,0>", "<lora:x:0.7:MIDD>", [], None], ids=str)
+def test_only_what_says_weights_becomes_a_preset(weights: Any, tmp_path: Path) -> None:
+    with pytest.raises(LbwError):
+        add_preset("A", weights, presets=tmp_path / "a.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_presets_are_converted_to_a_text_or_a_file(tmp_path: Path) -> None:
+    source, target = tmp_path / "presets.yaml", tmp_path / "lbwpresets.txt"
+    source.write_text(f"# mine\nA: {MIDD}\nB:\n  description: sharp\n  elements: IN05:attn:0\n")
+    made = convert_presets(str(source), to="lbwpresets")
+    assert (made.text, made.presets, made.kind) == (f"A:{MIDD}\n", 2, "lbwpresets")
+    assert made.lost == ("B: its element rules", "B: its description", "1 comment line")
+    assert convert_presets(source, str(target)) == made
+    assert target.read_text() == made.text
+    with pytest.raises(OutputError, match="already exists"):
+        convert_presets(source, target)
+    for to in (None, "json"):
+        with pytest.raises(PresetError, match="formats are yaml, lbwpresets"):
+            convert_presets(source, tmp_path / "a.out", to=to)
+
+
+def test_sliders_need_a_terminal_and_a_sweep_a_number(lora: Path) -> None:
+    with pytest.raises(LbwError, match=r"needs (a terminal|textual)"):
+        mix(lora, "MIDD")
+    with pytest.raises(WeightError, match="at is nan, not a finite number"):
+        make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=float("nan"))

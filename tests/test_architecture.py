@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+import lbw_bake
+
 PACKAGE = ROOT / "lbw_bake"
 # Library -> the modules (or packages of modules) that may import it.
 HOMES = {
@@ -19,7 +21,7 @@ HOMES = {
     "yaml": {"presets"},
     "matplotlib": {"plots"},
     "PIL": {"grid"},
-    "textual": {"cli_mix", "sliders", "tui"},
+    "textual": {"sliders", "tui"},
     "distributed": {"batch"},
     "safetensors": {"tensorfile"},
     "platformdirs": {"presets"},
@@ -58,11 +60,11 @@ def test_a_library_stays_where_it_is_needed(library: str) -> None:
     assert users <= HOMES[library]
 
 
-def test_commands_do_their_work_through_the_public_api() -> None:
-    """Past it they reach for what is not about LoRA files: how options are written, presets, screens."""
-    core = {"run", "rewrite", "batch", "merging", "inspection", "comparison", "plan", "scaling", "tensordata"}
-    commands = ("cli", "cli_inspect", "cli_sweep", "cli_presets")
-    assert {name for unit, dots, name in imports() if unit in commands and dots > 0} & core == set()
+def test_commands_call_the_public_api_and_show_what_it_returns() -> None:
+    shown = {"completion", "console", "environment", "errors", "plots", "reports", "tables"}
+    used = {name for unit, dots, name in imports() if unit.startswith("cli") and dots > 0}
+    inner = {name for name in used - shown if not name.startswith(("cli_", "render"))}
+    assert {"run_batch", "add_preset", "mix"} <= inner <= set(lbw_bake.__all__)
 
 
 def test_files_are_made_in_one_place() -> None:

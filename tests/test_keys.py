@@ -77,6 +77,16 @@ def test_a_named_adapter_is_a_module_of_its_own() -> None:
     assert one.path == other.path == PATH
 
 
+@pytest.mark.parametrize("layer", ["attn1.{}to_q", "attn2.{}to_k", "attn2.{}to_v", "attn2.{}to_out"])
+def test_layers_of_processors_have_the_names_they_have_elsewhere(layer: str) -> None:
+    """So that the words of element rules, as `attn2.to_k` or `to_out_0`, mean them too."""
+    old = parse_key(f"unet.{DOTTED}.{layer.format('processor.')}_lora.down.weight")
+    new = parse_key(f"unet.{DOTTED}.{layer.format('')}{'.0' * layer.endswith('out')}.lora.down.weight")
+    assert old is not None
+    assert new is not None
+    assert old.path == new.path
+
+
 def test_processors_of_one_layer_are_two_modules() -> None:
     first, second = (parse_key(f"double_blocks.0.processor.qkv_lora{n}.down.weight") for n in (1, 2))
     assert first is not None

@@ -11,7 +11,8 @@ from conftest import Run, kohya_lora, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake.errors import WeightError
-from lbw_bake.sources import Spec, parse_spec
+from lbw_bake.sources import Weights, parse_part
+from lbw_bake.weights import Options
 
 NAME = "lora_unet_middle_block_1_proj_in"
 
@@ -25,23 +26,24 @@ def loras(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    ("text", "spec"),
+    ("text", "parts"),
     [
-        ("a.safetensors", Spec(Path("a.safetensors"))),
-        ("a.safetensors:0.7", Spec(Path("a.safetensors"), 0.7)),
-        ("a.safetensors:-.5:MIDD", Spec(Path("a.safetensors"), -0.5, "MIDD")),
-        ("a.safetensors:MIDD", Spec(Path("a.safetensors"), 1.0, "MIDD")),
-        ("a.safetensors:1:BASE=1 *=0", Spec(Path("a.safetensors"), 1.0, "BASE=1 *=0")),
-        (r"C:\loras\a.safetensors:0.7:MIDD", Spec(Path(r"C:\loras\a.safetensors"), 0.7, "MIDD")),
+        ("a.safetensors", ("a.safetensors", 1.0, None)),
+        ("a.safetensors:0.7", ("a.safetensors", 0.7, None)),
+        ("a.safetensors:-.5:MIDD", ("a.safetensors", -0.5, "MIDD")),
+        ("a.safetensors:MIDD", ("a.safetensors", 1.0, "MIDD")),
+        ("a.safetensors:1:BASE=1 *=0", ("a.safetensors", 1.0, "BASE=1 *=0")),
+        (r"C:\loras\a.safetensors:0.7:MIDD", (r"C:\loras\a.safetensors", 0.7, "MIDD")),
     ],
 )
-def test_a_file_comes_with_its_strength_and_weights(text: str, spec: Spec) -> None:
-    assert parse_spec(text) == spec
+def test_a_file_comes_with_its_strength_and_weights(text: str, parts: tuple[str, float, str | None]) -> None:
+    path, strength, weights = parts
+    assert parse_part(text) == (Path(path), Weights.parse(weights, options=Options(strength=strength)))
 
 
 def test_nothing_is_no_file() -> None:
     with pytest.raises(WeightError):
-        parse_spec("")
+        parse_part("")
 
 
 def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:

@@ -22,7 +22,7 @@ from lbw_bake.presets.editing import with_preset, without_preset
 from lbw_bake.presets.findings import RULES
 from lbw_bake.presets.formats import parse_presets
 from lbw_bake.presets.model import Entry
-from lbw_bake.presets.schema import schema
+from lbw_bake.presets.schema import preset_schema
 from lbw_bake.presets.writers import WRITERS, source_text
 from lbw_bake.weights import Vector, parse_elements, parse_source, resolve
 
@@ -70,6 +70,19 @@ class TestReading:
             for finding in check(path.read_bytes(), path).findings
         ]
         assert found == expected_of(path)
+
+    @pytest.mark.parametrize(
+        ("text", "code", "remedy"),
+        [
+            ("A: 1 0 0.5 1", "LBW310", "separate the values with commas: 1,0,0.5,1"),
+            ("A: 1,1,1,1,1,1,1,1,1,1,1,1 0", "LBW310", "give each block one value"),
+            ("A: IN04:0.5", "LBW303", "write IN04=0.5"),
+            ("A: {IN04..IN08: 1}", "LBW403", "write the range as IN04-IN08"),
+        ],
+    )
+    def test_a_slip_is_answered_with_the_right_spelling(self, text: str, code: str, remedy: str) -> None:
+        findings = read_document(text.encode(), Path("x.yaml")).findings
+        assert [(one.code, one.remedy) for one in findings if one.code == code] == [(code, remedy)]
 
     @INVALID
     def test_loading_refuses_what_checking_calls_an_error(self, path: Path) -> None:
@@ -345,7 +358,7 @@ class TestSchema:
         jsonschema.Draft202012Validator.check_schema(run.json("presets", "schema"))
         for path in (ROOT / "presets.yaml", DATA / "valid" / "shapes.yaml"):
             # As text: PyYAML's schema is that of YAML 1.1, where NO is a boolean.
-            jsonschema.validate(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), schema())
+            jsonschema.validate(yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader), preset_schema())
 
     @pytest.mark.parametrize(
         "value",
@@ -364,7 +377,7 @@ class TestSchema:
     )
     def test_it_knows_what_is_wrong(self, value: object) -> None:
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate({"A": value}, schema())
+            jsonschema.validate({"A": value}, preset_schema())
 
 
 MINE = """# My presets.
@@ -435,6 +448,32 @@ class TestEditing:
     def test_what_is_there_is_not_replaced_unasked(self, preset: Preset) -> None:
         with pytest.raises(PresetError, match="already") as problem:
             with_preset(MINE, PATH, preset)
+        assert "--force" in problem.value.hint
+
+    # An entry that is there, the family one is added for, and whether the preset means something for it already.
+    SPOKEN_FOR: ClassVar = {
+        "blocks it has": ("{MID: 1}", "sd1", True),
+        "blocks it lacks": ("{D07: 1}", "sd1", False),
+        "as many as it has": (",".join("1" * 17), "sd2", True),
+        "with variables": ("X," + ",".join("1" * 16), "sd1", True),
+        "as many as a relative has": (",".join("1" * 17), "sdxl", False),
+        "as many as no relative has": (",".join("1" * 17), "flux", False),
+        "a family that it follows": ("{sd1: {MID: 1}}", "sd2", True),
+        "another family": ("{sd1: {MID: 1}}", "sdxl", False),
+    }
+
+    @pytest.mark.parametrize(("entry", "family", "spoken_for"), SPOKEN_FOR.values(), ids=SPOKEN_FOR)
+    def test_what_it_means_for_a_family_does_not_change_unasked(
+        self, entry: str, family: str, spoken_for: bool
+    ) -> None:
+        text = f"A: {entry}\n"
+        more = added("A", "*=0.5", family)
+        assert f"{family}: " in with_preset(text, PATH, more, replacing=True)
+        if not spoken_for:
+            assert with_preset(text, PATH, more) == with_preset(text, PATH, more, replacing=True)
+            return
+        with pytest.raises(PresetError, match=f"mine.yaml:1: preset A has weights for {family} already") as problem:
+            with_preset(text, PATH, more)
         assert "--force" in problem.value.hint
 
     REMOVED: ClassVar = {
@@ -538,7 +577,7 @@ class TestCommands:
 
     @pytest.mark.parametrize(
         "arguments",
-        [("add", "A"), ("add", "A", "MIDD"), ("convert", "nowhere.txt", "x.yaml"), ("convert", __file__, "-")],
+        [("add", "A"), ("convert", "nowhere.txt", "x.yaml"), ("convert", __file__, "-")],
     )
     def test_wrong_usage(self, arguments: tuple[str, ...], own: Path, run: Run) -> None:
         assert run("presets", *arguments)[0] == 2

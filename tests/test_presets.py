@@ -22,6 +22,9 @@ from conftest import (
     write,
 )
 
+from lbw_bake.errors import PresetError
+from lbw_bake.presets import load_presets
+
 # The extension's own values, in the order of its 17 blocks.
 EXTENSION = {
     "NONE": "0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0",
@@ -236,7 +239,86 @@ class TestFiles:
         path = presets("P:\n  sdxl: {MID: 1}\n  flux: {D07: 1}\n")
         error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
         assert "preset P has no entry for sd1" in error
-        assert "it has entries for flux, sdxl" in error
+        assert f"{path}:1: preset P has no entry for sd1" in error
+        assert f"it has entries for flux, sdxl; add one to {path}" in error
+
+    def test_one_that_hides_an_entry_says_where_that_is(
+        self, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        path = presets("# mine\nMIDD:\n  flux: {D07: 1}\n")
+        error = run.refused("bake", source, "-p", "MIDD", "--presets", path, "--dry-run")
+        assert f"{path}:2: preset MIDD has no entry for sd1" in error
+        builtin = load_presets()["MIDD"]
+        assert f"hides that of {builtin.path}:{builtin.line}, which has one: rename it" in error
+
+    def test_nobody_is_told_to_change_the_built_in_file(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        error = run.refused("bake", source, "-p", "MIDD", "--layout", "12", "--dry-run")
+        assert "preset MIDD has no entry for sd1 with 12 weights" in error
+        assert "make your own: lbw presets add NAME WEIGHTS --family sd1" in error
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("P: {D07: 1}", "preset P: sd1 has no block 'D07'"),
+            ("P: X,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0", "preset P: weight 1 of 17 is X, a variable"),
+            (
+                "P: {weights: {MID: 1}, elements: 'D07:attn:1'}",
+                "preset P: element rule D07:attn:1: sd1 has no block 'D07'",
+            ),
+        ],
+    )
+    def test_one_that_cannot_be_used_says_where_it_stands(
+        self, text: str, said: str, presets: Callable[[str], Path], tmp_path: Path, run: Run
+    ) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), presets(f"\n{text}\n")
+        error = run.refused("bake", source, "-p", "P", "--presets", path, "--dry-run")
+        assert f"error: {source}: {path}:2: {said}" in error
+
+    JUNK = f"=== my presets ===\nFACE:{HALVES}\nMIDD:1,0,0\nINS\uff1a{HALVES}\n"
+
+    def test_a_bad_line_of_another_tools_file_spoils_no_other(self, tmp_path: Path, run: Run) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "lbwpresets.txt"
+        path.write_text(self.JUNK, encoding="utf-8")
+        said = f"{path}: 3 lines cannot be used, first line 1: '=== my presets ===' has no colon"
+        bake = ("bake", source, "--presets", path, "--dry-run")
+        assert f"warning: {source}: {said}" in run.done(*bake, "-p", "FACE")
+        assert said in run.refused(*bake, "-p", "FACE", "--strict")
+        assert f"warning: {said}" in run.done("presets", "list", "--presets", path)
+        merge = ("merge", f"{source}:1:FACE", source, "--presets", path, "-o", tmp_path / "b.safetensors")
+        assert run.done(*merge).count(said) == 1
+        assert said not in run.done(*bake, "-p", "OUTALL")
+
+    @pytest.mark.parametrize(("name", "line"), [("MIDD", 3), ("INS", 4)])
+    def test_a_bad_line_never_means_the_built_in_preset_instead(
+        self, name: str, line: int, tmp_path: Path, run: Run
+    ) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "lbwpresets.txt"
+        path.write_text(self.JUNK, encoding="utf-8")
+        error = run.refused("bake", source, "--presets", path, "--dry-run", "-p", name)
+        assert error.startswith(f"error: {path}:{line}: ")
+        assert f"lbw validate {path} shows all there is" in error
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("presets.yaml", f"FACE: {HALVES}\nB: 1,0,0\n"),
+            ("elempresets.txt", "FACE:IN05:attn:1\n\nB:IN05:attn\n"),
+            ("lbwpresets.txt", "=== my presets ===\nMIDD:1,0,0\n"),
+            ("lbwpresets.txt", f"FACE:{HALVES}\n" + "x\n" * 300),
+        ],
+    )
+    def test_other_files_with_errors_are_not_used(self, name: str, text: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(PresetError, match=r"\(LBW\d+\)") as problem:
+            load_presets(tmp_path / name)
+        assert "shows all there is" in problem.value.hint
+
+    def test_one_is_not_blamed_for_an_element_rule_beside_it(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        error = run.refused("bake", source, "-p", "MIDD", "--element", "D07:attn:1", "--dry-run")
+        assert f"error: {source}: element rule D07:attn:1: sd1 has no block 'D07'" in error
 
     @pytest.mark.parametrize(("text", "line", "said"), BROKEN.values(), ids=BROKEN)
     def test_what_is_wrong_is_said_with_its_line(

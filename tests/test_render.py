@@ -85,3 +85,33 @@ def test_an_output_that_cannot_show_all_characters_is_no_traceback(encoding: str
 )
 def test_sizes_are_said_as_people_say_them(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text
+
+
+@pytest.mark.parametrize("width", [80, 60, 30])
+@pytest.mark.parametrize("elements", [(), ("--elements",)], ids=["blocks", "elements"])
+def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none(
+    width: int, elements: tuple[str, ...], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
+    presets = tmp_path / "presets.yaml"
+    presets.write_text("A_LONG_NAME_OF_A_PRESET_V2: {description: of long words for a terminal, weights: {MID: 1}}\n")
+    for command in (
+        ("inspect", "--spectrum", *elements, files[0]),
+        ("inspect", "--spectrum", *elements, *files),
+        ("presets", "list", "--presets", presets),
+    ):
+        wide, narrow = (printed(run, monkeypatch, columns, *command) for columns in (240, width))
+        assert max(map(len, narrow)) <= width
+        assert {line.split()[0] for line in wide} <= {line.split()[0] for line in narrow if line[0] != " "}
+        assert all(word in "\n".join(wide) for line in narrow for word in line.split() if not set(word) & set(BAR))
+
+
+BAR = " ▏▎▍▌▋▊▉█"
+
+
+def printed(run: Run, monkeypatch: pytest.MonkeyPatch, width: int, *command: object) -> list[str]:
+    """The lines of a table as wide as this; titles and remarks hold a colon or a path, and are as long as they are."""
+    monkeypatch.setattr("lbw_bake.tables._WIDE", width)
+    code, out, _ = run(*command)
+    assert code == 0
+    return [line for line in out.splitlines() if line.strip() and ":" not in line and "files" not in line]

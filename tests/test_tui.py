@@ -181,7 +181,8 @@ def test_a_mix_is_saved_as_a_preset(source: Path, presets: Path) -> None:
 
     async def hands(app: Mixer, pilot: Pilot[Mix]) -> None:
         await pilot.press("left")
-        assert "written: FACE to" in await save(app, pilot)
+        assert "FACE has weights for sd1 already" in await save(app, pilot)
+        assert "written: FACE to" in await save(app, pilot, "tab", "space")
         await pilot.press("left")
         assert "FACE has sd1 already" in await save(app, pilot)
         assert "written: FACE to" in await save(app, pilot, "tab", "space")

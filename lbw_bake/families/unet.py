@@ -32,7 +32,6 @@ _RULES: tuple[Rule, ...] = (
     Rule(r"(?:conv_norm_out|conv_out|out_0|out_2)$", OTHER),
 )
 
-_TO = r"(?:processor_)?to_"
 _RESNET = "norm[12]|conv1|time_emb_proj|conv_shortcut|in_layers_[02]|emb_layers_1|out_layers_0|skip_connection"
 
 
@@ -57,8 +56,8 @@ def _level(diffusers: str, sgm: str, width: int, depth: int, context: int, motio
     # LoHa and LoKr store a convolution as channels x kernel.
     resnet: Layers = {"conv2|out_layers_3": (width, 9 * width), _RESNET: ()}
     block: Layers = {
-        rf"attn2_{_TO}[kv]": context,
-        rf"attn[12]_{_TO}\w+|ff_net_0_proj": width,
+        r"attn2_to_[kv]": context,
+        r"attn[12]_to_\w+|ff_net_0_proj": width,
         "ff_net_2": 4 * width,
         r"norm\d": (),
     }

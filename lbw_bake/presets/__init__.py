@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import PresetError, nearest
+from ..values import NAME_SLIPS, slip
 from .findings import Finding
-from .formats import READERS, kind_of, read_document, read_presets
-from .model import Document, Entry, Preset
+from .formats import READERS, error_of, kind_of, read_document, read_presets, usable_presets
+from .model import Document, Entry, Preset, builtin_path
 
 __all__ = [
     "READERS",
@@ -24,16 +26,9 @@ __all__ = [
     "preset_paths",
     "read_document",
     "read_presets",
+    "usable_presets",
     "user_path",
 ]
-
-_PACKAGE = Path(__file__).parents[1]
-
-
-def builtin_path() -> Path:
-    """The presets.yaml that comes with lbw: in the package when installed, beside it in a source tree."""
-    installed = _PACKAGE / "presets.yaml"
-    return installed if installed.exists() else _PACKAGE.parent / "presets.yaml"
 
 
 def user_path() -> Path:
@@ -43,24 +38,36 @@ def user_path() -> Path:
     return user_config_path("lbw", appauthor=False) / "presets.yaml"
 
 
-def preset_paths(named: Path | None = None) -> list[Path]:
+def preset_paths(named: str | os.PathLike[str] | None = None) -> list[Path]:
     """The preset files in force, the last one winning; `named` (or `LBW_PRESETS`) must exist."""
-    if named is None and (variable := os.environ.get("LBW_PRESETS")):
-        named = Path(variable)
+    named = named or os.environ.get("LBW_PRESETS")
     paths = [builtin_path()]
     if (user := user_path()).exists():
         paths.append(user)
-    return [*paths, named] if named else paths
+    return [*paths, Path(named)] if named else paths
 
 
-def load_presets(named: Path | None = None) -> dict[str, Preset]:
-    """All presets in force by name. Raises PresetError if a file cannot be read."""
-    return {preset.name: preset for path in preset_paths(named) for preset in read_presets(path)}
+def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
+    """All presets in force by name; `named` is a file on top of the user's own.
+
+    Raises PresetError if a file cannot be read or has errors. In the text formats of other tools an error in a line
+    keeps only its own preset from use.
+    """
+    known: dict[str, Preset] = {}
+    for path in preset_paths(named):
+        usable = usable_presets(path)
+        for finding in usable[0].unused if usable else ():
+            known.pop(finding.name, None)
+        known |= {preset.name: replace(preset, hides=known.get(preset.name)) for preset in usable}
+    return known
 
 
 def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
-    """The preset of this name. Raises PresetError with the nearest name."""
+    """The preset of this name. Raises PresetError with what is wrong with it, or the nearest name."""
     try:
         return presets[name]
     except KeyError:
-        raise PresetError(f"unknown preset {name!r}", nearest(name, presets)) from None
+        for preset in presets.values():
+            if wrong := next((finding for finding in preset.unused if finding.name == name), None):
+                raise error_of(wrong, preset.path) from None
+        raise PresetError(f"unknown preset {name!r}", slip(name, NAME_SLIPS) or nearest(name, presets)) from None

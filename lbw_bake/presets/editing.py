@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from ..errors import PresetError
+from ..families import FAMILIES
 from .formats import READERS, parse_presets
 from .model import Preset
 from .writers import parts_of, preset_yaml
@@ -21,7 +22,7 @@ def with_preset(text: str, path: Path, added: Preset, *, replacing: bool = False
     """The text with a preset added, or with its entries added to the preset of that name.
 
     Raises PresetError for a file that has errors, and, without `replacing`, where the preset says the same thing
-    already.
+    or something for the same family already.
     """
     before = parse_presets(text, path)
     _check(added, path)
@@ -31,11 +32,9 @@ def with_preset(text: str, path: Path, added: Preset, *, replacing: bool = False
         after = _appended(text, preset_yaml(added.name, parts))
     else:
         known = dict(parts_of(old))
-        same = [key for key, _ in parts if key in known]
-        if same and not replacing:
-            raise PresetError(
-                f"{path}:{old.line}: preset {added.name} has {same[0]} already", "replace it with --force"
-            )
+        said = [key for key, _ in parts if key in known] or list(_spoken_for(old, added))
+        if said and not replacing:
+            raise PresetError(f"{old} has {said[0]} already", "replace it with --force")
         after = _changed(text, added.name, parts, known)
     expected = [_merged(preset, added) if preset is old else preset for preset in before]
     _verify(after, path, expected if old else [*before, added])
@@ -58,6 +57,12 @@ def _check(added: Preset, path: Path) -> None:
     findings = READERS["yaml"].read(preset_yaml(added.name, parts_of(added)), path).findings
     if wrong := next((finding for finding in findings if finding.is_error), None):
         raise PresetError(f"preset {added.name}: {wrong.message} ({wrong.code})", wrong.remedy)
+
+
+def _spoken_for(old: Preset, added: Preset) -> Iterator[str]:
+    """The families that a preset has weights for, though not under their own names, and that would get others."""
+    named = (entry.family for entry in added.entries if entry.family)
+    return (f"weights for {name}" for name in named if old.speaks_for(FAMILIES[name]))
 
 
 def _merged(old: Preset, added: Preset) -> Preset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -22,18 +22,22 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A file format: its reader, and regular expressions for the names its files have and for a line only it has."""
+    """A file format: its reader, and regular expressions for the names its files have and for a line only it has.
+
+    Where it is `by_line`, what is wrong with one line says nothing about the others.
+    """
 
     items: Callable[[str, Path], Items]
     names: str
     line: str
+    by_line: bool = False
 
     def read(self, text: str, path: Path) -> Document:
         """What a text in this format says, and what is wrong with it."""
         unmarked = text.removeprefix(_BYTE_ORDER_MARK)
         message = "the file begins with a byte order mark, which some tools take for a part of the first name"
         mark = () if unmarked == text else (Finding("LBW102", 1, 1, "", message),)
-        return document(chain(mark, self.items(unmarked, path)))
+        return replace(document(chain(mark, self.items(unmarked, path))), by_line=self.by_line)
 
 
 def _read_yaml(text: str, path: Path) -> Items:
@@ -49,9 +53,11 @@ _NUMBER = r"[+-]?[\d.]+"
 # A file is of the first format whose pattern its name matches; failing that, of the first one of whose lines it has.
 READERS: dict[str, Format] = {
     "elempresets": Format(read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?"),
-    "inspire": Format(read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*"),
+    "inspire": Format(
+        read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*", by_line=True
+    ),
     "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#\s][^:#]*:\s.*|---"),
-    "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*"),
+    "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*", by_line=True),
 }
 
 
@@ -103,12 +109,28 @@ def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
 
 def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
     """The presets of a file of any format. Raises PresetError for a file that has errors, naming the first."""
+    return _accepted(_document(path, kind), path)
+
+
+def usable_presets(path: Path) -> list[Preset]:
+    """The presets of a file, in formats by line those that have no errors themselves: `unused` are the others' errors.
+
+    Raises PresetError where there are none of them, and for other files as `read_presets` does.
+    """
+    read = _document(path)
+    errors = tuple(finding for finding in read.findings if finding.is_error)
+    wrong = {finding.name for finding in errors}
+    usable = [replace(preset, unused=errors) for preset in read.presets if preset.name not in wrong]
+    return usable if usable and read.by_line and not read.cut_short else _accepted(read, path)
+
+
+def _document(path: Path, kind: str | None = None) -> Document:
     try:
         with path.open("rb") as file:
             data = read_data(file)
     except OSError as error:
         raise PresetError(f"{path}: cannot be read: {error.strerror}", "check the path of the presets file") from error
-    return _accepted(read_document(data, path, kind), path)
+    return read_document(data, path, kind)
 
 
 def parse_presets(text: str, path: Path, kind: str = "yaml") -> list[Preset]:
@@ -119,8 +141,13 @@ def parse_presets(text: str, path: Path, kind: str = "yaml") -> list[Preset]:
 def _accepted(read: Document, path: Path) -> list[Preset]:
     for finding in read.findings:
         if finding.is_error:
-            raise PresetError(
-                f"{path}:{finding.line}: {finding.message} ({finding.code})",
-                f"{finding.remedy}; lbw validate {path} shows all there is",
-            )
+            raise error_of(finding, path)
     return list(read.presets)
+
+
+def error_of(finding: Finding, path: Path) -> PresetError:
+    """A finding as the error it is where the preset is asked for."""
+    return PresetError(
+        f"{path}:{finding.line}: {finding.message} ({finding.code})",
+        f"{finding.remedy}; lbw validate {path} shows all there is",
+    )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ..errors import WeightError, nearest
 from ..families import FAMILIES, Family
 from ..positions import Positions
 from ..selectors import block_range, select
-from ..values import NUMBER, variable_of
+from ..values import NUMBER, are_several, slip, variable_of
 from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
 from .findings import Finding
 from .text import WIDE_COMMA, Piece
@@ -84,10 +84,10 @@ def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
         yield value.finding(code, f"{text} is {variable.what}: it needs {variable.option}", name, hint)
     elif variable_of(text.upper()):
         yield value.finding("LBW304", f"{text} is no variable, {text.upper()} is", name, f"write {text.upper()}")
-    elif len(text.split()) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in text.split()):
+    elif are_several(text):
         yield value.finding("LBW310", f"{value.shown()} gives the layers of one block several values", name)
     else:
-        yield value.finding("LBW303", f"{value.shown()} is not a number", name)
+        yield value.finding("LBW303", f"{value.shown()} is not a number", name, slip(text))
 
 
 def _check_number(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
@@ -126,6 +126,8 @@ def read_values(
         return
     # A variable that stands in ten places is one defect.
     findings = [finding for value in values for finding in check_value(value, name, dialect)]
+    if len(values) == 1:
+        findings = [replace(finding, hint=slip(values[0].text) or finding.hint) for finding in findings]
     yield from {(finding.code, finding.message): finding for finding in reversed(findings)}.values()
     lengths = dialect.lengths or sorted({length for family in families for length in family.lengths})
     if len(values) in dialect.rare:
@@ -213,8 +215,8 @@ def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Findin
     if item.text.upper() == "NOT":
         return item.finding("LBW403", message, name, "NOT comes first and turns the whole list around")
     blocks = dict.fromkeys(block for family in families for block in ("BASE", *family.blocks))
-    hint = nearest(item.text, blocks)
-    return item.finding("LBW403", message, name, hint if hint.startswith("did you mean") else "")
+    hint = slip(item.text) or nearest(item.text, blocks)
+    return item.finding("LBW403", message, name, "" if hint.startswith("known") else hint)
 
 
 @lru_cache(maxsize=1 << 14)

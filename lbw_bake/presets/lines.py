@@ -49,11 +49,13 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
     if "#" in text and dialect is EXTENSION:
         where = line.part(text.index("#"))
         head, _, values = text.partition(":")
-        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", head)
+        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", head.strip())
         if "#" in values:
             text = f"{head}:{values.partition('#')[0]}".rstrip()
     if ":" not in text and WIDE_COLON in text:
-        yield line.part(text.index(WIDE_COLON)).finding("LBW103", "full-width colon after the name")
+        yield line.part(text.index(WIDE_COLON)).finding(
+            "LBW103", "full-width colon after the name", text.partition(WIDE_COLON)[0].strip()
+        )
         text = text.replace(WIDE_COLON, ":", 1)
     colon = text.find(":")
     if colon < 0:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import PresetError
+from ..errors import LbwError, PresetError
 from ..families import FAMILIES, Family
-from ..weights import Element, Source, Vector
+from ..tables import counted
+from ..weights import Element, Options, Source, Vector, resolve
 from .findings import Finding, in_order
 
 T = TypeVar("T")
@@ -20,6 +21,15 @@ DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
 
 # Findings of one file; who has so many mends one kind of them first.
 MOST_FINDINGS = 250
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def builtin_path() -> Path:
+    """The presets.yaml that comes with lbw: in the package when installed, beside it in a source tree."""
+    installed = _PACKAGE / "presets.yaml"
+    return installed if installed.exists() else _PACKAGE.parent / "presets.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A named source of weights or element rules, and where it was written (line and column from 1)."""
+    """A named source of weights or element rules, and where it was written (line and column from 1).
+
+    `hides` is the preset of the same name that it is found instead of, `unused` what is wrong with lines beside it.
+    """
 
     name: str
     entries: tuple[Entry, ...]
@@ -61,28 +74,65 @@ class Preset:
     description: str = ""
     elements: tuple[Element, ...] = ()
     column: int = 1
+    hides: Preset | None = field(default=None, compare=False)
+    unused: tuple[Finding, ...] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: preset {self.name}"
+
+    @property
+    def remark(self) -> str:
+        """What is said of lines beside it that cannot be used; empty if there are none."""
+        if not self.unused:
+            return ""
+        first, lines = self.unused[0], counted(len({finding.line for finding in self.unused}), "line")
+        what = f"line {first.line}: {first.message} ({first.code})"
+        return f"{self.path}: {lines} cannot be used, first {what}; lbw validate {self.path} shows all there is"
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether it comes with lbw."""
+        return self.path == builtin_path()
 
     def source_for(self, family: Family, layout: int | None = None) -> Source:
-        """The entry for a family, of the given vector length if one is asked for. Raises PresetError.
+        """The weights for a family, of the given vector length if one is asked for. Raises PresetError."""
+        entries = self.entries_for(family, layout)
+        if not entries:
+            raise self._silent(family, layout)
+        return entries[0].source
 
-        Entries for the family come before those for any; of these the first whose length is the family's own.
+    def speaks_for(self, family: Family) -> bool:
+        """Whether an entry is written for the family: for it, or for any that has these blocks or so many."""
+        try:
+            source = self.source_for(family)
+            resolve(source, family, Options(x=0, seed=0, a=0, b=0))
+        except LbwError:
+            return False
+        return not isinstance(source, Vector) or len(source.values) in map(len, family.layouts)
+
+    def entries_for(self, family: Family, layout: int | None = None) -> list[Entry]:
+        """The entries that fit a family, the one that counts first.
+
+        Those for the family come before those for any; of these the first whose length is the family's own.
         """
         names = (family.name, *family.preset_families, None)
-        entries = [entry for entry in self.entries if entry.family in names]
-        if layout is not None:
-            entries = [entry for entry in entries if entry.length == layout]
-        if not entries:
-            if not self.entries:
-                raise PresetError(
-                    f"preset {self.name} holds element rules, no weights", f"give it as --element-preset {self.name}"
-                )
-            known = sorted({entry.family or "any family" for entry in self.entries})
-            wanted = f"{family.name} with {layout} weights" if layout else family.name
-            raise PresetError(
-                f"preset {self.name} has no entry for {wanted}",
-                f"it has entries for {', '.join(known)}; add one to {self.path}, or give --weights",
+        entries = [entry for entry in self.entries if entry.family in names and layout in (None, entry.length)]
+        return sorted(entries, key=lambda entry: (names.index(entry.family), _strangeness(entry, family)))
+
+    def _silent(self, family: Family, layout: int | None) -> PresetError:
+        if not self.entries:
+            return PresetError(
+                f"preset {self.name} holds element rules, no weights", f"give it as --element-preset {self.name}"
             )
-        return min(entries, key=lambda entry: (names.index(entry.family), _strangeness(entry, family))).source
+        known = ", ".join(sorted({entry.family or "any family" for entry in self.entries}))
+        hint = f"it has entries for {known}; add one to {self.path}, or give --weights"
+        if self.hides and self.hides.entries_for(family, layout):
+            hidden = f"{self.hides.path}:{self.hides.line}"
+            hint = f"it has entries for {known}, and hides that of {hidden}, which has one: rename it, or add one"
+        elif self.is_builtin:
+            hint = f"it has entries for {known}; make your own: lbw presets add NAME WEIGHTS --family {family.name}"
+        wanted = f"{family.name} with {layout} weights" if layout else family.name
+        return PresetError(f"{self} has no entry for {wanted}", hint)
 
 
 def _strangeness(entry: Entry, family: Family) -> int:
@@ -96,6 +146,12 @@ class Document:
 
     presets: tuple[Preset, ...] = ()
     findings: tuple[Finding, ...] = ()
+    by_line: bool = False
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether reading ended before the file did."""
+        return any(finding.code == "LBW111" for finding in self.findings)
 
 
 def document(items: Iterable[Preset | Finding]) -> Document:

@@ -15,8 +15,8 @@ _SELECTOR = r"^(?:NOT\s+)?(?:\*|[A-Za-z]+\d*(?:_[A-Za-z])?(?:-[A-Za-z]+\d*(?:_[A
 _ELEMENT = r"^[^:]*:[^:]*:[^:]*(?:[,\n][^:]*:[^:]*:[^:]*)*$"
 
 
-def schema() -> dict[str, Any]:
-    """The schema, draft 2020-12."""
+def preset_schema() -> dict[str, Any]:
+    """The JSON Schema of presets.yaml, draft 2020-12."""
     source = {"$ref": "#/$defs/source"}
     families = {name: {"description": family.title, **source} for name, family in FAMILIES.items()}
     return {

@@ -1,0 +1,149 @@
+"""Preset files changed and converted: found, read, and written whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from .atomic import atomic_write, write_all
+from .checks import Checked, check_file
+from .errors import OutputError, PresetError, WeightError, nearest
+from .families import family_named
+from .presets import Entry, Preset, builtin_path, user_path
+from .presets.editing import with_preset, without_preset
+from .presets.formats import LONGEST, comment_lines, kind_by_name, parse_presets, read_data, read_presets
+from .presets.writers import WRITERS
+from .sources import Weights
+from .tables import counted
+from .values import slip
+from .weights import Options, Source, parse_elements, written_out
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A preset file in another format: its text, what of so many presets it has no place for, and the format."""
+
+    text: str
+    lost: tuple[str, ...]
+    presets: int
+    kind: str
+
+
+def add_preset(
+    name: str,
+    weights: str | Sequence[float] | Mapping[str, float] | None = None,
+    *,
+    family: str | None = None,
+    elements: Iterable[str] = (),
+    description: str = "",
+    presets: str | PathLike[str] | None = None,
+    replace: bool = False,
+) -> Checked:
+    """Add a preset to a presets.yaml, or an entry for one more family to a preset of it; all else in it stays as it is.
+
+    `weights` are a vector, or block rules, as text or as values; `elements` are element rules as `--element` takes
+    them. The file is `presets`, else the user's own, and is made if there is none. What the preset says already is
+    replaced only with `replace`. Returns the file, and what checking finds about the preset. Raises PresetError,
+    WeightError, UnknownFamilyError, OutputError.
+    """
+    path = own_path(presets)
+    entries = () if weights is None else (Entry(family_named(family).name if family else None, _source(weights), 1),)
+    rules = tuple(rule for text in elements for rule in parse_elements(text))
+    if not (entries or rules):
+        raise PresetError(f"preset {name} is given nothing", "give a vector, block rules or element rules")
+    added = Preset(name.strip(), entries, path, 1, description.strip(), rules)
+    _write(path, with_preset(_text_of(path), path, added, replacing=replace), replace=True)
+    checked = check_file(path)
+    return Checked(path, 1, tuple(finding for finding in checked.findings if finding.name == added.name))
+
+
+def remove_preset(name: str, *, presets: str | PathLike[str] | None = None) -> Path:
+    """Remove a preset from a presets.yaml: `presets`, else the user's own. Returns the file.
+
+    Raises PresetError where the file has none of this name, OutputError.
+    """
+    path = own_path(presets)
+    text = _text_of(path)
+    own = [preset.name for preset in parse_presets(text, path)]
+    if name not in own:
+        builtin = name in {preset.name for preset in read_presets(builtin_path())}
+        why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
+        raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
+    _write(path, without_preset(text, path, name), replace=True)
+    return path
+
+
+def convert_presets(
+    source: str | PathLike[str],
+    target: str | PathLike[str] | None = None,
+    *,
+    from_: str | None = None,
+    to: str | None = None,
+    family: str | None = None,
+    replace: bool = False,
+) -> Converted:
+    """A preset file in another format, written to `target` if it is named.
+
+    `from_` and `to` are `yaml`, `lbwpresets`, `elempresets` or `inspire`, needed where the files' names do not tell; of
+    presets with several families, a format of one vector per name gets that of `family`. Raises PresetError,
+    UnknownFamilyError, OutputError.
+    """
+    path = None if target is None else Path(target)
+    kind = to or (kind_by_name(path) if path else None)
+    if kind not in WRITERS:
+        wrong = f"{kind!r} is none" if kind else f"{path or 'the text'} does not tell its own"
+        raise PresetError(f"formats are {', '.join(WRITERS)}; {wrong}", "name the format to convert to: --to yaml")
+    read = read_presets(Path(source), from_)
+    written = WRITERS[kind](read, family_named(family) if family else None)
+    if path:
+        _write(path, written.text, replace=replace)
+    comments = comment_lines(Path(source))
+    lost = [counted(comments, "comment line")] if comments else []
+    return Converted(written.text, (*written.lost, *lost), len(read), kind)
+
+
+def own_path(named: str | PathLike[str] | None) -> Path:
+    """The file to change, found through links. Raises PresetError unless it is a presets.yaml."""
+    path = Path(named or user_path()).resolve()
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise PresetError(f"{path}: only a presets.yaml can be changed", "turn it into one with lbw presets convert")
+    return path
+
+
+def _source(weights: str | Sequence[float] | Mapping[str, float]) -> Source:
+    """What an entry says. Raises WeightError for what stands for weights: a name, a token."""
+    asked = Weights.of(weights) if not isinstance(weights, str) or written_out(weights) else None
+    if asked is None or isinstance(asked.source, Preset) or asked.options != Options():
+        raise WeightError(
+            f"{weights!r} is neither a vector nor rules",
+            slip(str(weights)) or "give a vector like 1,0,0.5,... or rules like IN04=0.5",
+        )
+    return asked.source
+
+
+def _text_of(path: Path) -> str:
+    """The file's text with its line ends, empty if there is no file. Raises PresetError."""
+    try:
+        with path.open("rb") as file:
+            data = read_data(file)
+        if len(data) > LONGEST:
+            raise PresetError(f"{path}: is longer than {LONGEST >> 10} KiB", "split the file")
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise PresetError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
+
+
+def _write(path: Path, text: str, *, replace: bool) -> None:
+    """Write a file whole, and the folders it is in. Raises OutputError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}", "choose another folder") from error
+    with atomic_write(path, replace=replace) as file:
+        write_all(file, text.encode("utf-8"))
