@@ -109,7 +109,6 @@ class TestExitCodes:
             ("bake", "LORA", "-p", "MIDDD", "-o", "OUT"),
             ("bake", "OUT", *HALF, "-o", "OUT"),
             ("merge", "LORA", "OUT", "-o", "OUT2"),
-            ("inspect", "OUT"),
             ("diff", "LORA", "OUT"),
             ("presets", "show", "MIDDD"),
         ],
