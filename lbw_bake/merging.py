@@ -76,11 +76,8 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
                 "merge LoRAs of one family; --family names it where it is told wrong",
             )
         common = shared
-    parts: list[Part] = []
-    for lora, weights in read:
-        one = replace(lora, candidates=(parts[0].weights.family,) if parts else common)
-        parts.append(Part(one, agree(one, weights.for_family), weights.preset))
-    return parts
+    alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
+    return [Part(lora, agree(lora, weights.for_family), weights.preset) for lora, weights in alike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +289,7 @@ def _write(
     means: Means,
     replace: bool,
 ) -> int:
-    records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
+    records = [record_of(part.lora, part.weights, part.preset) for part in parts]
     record = {"merged": records} if len(records) > 1 else records[0]
     record |= {"rank": rank} if rank else {}
     record |= {"base": means.base.name} if means.base else {}

@@ -89,6 +89,9 @@ def _progress(total: int) -> Progress:
 def _show(outcome: Outcome, *, verbose: bool) -> None:
     for label, text in _remarks(outcome):
         message(label, text)
+    if verbose:
+        for name in outcome.unknown:
+            message("unknown", name)
     if outcome.blocks and (verbose or outcome.status == PLANNED):
         _weights_table(outcome)
     if outcome.status != FAILED:
@@ -113,7 +116,10 @@ def _result(outcome: Outcome) -> str:
         return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
     counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
     size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-    return f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
+    done = f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
+    if outcome.strength in (0, 1):
+        return done
+    return f"{done}; load it with a weight of 1, a strength of {outcome.strength:g} is baked in"
 
 
 def _counted(outcome: Outcome) -> str:
@@ -126,7 +132,7 @@ def _weights_table(outcome: Outcome) -> None:
         # Elements can give the modules of one block different weights.
         distinct = " ".join(f"{weight:g}" for weight in block.weights)
         rows.append((block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0)))
-    title = f"{outcome.input.name} ({outcome.family})"
+    title = f"{outcome.input.name} ({' or '.join(outcome.candidates)})"
     print_table(title, ("block", "modules>", "weight>", ""), rows, stderr=True)
 
 

@@ -141,7 +141,7 @@ class _Writer:
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
         self._header = Header(self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout)
-        record = record_of(target.plan.weights, source.path, target.preset) | target.plan.means
+        record = record_of(target.plan.lora, target.plan.weights, target.preset) | target.plan.means
         self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None

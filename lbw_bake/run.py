@@ -39,12 +39,17 @@ class BlockWeights:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one output. What is known only of a plan is empty if it failed before there was one."""
+    """What became of one output. What is known only of a plan is empty if it failed before there was one.
+
+    `family` is the one that names the blocks, `candidates` are all that the file fits; `strength` is what the weights
+    of the denoiser were multiplied by; `unknown` are the tensors that nobody understands, copied as they are.
+    """
 
     input: Path
     output: Path | None
     status: str
     family: str | None = None
+    candidates: tuple[str, ...] = ()
     layout: int | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     modules: Mapping[str, int] = field(default_factory=dict)
@@ -53,6 +58,8 @@ class Outcome:
     seconds: float = 0.0
     device: str | None = None
     verified: bool = False
+    strength: float = 1.0
+    unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: LbwError | None = None
 
@@ -173,11 +180,14 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
         output,
         PLANNED,
         plan.weights.family.name,
+        tuple(family.name for family in plan.lora.candidates),
         plan.weights.layout,
         plan.weights.blocks,
         plan.counts,
         tuple(_block_weights(plan)),
         seconds=time.perf_counter() - began,
+        strength=plan.weights.options.strength * plan.weights.options.unet,
+        unknown=tuple(tensor.name for tensor in plan.lora.unknown(plan.weights.family)),
         warnings=tuple(warnings),
     )
 
@@ -197,7 +207,7 @@ def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
         records = records_in(read_header(output).metadata)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.weights.preset) | plan.means:
+    if not records or records[-1] != record_of(plan.lora, plan.weights, recipe.weights.preset) | plan.means:
         return ["the existing output is kept, though it was baked with other options; replace it with --force"]
     return []
 
@@ -209,6 +219,7 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "output": str(outcome.output) if outcome.output else None,
         "status": outcome.status,
         "family": outcome.family,
+        "candidates": list(outcome.candidates),
         "layout": outcome.layout,
         "weights": dict(outcome.weights),
         "modules": dict(outcome.modules),
@@ -216,6 +227,8 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "seconds": round(outcome.seconds, 4),
         "device": outcome.device,
         "verified": outcome.verified,
+        "strength": outcome.strength,
+        "unknown": list(outcome.unknown),
         "warnings": list(outcome.warnings),
         "error": outcome.error.message if outcome.error else None,
         "hint": outcome.error.hint if outcome.error else "",
