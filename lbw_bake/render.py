@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import error, error_lines, message, print_json
 from .jobs import Batch
+from .remarks import some
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 from .tables import Bar, print_table, shortened, size_text
 
@@ -136,13 +137,16 @@ def _weights_table(outcome: Outcome) -> None:
     print_table(title, ("block", "modules>", "weight>", ""), rows, stderr=True)
 
 
-def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = False) -> None:
-    """What a merge did, on stderr; truncation errors by block."""
+def merged(result: Merged, output: Path, *, dry_run: bool = False, quiet: bool = False, json: bool = False) -> None:
+    """What a merge did, or would do, on stderr; truncation errors by block."""
+    status = PLANNED if dry_run else "merged"
     if json:
         facts = {
             "output": str(output),
+            "status": status,
             "bytes": result.nbytes,
             "modules": result.modules,
+            "ranks": list(result.ranks),
             "errors": dict(result.errors),
             "warnings": list(result.warnings),
         }
@@ -154,7 +158,9 @@ def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = Fa
     if result.errors:
         rows = ((block, f"{lost:.2%}", Bar(lost, 1.0)) for block, lost in result.errors.items())
         print_table("What truncation lost of each block's update", ("block", "error>", ""), rows, stderr=True)
-    message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
+    ranks = f" of rank {some(map(str, result.ranks))}" if result.ranks else ""
+    counted = f"{result.modules} modules{ranks}, {size_text(result.nbytes)}"
+    message(status, f"{output} ({counted}){'; nothing written' * dry_run}")
 
 
 def comparison(facts: Comparison) -> None:

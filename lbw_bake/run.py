@@ -115,9 +115,9 @@ def _truncate(target: Target, how: Recipe, rank: int) -> _Written:
         device=how.device,
         replace=target.replace,
         means=Means(how.base, how.dora_norm, device=how.device),
+        strict=how.strict,
     )
-    lost = (f"truncated to rank {rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error)
-    return _Written(merged.nbytes, device, (*merged.warnings, *lost))
+    return _Written(merged.nbytes, device, merged.warnings + merged.losses)
 
 
 def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> Outcome:
