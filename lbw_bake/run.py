@@ -17,13 +17,12 @@ from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
-from .metadata import record_of, records_in
+from .metadata import records_in
 from .plan import Plan
 from .planning import DTYPES, agree
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .tensordata import TensorData
-from .tensorfile import read_header
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -148,7 +147,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             plan = plan_by(recipe, lora, weights, data)
         outcome = _planned(job, output, plan, began)
         if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
-            return _skipped(outcome, _differences(output, plan, recipe), recipe)
+            return _skipped(outcome, _differences(Target(plan, output, recipe.weights.preset)), recipe)
         if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
             check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
@@ -201,15 +200,14 @@ def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
             yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
 
 
-def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
+def _differences(target: Target) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
-        records = records_in(read_header(output).metadata)
+        same = target.written_before()
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.lora, plan.weights, recipe.weights.preset) | plan.means:
-        return ["the existing output is kept, though it was baked with other options; replace it with --force"]
-    return []
+    other = "the existing output is kept, though it was baked with other options; replace it with --force"
+    return [] if same else [other]
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:
