@@ -163,8 +163,26 @@ def merged(result: Merged, output: Path, *, dry_run: bool = False, quiet: bool =
     message(status, f"{output} ({counted}){'; nothing written' * dry_run}")
 
 
-def comparison(facts: Comparison) -> None:
+def comparison(facts: Comparison, *, quiet: bool = False) -> None:
     """The weight each block really got, on stdout; contradictions and differences on stderr."""
+    if not quiet:
+        _differences(facts)
+    for contradiction in (facts.contradictions or ())[:5]:
+        message("error", contradiction)
+    if facts.contradictions:
+        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
+    elif not quiet:
+        message("done", _verdict(facts))
+
+
+def _verdict(facts: Comparison) -> str:
+    if facts.contradictions is None:
+        return "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
+    unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
+    return f"it is what its lbw_bake record says{unsure}"
+
+
+def _differences(facts: Comparison) -> None:
     rows = []
     for name, (share, modules) in facts.blocks.items():
         weight = "any" if share.weight is None else f"{share.weight:.4g}"
@@ -181,17 +199,6 @@ def comparison(facts: Comparison) -> None:
             message("metadata", f"{key} {what}: {shortened(value, _VALUE)}")
     for key, (old, new) in changes.changed.items():
         message("metadata", f"{key} changed: {shortened(old, _VALUE)} -> {shortened(new, _VALUE)}")
-    for contradiction in (facts.contradictions or ())[:5]:
-        message("error", contradiction)
-    if facts.contradictions is None:
-        message(
-            "done", "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
-        )
-    elif facts.contradictions:
-        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
-    else:
-        unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
-        message("done", f"it is what its lbw_bake record says{unsure}")
 
 
 def comparison_json(facts: Comparison) -> Mapping[str, Any]:

@@ -22,6 +22,7 @@ from conftest import (
     kohya_lora,
     lbw,
     measured,
+    metadata_of,
     python,
     unet_lora,
     write,
@@ -200,6 +201,22 @@ class TestStreams:
         code, out, error = run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--quiet")
         assert (code, out) == (1, "")
         assert error.startswith("error: ")
+
+    def test_so_it_does_where_only_the_exit_code_counts(self, lora: Path, run: Run) -> None:
+        baked = lora.with_name("b.safetensors")
+        run.done("bake", lora, *HALF, "-o", baked)
+        other = write(lora.with_name("c.safetensors"), unet_lora(dtype="float64"), metadata_of(baked))
+        assert run("diff", lora, baked, "--quiet") == (0, "", "")
+        code, out, error = run("diff", lora, other, "--quiet")
+        assert (code, out) == (1, "")
+        assert {line.partition(":")[0] for line in error.splitlines()} == {"error"}
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_and_where_only_the_picture_does(self, count: int, lora: Path, run: Run) -> None:
+        pytest.importorskip("matplotlib")
+        picture = lora.with_name("a.svg")
+        assert run("inspect", *[lora] * count, "--plot", picture, "--quiet") == (0, "", "")
+        assert picture.exists()
 
     def test_verbose_shows_the_weight_of_every_block(self, lora: Path, run: Run) -> None:
         error = run("bake", lora, "-p", "MIDD", "-o", lora.with_name("b.safetensors"), "--verbose")[2]
