@@ -57,13 +57,15 @@ class Part:
 class Merged:
     """What a merge did, or would do: bytes of the file, how many modules it has, and the distinct ranks of these.
 
-    `errors` are the relative distances of truncation by block, empty without `rank`.
+    `errors` are the relative distances of truncation by block, empty without `rank`; `left_out` names the tensors of
+    the inputs that belong to no module.
     """
 
     nbytes: int
     modules: int
     ranks: tuple[int, ...]
     errors: Mapping[str, float]
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -161,7 +163,9 @@ def merge_parts(
         header, hashes = _head(parts, output.stem, tensors, rank=rank, means=means)
         nbytes = len(header.encode(hashes.metadata())) + (tensors[-1].end if tensors else 0)
         ranks = {module.rank for module in group_modules(tensors).modules if module.rank}
-        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), tuple(_warnings(parts, layers)))
+        left_out = tuple(tensor.name for part in parts for tensor in _strays(part))
+        warnings = tuple(_warnings(parts, layers))
+        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), left_out, warnings)
         if strict and (merged.warnings or merged.losses):
             raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
         if spool:
@@ -359,11 +363,16 @@ def _check_spellings(parts: Sequence[Part]) -> None:
         )
 
 
+def _strays(part: Part) -> list[Tensor]:
+    """The tensors of a file that belong to no module, or to many."""
+    return [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]
+
+
 def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
         yield "the files share no module name; do they spell the same layers differently?"
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part in parts:
-        if strays := [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]:
+        if strays := _strays(part):
             yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"

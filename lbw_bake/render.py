@@ -148,6 +148,7 @@ def merged(result: Merged, output: Path, *, dry_run: bool = False, quiet: bool =
             "modules": result.modules,
             "ranks": list(result.ranks),
             "errors": dict(result.errors),
+            "left_out": list(result.left_out),
             "warnings": list(result.warnings),
         }
         print_json(facts)

@@ -190,6 +190,7 @@ def test_strict_refuses_what_is_warned_of(loras: tuple[Path, Path], tmp_path: Pa
     out = tmp_path / "out.safetensors"
     assert "1 tensors of no module left out" in run.refused("merge", loras[0], more, "--strict", "-o", out)
     assert not out.exists()
+    assert run.json("merge", loras[0], more, "--dry-run", "--json", "-o", out)["left_out"] == ["stray"]
     run.done("merge", *loras, "--strict", "-o", out)
     with pytest.raises(StrictError):
         merge([loras[0], more], tmp_path / "other.safetensors", strict=True)
