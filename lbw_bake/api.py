@@ -124,11 +124,14 @@ def merge(
     base: AnyPath | None = None,
     dora_norm: str = "comfyui",
     device: str = "auto",
+    strict: bool = False,
     replace: bool = False,
+    dry_run: bool = False,
 ) -> Merged:
     """Write one LoRA whose update is the exact sum of several, each with its own weights (default: all ones).
 
-    `rank` truncates every product to that rank; the options are those of `lbw merge`. Raises what `bake` raises.
+    `rank` truncates every product and full difference to that rank; with `dry_run` the sum is computed and not written.
+    The options are those of `lbw merge`. Raises what `bake` raises.
     """
     from .merging import merge_parts, read_parts
     from .planning import DTYPES
@@ -139,7 +142,17 @@ def merge(
     given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
     parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
     means = Means(_path(base), dora_norm, device=device)
-    return merge_parts(parts, Path(output), rank=rank, dtype=DTYPES[dtype], device=device, replace=replace, means=means)
+    return merge_parts(
+        parts,
+        Path(output),
+        rank=rank,
+        dtype=DTYPES[dtype],
+        device=device,
+        replace=replace,
+        means=means,
+        strict=strict,
+        dry_run=dry_run,
+    )
 
 
 def validate(path: AnyPath, *, kind: str | None = None) -> Checked:

@@ -242,7 +242,7 @@ def merge(
         list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
     output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
-    rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every product to this rank.")] = None,
+    rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,
     dtype: Dtype = "keep",
     base: BaseModelPath = None,
     dora_norm: DoraNorm = "comfyui",
@@ -250,6 +250,8 @@ def merge(
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
     device: Annotated[Device, running("--device", help="Where to truncate.")] = "auto",
+    strict: Annotated[bool, running("--strict", help="Turn every warning into an error.")] = False,
+    dry_run: Annotated[bool, running("--dry-run", "-n", help="Add them up, write nothing.")] = False,
     quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -266,9 +268,11 @@ def merge(
         base=base,
         dora_norm=dora_norm,
         device=device,
+        strict=strict,
         replace=force,
+        dry_run=dry_run,
     )
-    render.merged(merged, output, quiet=quiet, json=json_output)
+    render.merged(merged, output, dry_run=dry_run, quiet=quiet, json=json_output)
 
 
 app.command()(inspect)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import FamilyName, Json, given_path
+from .cli_options import FamilyName, Json, Quiet, given_path
 from .errors import LbwError
 
 Theme = Literal["light", "dark"]
@@ -24,6 +24,7 @@ def inspect(
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing picture.")] = False,
     family: FamilyName = None,
     json_output: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show where a LoRA lives: per block the modules, ranks, bytes, strength and its share of the whole.
 
@@ -45,13 +46,14 @@ def inspect(
     if json_output:
         for facts in read:
             console.print_json(render_inspection.inspection_json(facts, spectra=spectrum))
-    elif len(read) > 1:
+    elif len(read) > 1 and not quiet:
         render_inspection.side_by_side(read, elements=elements, spectra=spectrum)
-    elif read:
+    elif read and not quiet:
         render_inspection.inspection(read[0], elements=elements, spectra=spectrum)
     if plot and read:
         plots.draw(read, plot, elements=elements, theme=theme, replace=force)
-        console.message("written", str(plot))
+        if not quiet:
+            console.message("written", str(plot))
     if len(read) < len(files):
         raise typer.Exit(1)
 
@@ -63,6 +65,7 @@ def diff(
     ],
     family: FamilyName = None,
     json_output: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the weight every block really got, and hold a baked file to its record.
 
@@ -72,6 +75,6 @@ def diff(
     from . import diff as measure
 
     facts = measure(original, baked, family=family)
-    (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts))
+    (console.print_json(render.comparison_json(facts)) if json_output else render.comparison(facts, quiet=quiet))
     if facts.matches_record is False:
         raise typer.Exit(1)

@@ -24,6 +24,7 @@ def given_path(text: str) -> Path:
 FamilyName = Annotated[
     str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
 ]
+Quiet = Annotated[bool, running("--quiet", "-q", help="Print errors only.")]
 Json = Annotated[bool, running("--json", help="Print one JSON object per file on stdout.")]
 
 Device = Literal["auto", "cpu", "cuda"]

@@ -41,6 +41,7 @@ def sweep(
             help="A preset, vector, rules or token. Default: all ones.",
         ),
     ] = None,
+    strength: Annotated[float, _start("--strength", "-s", help="Multiplies everything.")] = 1.0,
     seed: Annotated[int | None, _start("--seed", help="Draws R and U in a vector.")] = None,
     layout: Annotated[int | None, _start("--layout", help="The presets' entries of this vector length.")] = None,
     presets: Annotated[Path | None, _start("--presets", help="A presets file on top of your own.")] = None,
@@ -53,6 +54,10 @@ def sweep(
     max_size: Annotated[str, writing("--max-size", help="Refuse to write more than this without --yes.")] = "20GB",
     yes: Annotated[bool, writing("--yes", help="Write it all, however much it is.")] = False,
     force: Annotated[bool, writing("--force", "-f", help="Replace existing files.")] = False,
+    skip_existing: Annotated[
+        bool,
+        writing("--skip-existing", help="Go on with a sweep: leave files that are there as they would be written."),
+    ] = False,
     dry_run: Annotated[bool, writing("--dry-run", "-n", help="Say what would be written, write nothing.")] = False,
     grid: Annotated[
         Path | None, _grid("--grid", help="Put the pictures in this folder, named as the files, into one.")
@@ -84,11 +89,14 @@ def sweep(
     if analyse and (set(given) - {"x"}):
         raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
+    if skip_existing and force:
+        raise typer.BadParameter("is the opposite of --force", param_hint="--skip-existing")
+
     from . import Options, Recipe, Weights, make_sweep, tables, write_sweep
 
     limit = tables.parse_size(max_size)
     recipe = Recipe(
-        Weights.parse(base_weights, presets=presets, options=Options(seed=seed), layout=layout),
+        Weights.parse(base_weights, presets=presets, options=Options(strength, seed=seed), layout=layout),
         family=family,
         dtype=dtype,
         base=base,
@@ -99,7 +107,7 @@ def sweep(
     plot = make_sweep(source, given, recipe, analyse=analyse, at=at, presets=presets)
     render_sweep.planned(plot, quiet=quiet)
     if not dry_run and output:
-        sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force)
+        sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force, skip_existing=skip_existing)
         render_sweep.written(plot, output, sizes, quiet=quiet)
     if json_output:
         console.print_json(plot.manifest)

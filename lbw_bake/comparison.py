@@ -126,7 +126,7 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
         tuple(name for name in new if name not in old),
         tuple(name for name in old if name not in new),
         tuple(name for name in old if name not in shares),
-        _contradictions(one, two, known, shares),
+        _contradictions(one, two, shares),
     )
 
 
@@ -154,7 +154,7 @@ def _sum(shares: Iterable[Share]) -> Share:
 
 
 def _contradictions(
-    original: Lora, baked: Lora, family: Family, shares: Mapping[str, tuple[Module, Place, Share]]
+    original: Lora, baked: Lora, shares: Mapping[str, tuple[Module, Place, Share]]
 ) -> tuple[str, ...] | None:
     """What the records that were added say, against what was measured; None if none was added, or nothing measured."""
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
@@ -165,14 +165,14 @@ def _contradictions(
     ):
         return None
     try:
-        bakes = [_recorded_weights(record, family) for record in records]
+        bakes = [_recorded_weights(record, original) for record in records]
     except (LbwError, TypeError, ValueError, OverflowError, KeyError, AttributeError):
         return ("its lbw_bake record cannot be read",)
     written = {module.name: module for module in baked.grouping.modules}
     known = {module.name for module in original.grouping.modules}
     found = [f"{name} was added, of which its record says nothing" for name in written if name not in known]
-    for name, (module, place, share) in shares.items():
-        said = math.prod(weights.of(place, module.path) for weights in bakes)
+    for name, (_, _, share) in shares.items():
+        said = math.prod(weights.get(name, 1.0) for weights in bakes)
         if share.weight is not None and not _agrees(share, said, written.get(name)):
             found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
     return tuple(found)
@@ -186,8 +186,11 @@ def _agrees(share: Share, said: float, written: Module | None) -> bool:
     return abs(weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
 
 
-def _recorded_weights(record: Mapping[str, Any], family: Family) -> FamilyWeights:
+def _recorded_weights(record: Mapping[str, Any], lora: Lora) -> dict[str, float]:
+    """Module -> weight, as the record's family has it if that is one the file fits."""
+    family = next((one for one in lora.candidates if one.name == record["family"]), lora.candidates[0])
     blocks = {block: float(record["weights"][block]) for block in (*family.blocks, OTHER)}
     elements = tuple(map(parse_element, record["elements"]))
     strength, te, unet = (float(record[name]) for name in ("strength", "te", "unet"))
-    return FamilyWeights(family, blocks, options=Options(strength, te, unet, elements=elements))
+    weights = FamilyWeights(family, blocks, options=Options(strength, te, unet, elements=elements))
+    return {module.name: weights.of(place, module.path) for module, place in lora.placed(family)}

@@ -50,6 +50,15 @@ class LowRank:
         return LowRank(self.up * factor, self.down)
 
 
+def factored(update: Array) -> LowRank:
+    """A whole update as a product with the identity, on its smaller side. Raises ValueError if that is too large."""
+    rows, columns = flat(update).shape
+    check_room(min(rows, columns), min(rows, columns))
+    if columns < rows:
+        return LowRank(flat(update), np.eye(columns).reshape(columns, *update.shape[1:]))
+    return LowRank(np.eye(rows), update)
+
+
 def concatenate(parts: Sequence[LowRank]) -> LowRank:
     """The sum of updates of one layer: ranks side by side."""
     kernel = max((part.down.shape[2:] for part in parts), key=len)
@@ -118,12 +127,10 @@ def _lokr(arrays: Arrays, path: str) -> LowRank:
 
 
 def _kron(arrays: Arrays, n: str, path: str) -> tuple[Array, Array]:
-    """One Kronecker factor as a product; a full one times the identity on its smaller side."""
+    """One Kronecker factor as a product."""
     if (full := arrays.get(f"lokr_w{n}")) is not None:
-        check_room(min(full.shape[:2], default=1), min(full.shape[:2], default=1))
-        if full.ndim == 2 and full.shape[1] < full.shape[0]:
-            return full, np.eye(full.shape[1])
-        return np.eye(len(full)), full
+        whole = factored(full)
+        return whole.up, whole.down
     left, right = factors_of(arrays, f"lokr_w{n}")
     return left, _with_kernel(right, right.shape[2:], path) if n == "2" else right
 

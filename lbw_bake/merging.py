@@ -24,13 +24,13 @@ from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .edits import fitting
-from .errors import NotBakeableError, OutputError, UnknownFamilyError
+from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
 from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
-from .lowrank import FORMS, LowRank, concatenate, truncate
+from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .metadata import DataHashes, baked_metadata, record_of
-from .modules import Module
+from .modules import Module, group_modules
 from .planning import agree
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
@@ -39,6 +39,9 @@ from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor
 from .updates import Array, Read, arrays_of, flat
 from .weights import FamilyWeights
+
+# What a half of 0.01 % is: less is not worth a word.
+_ROUNDING = 5e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,24 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did. `errors` are the relative distances of truncation by block, empty without `rank`."""
+    """What a merge did, or would do: bytes of the file, how many modules it has, and the distinct ranks of these.
+
+    `errors` are the relative distances of truncation by block, empty without `rank`; `left_out` names the tensors of
+    the inputs that belong to no module.
+    """
 
     nbytes: int
     modules: int
+    ranks: tuple[int, ...]
     errors: Mapping[str, float]
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What truncation lost of each block, where it is more than rounding."""
+        to = f"truncated to rank {max(self.ranks, default=0)}"
+        return tuple(f"{to}, {block} lost {lost:.2%}" for block, lost in self.errors.items() if lost > _ROUNDING)
 
 
 def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:
@@ -77,11 +92,8 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
                 "merge LoRAs of one family; --family names it where it is told wrong",
             )
         common = shared
-    parts: list[Part] = []
-    for lora, weights in read:
-        one = replace(lora, candidates=(parts[0].weights.family,) if parts else common)
-        parts.append(Part(one, agree(one, weights.for_family), weights.preset, weights.remark))
-    return parts
+    alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
+    return [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +133,26 @@ def merge_parts(
     device: str = "auto",
     replace: bool = False,
     means: Means | None = None,
+    strict: bool = False,
+    dry_run: bool = False,
 ) -> Merged:
     """Write the sum of several LoRAs of one family and key spelling; metadata are those of the first.
 
-    `rank` truncates every product to that rank; `dtype` (`F16`) is what is stored, by default what the first file
-    stores; `means` name the base model, on which DoRA and OFT add up as full differences. Raises NotBakeableError for
-    modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError.
+    `rank` truncates every product and full difference to that rank; `dtype` (`F16`) is what is stored, by default what
+    the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. `dry_run`
+    computes all of it and writes nothing. Raises NotBakeableError for modules that do not add (DoRA and OFT without it,
+    GLoRA with another kind), OutputError, and with `strict` StrictError for warnings and for what truncation lost.
     """
     check_output(output, [part.lora.file.path for part in parts], replace=replace)
     _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
-    alpha = _alpha(parts)
+    alpha = _alpha(parts, rank)
     means = means or Means()
     lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
     tensors: list[Tensor] = []
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
-        spool = files.enter_context(_temporary(output))
+        spool = None if dry_run else files.enter_context(_temporary(output))
         layers = _layers(parts, [data.read for data in inputs], means)
         for layer in layers:
             with fitting(layer.stem), np.errstate(over="ignore", invalid="ignore"):
@@ -146,8 +161,17 @@ def merge_parts(
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
         for data in inputs:
             data.check_unchanged()
-        nbytes = _write(parts, output, tensors, spool, rank=rank, means=means, replace=replace)
-    return Merged(nbytes, len(layers), _by_block(lost), tuple(_warnings(parts, layers)))
+        header, hashes = _head(parts, output.stem, tensors, rank=rank, means=means)
+        nbytes = len(header.encode(hashes.metadata())) + (tensors[-1].end if tensors else 0)
+        ranks = {module.rank for module in group_modules(tensors).modules if module.rank}
+        left_out = tuple(tensor.name for part in parts for tensor in _strays(part))
+        warnings = tuple(_warnings(parts, layers))
+        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), left_out, warnings)
+        if strict and (merged.warnings or merged.losses):
+            raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
+        if spool:
+            _write(output, header, hashes, spool, replace=replace)
+    return merged
 
 
 @contextmanager
@@ -193,20 +217,30 @@ def _add(
         return _scaled(addends[0])
     if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
         raise NotBakeableError(f"{layer.stem}: {' and '.join(sorted(kinds))} do not add up", "leave one of them out")
-    summed = _additive(addends, alpha, products)
     forms = [_form(addend) for addend in products]
-    named: dict[str, Array] = {}
+    summed = _additive(addends)
+    total = None
     if forms and "full" in kinds:
         summed["diff"] = summed["diff"] + sum(form.dense().reshape(summed["diff"].shape) for form in forms)
     elif forms:
         total = concatenate(forms)
-        if rank:
-            down = flat(total.down)
-            size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
-            total, error = truncate(total, rank, device)
-            lost.append((error * size, size))
-        named = _named(layer, products, total, alpha)
+    if rank and "full" in kinds and summed["diff"].ndim > 1 and rank < min(flat(summed["diff"]).shape):
+        total = factored(summed.pop("diff"))
+    if rank and total:
+        total = _truncated(total, rank, device, lost)
+    if total and alpha is not None:  # loaders multiply these by alpha / rank with the product
+        summed |= {role: summed[role] * (total.rank / alpha) for role in INSIDE if role in summed}
+    named = _named(layer, addends, total, alpha) if total else {}
     return named | {f"{layer.stem}.{role}": array for role, array in summed.items()}
+
+
+def _truncated(total: LowRank, rank: int, device: str, lost: list[tuple[float, float]]) -> LowRank:
+    """The product at a lower rank; adds to `lost` how far that is, and the size of the whole."""
+    down = flat(total.down)
+    size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
+    total, error = truncate(total, rank, device)
+    lost.append((error * size, size))
+    return total
 
 
 def _form(addend: _Addend) -> LowRank:
@@ -216,9 +250,9 @@ def _form(addend: _Addend) -> LowRank:
     return form.times(addend.weight * addend.scale)
 
 
-def _named(layer: _Layer, products: Sequence[_Addend], total: LowRank, alpha: float | None) -> dict[str, Array]:
+def _named(layer: _Layer, addends: Sequence[_Addend], total: LowRank, alpha: float | None) -> dict[str, Array]:
     """The factors of a sum under the names of the first LoRA of the layer, or kohya's."""
-    lora = next((addend.module for addend in products if addend.module.algorithm.name == "lora"), None)
+    lora = next((addend.module for addend in addends if addend.module.algorithm.name == "lora"), None)
     up, down = (lora.tensors[role][0].name if lora else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
     kernel = total.down.shape[2:]
     total = total if alpha is None else total.times(total.rank / alpha)
@@ -226,15 +260,13 @@ def _named(layer: _Layer, products: Sequence[_Addend], total: LowRank, alpha: fl
     return named if alpha is None else {**named, f"{layer.stem}.alpha": np.array(alpha)}
 
 
-def _additive(addends: Sequence[_Addend], alpha: float | None, products: Sequence[_Addend]) -> dict[str, Array]:
-    """The sums of what adds by itself; biases inside the product are divided by the alpha / rank it will get."""
-    ranks = sum(addend.module.rank or 0 for addend in products)
-    inside = 1.0 if alpha is None or not ranks else ranks / alpha
+def _additive(addends: Sequence[_Addend]) -> dict[str, Array]:
+    """The sums of what adds by itself."""
     summed: dict[str, Array] = {}
     for addend in addends:
         arrays = arrays_of(addend.module, addend.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.dense)):
-            factor = addend.weight * (addend.scale * inside if role in INSIDE else 1.0)
+            factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
             summed[role] = summed.get(role, 0.0) + arrays[role] * factor
         if addend.dense:
             summed["diff"] = summed.get("diff", 0.0) + addend.dense(addend.read) * addend.weight
@@ -252,14 +284,18 @@ def _scaled(addend: _Addend) -> dict[str, Array]:
     }
 
 
-def _alpha(parts: Sequence[Part]) -> float | None:
-    """The alpha of the whole output: the first the first file has; None if no file has any."""
-    for part in parts:
-        with TensorData(part.lora.file) as data:
-            for module, _ in part.lora.placed(part.weights.family):
-                if module.rank and "alpha" in module.tensors:
-                    return known_alpha(part.lora.file.path, module, data.read) or 1.0
-    return None
+def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
+    """The alpha of the whole output: the first the first file has; None if no file has any.
+
+    Files without a product have none to follow: what truncation makes of them says what LyCORIS does not do without.
+    """
+    placed = ((part.lora.file, module) for part in parts for module, _ in part.lora.placed(part.weights.family))
+    products = [(file, module) for file, module in placed if module.rank]
+    for file, module in products:
+        if "alpha" in module.tensors:
+            with TensorData(file) as data:
+                return known_alpha(file.path, module, data.read) or 1.0
+    return float(rank) if rank and not products else None
 
 
 def _stored_dtype(lora: Lora) -> str:
@@ -268,8 +304,8 @@ def _stored_dtype(lora: Lora) -> str:
     return "BF16" if dtype in FLOAT8 else dtype
 
 
-def _spool(spool: IO[bytes], name: str, array: Array, dtype: str, start: int) -> Tensor:
-    """Append an array, rounded once, to the data that is to become the file's."""
+def _spool(spool: IO[bytes] | None, name: str, array: Array, dtype: str, start: int) -> Tensor:
+    """Append an array, rounded once, to the data that is to become the file's, if there is to be one."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
     if not np.isfinite(array).all():
@@ -278,38 +314,34 @@ def _spool(spool: IO[bytes], name: str, array: Array, dtype: str, start: int) ->
         )
     if not np.isfinite(rounded.astype(np.float64)).all():
         raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
-    data = rounded.tobytes()
-    spool.write(data)
-    return Tensor(name, dtype, array.shape, start, start + len(data))
+    if spool:
+        spool.write(rounded.tobytes())
+    return Tensor(name, dtype, array.shape, start, start + rounded.nbytes)
 
 
-def _write(
-    parts: Sequence[Part],
-    output: Path,
-    tensors: Sequence[Tensor],
-    spool: IO[bytes],
-    *,
-    rank: int | None,
-    means: Means,
-    replace: bool,
-) -> int:
-    records = [record_of(part.weights, part.lora.file.path, part.preset) for part in parts]
+def _head(
+    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], *, rank: int | None, means: Means
+) -> tuple[Header, DataHashes]:
+    """The header of a file of this stem, and its metadata, whose hashes are still to be taken."""
+    records = [record_of(part.lora, part.weights, part.preset) for part in parts]
     record = {"merged": records} if len(records) > 1 else records[0]
     record |= {"rank": rank} if rank else {}
     record |= {"base": means.base.name} if means.base else {}
-    metadata = baked_metadata(parts[0].lora, record, output.stem, update=True)
+    metadata = baked_metadata(parts[0].lora, record, stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
     header = Header(tensors)
-    hashes = DataHashes(header, metadata)
+    return header, DataHashes(header, metadata)
+
+
+def _write(output: Path, header: Header, hashes: DataHashes, spool: IO[bytes], *, replace: bool) -> None:
     spool.seek(0)
     with atomic_write(output, replace=replace) as target:
-        nbytes = write_all(target, header.encode(hashes.metadata()))
+        write_all(target, header.encode(hashes.metadata()))
         while piece := spool.read(PIECE):
             hashes.update(memoryview(piece))
-            nbytes += write_all(target, piece)
+            write_all(target, piece)
         target.seek(0)
         write_all(target, header.encode(hashes.metadata()))
-    return nbytes
 
 
 def _by_block(lost: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
@@ -332,6 +364,11 @@ def _check_spellings(parts: Sequence[Part]) -> None:
         )
 
 
+def _strays(part: Part) -> list[Tensor]:
+    """The tensors of a file that belong to no module, or to many."""
+    return [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]
+
+
 def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     yield from filter(None, dict.fromkeys(part.remark for part in parts))
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
@@ -339,5 +376,5 @@ def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part in parts:
-        if strays := [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]:
+        if strays := _strays(part):
             yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -24,12 +23,17 @@ _LEGACY_WINDOW = range(0x100000, 0x110000)
 _ALIAS, _BASE_MODEL = "ss_output_name", "ss_base_model_version"
 
 
-def record_of(weights: FamilyWeights, source: Path, preset: str | None) -> dict[str, Any]:
-    """What was baked, in block names and numbers: enough to do it again, and the same every time."""
+def record_of(lora: Lora, weights: FamilyWeights, preset: str | None) -> dict[str, Any]:
+    """What was baked, in block names and numbers: enough to do it again, and the same every time.
+
+    The family is the one the weights were read by; a file that fits others too says so.
+    """
     options = weights.options
+    several = {"candidates": [family.name for family in lora.candidates]} if lora.family is None else {}
     return {
         "version": __version__,
         "family": weights.family.name,
+        **several,
         "preset": preset,
         "weights": dict(weights.blocks),
         "strength": options.strength,
@@ -37,7 +41,7 @@ def record_of(weights: FamilyWeights, source: Path, preset: str | None) -> dict[
         "unet": options.unet,
         "elements": [str(element) for element in options.elements],
         "seed": options.seed,
-        "source": _text(source.name),
+        "source": _text(lora.file.path.name),
     }
 
 

@@ -22,8 +22,8 @@ DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyWeights:
     """The weights for the file's family, where all families that fit it agree on every module.
 
-    Families for which there are none do not count, unless there are none for any: then the first one's error is
-    raised. Raises AmbiguousFamilyError.
+    Of several it is the first that has the vector's own layout. Families for which there are none do not count, unless
+    there are none for any: then the first one's error is raised. Raises AmbiguousFamilyError.
     """
     resolved: list[FamilyWeights] = []
     errors: list[LbwError] = []
@@ -42,7 +42,7 @@ def agree(lora: Lora, weights_for: Callable[[Family], FamilyWeights]) -> FamilyW
     ]
     if any(meaning != meanings[0] for meaning in meanings):
         raise AmbiguousFamilyError(lora.file.path, [weights.family.name for weights in resolved])
-    return resolved[0]
+    return next((weights for weights in resolved if not weights.by_relative), resolved[0])
 
 
 def make_plan(

@@ -31,7 +31,7 @@ def _unknown(plan: Plan) -> Iterator[str]:
 
 def _of_a_relative(plan: Plan) -> Iterator[str]:
     weights, family = plan.weights, plan.weights.family
-    if weights.layout is not None and weights.layout not in map(len, family.layouts):
+    if weights.by_relative:
         matched = [block for block in family.blocks if block not in weights.unlisted]
         yield f"{weights.layout} weights are not a layout of {family.name}; matched by name: {some(matched, 30)}"
 
@@ -42,6 +42,16 @@ def _unlisted(plan: Plan) -> Iterator[str]:
     if zeroed:
         blocks = [block for block in plan.weights.family.blocks if block in zeroed]
         yield f"{len(zeroed)} modules zeroed because the weights do not list their blocks: {some(blocks, 30)}"
+
+
+def _inverted(plan: Plan) -> Iterator[str]:
+    """What 1 - w makes of blocks the weights do not list: the extension's own lie in all of its vector's blocks."""
+    weights, here = plan.weights, {decision.place.block for decision in plan.decisions}
+    weight = 1.0 - weights.options.rest
+    blocks = [block for block, given in weights.blocks.items() if block in weights.unlisted & here and given == weight]
+    if weights.options.invert and weight and blocks:
+        omitted = f"{len(blocks)} blocks that the weights do not list"
+        yield f"--invert gives {omitted} a weight of {weight:g}: {some(blocks, 30)}"
 
 
 def _idle_rules(plan: Plan) -> Iterator[str]:
@@ -87,4 +97,4 @@ def _inexact(plan: Plan) -> Iterator[str]:
         yield f"{block}: {len(errors)} {name} modules {caveat}{span}"
 
 
-_REMARKS = (_unknown, _of_a_relative, _unlisted, _idle_rules, _idle_elements, _fixed, _neutral, _inexact)
+_REMARKS = (_unknown, _of_a_relative, _unlisted, _inverted, _idle_rules, _idle_elements, _fixed, _neutral, _inexact)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import error, error_lines, message, print_json, print_line
 from .jobs import Batch
+from .remarks import some
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 from .tables import Bar, print_table, shortened, size_text
 
@@ -95,6 +96,9 @@ def _progress(total: int) -> Progress:
 def _show(outcome: Outcome, *, verbose: bool) -> None:
     for label, text in _remarks(outcome):
         message(label, text)
+    if verbose:
+        for name in outcome.unknown:
+            message("unknown", name)
     if outcome.blocks and (verbose or outcome.status == PLANNED):
         _weights_table(outcome)
     if outcome.status != FAILED:
@@ -119,7 +123,10 @@ def _result(outcome: Outcome) -> str:
         return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
     counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
     size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-    return f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
+    done = f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
+    if outcome.strength in (0, 1):
+        return done
+    return f"{done}; load it with a weight of 1, a strength of {outcome.strength:g} is baked in"
 
 
 def _counted(outcome: Outcome) -> str:
@@ -132,18 +139,22 @@ def _weights_table(outcome: Outcome) -> None:
         # Elements can give the modules of one block different weights.
         distinct = " ".join(f"{weight:g}" for weight in block.weights)
         rows.append((block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0)))
-    title = f"{outcome.input.name} ({outcome.family})"
+    title = f"{outcome.input.name} ({' or '.join(outcome.candidates)})"
     print_table(title, ("block", "modules>", "weight>", ""), rows, stderr=True)
 
 
-def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = False) -> None:
-    """What a merge did, on stderr; truncation errors by block."""
+def merged(result: Merged, output: Path, *, dry_run: bool = False, quiet: bool = False, json: bool = False) -> None:
+    """What a merge did, or would do, on stderr; truncation errors by block."""
+    status = PLANNED if dry_run else "merged"
     if json:
         facts = {
             "output": str(output),
+            "status": status,
             "bytes": result.nbytes,
             "modules": result.modules,
+            "ranks": list(result.ranks),
             "errors": dict(result.errors),
+            "left_out": list(result.left_out),
             "warnings": list(result.warnings),
         }
         print_json(facts)
@@ -154,7 +165,9 @@ def merged(result: Merged, output: Path, *, quiet: bool = False, json: bool = Fa
     if result.errors:
         rows = ((block, f"{lost:.2%}", Bar(lost, 1.0)) for block, lost in result.errors.items())
         print_table("What truncation lost of each block's update", ("block", "error>", ""), rows, stderr=True)
-    message("merged", f"{output} ({result.modules} modules, {size_text(result.nbytes)})")
+    ranks = f" of rank {some(map(str, result.ranks))}" if result.ranks else ""
+    counted = f"{result.modules} modules{ranks}, {size_text(result.nbytes)}"
+    message(status, f"{output} ({counted}){'; nothing written' * dry_run}")
 
 
 def mixed(mix: Mix, path: Path) -> None:
@@ -166,8 +179,26 @@ def mixed(mix: Mix, path: Path) -> None:
         message("prompt", token)
 
 
-def comparison(facts: Comparison) -> None:
+def comparison(facts: Comparison, *, quiet: bool = False) -> None:
     """The weight each block really got, on stdout; contradictions and differences on stderr."""
+    if not quiet:
+        _differences(facts)
+    for contradiction in (facts.contradictions or ())[:5]:
+        message("error", contradiction)
+    if facts.contradictions:
+        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
+    elif not quiet:
+        message("done", _verdict(facts))
+
+
+def _verdict(facts: Comparison) -> str:
+    if facts.contradictions is None:
+        return "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
+    unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
+    return f"it is what its lbw_bake record says{unsure}"
+
+
+def _differences(facts: Comparison) -> None:
     rows = []
     for name, (share, modules) in facts.blocks.items():
         weight = "any" if share.weight is None else f"{share.weight:.4g}"
@@ -184,17 +215,6 @@ def comparison(facts: Comparison) -> None:
             message("metadata", f"{key} {what}: {shortened(value, _VALUE)}")
     for key, (old, new) in changes.changed.items():
         message("metadata", f"{key} changed: {shortened(old, _VALUE)} -> {shortened(new, _VALUE)}")
-    for contradiction in (facts.contradictions or ())[:5]:
-        message("error", contradiction)
-    if facts.contradictions is None:
-        message(
-            "done", "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
-        )
-    elif facts.contradictions:
-        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
-    else:
-        unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
-        message("done", f"it is what its lbw_bake record says{unsure}")
 
 
 def comparison_json(facts: Comparison) -> Mapping[str, Any]:

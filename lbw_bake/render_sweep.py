@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,13 @@ def planned(sweep: Sweep, *, quiet: bool = False) -> None:
 def written(sweep: Sweep, folder: Path, sizes: Iterable[int], *, quiet: bool = False) -> None:
     """Take in the sizes of files as they are written: a progress bar on a terminal, a line at the end."""
     watched = sys.stderr.isatty() and not quiet
-    nbytes = _with_progress(sizes, sweep.nbytes) if watched else sum(sizes)
+    done = list(_with_progress(sizes, sweep.nbytes) if watched else sizes)
     if not quiet:
-        message("written", f"{folder} ({len(sweep.files)} files, {size_text(nbytes)}, {folder / MANIFEST})")
+        there = f", {len(sweep.files) - len(done)} were there" if len(done) < len(sweep.files) else ""
+        message("written", f"{folder} ({len(done)} files{there}, {size_text(sum(done))}, {folder / MANIFEST})")
 
 
-def _with_progress(sizes: Iterable[int], total: int) -> int:
+def _with_progress(sizes: Iterable[int], total: int) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -43,7 +44,7 @@ def _with_progress(sizes: Iterable[int], total: int) -> int:
         for size in sizes:
             nbytes += size
             progress.update(task, completed=nbytes)
-    return nbytes
+            yield size
 
 
 def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool = False) -> None:

@@ -8,18 +8,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
 from .edits import Compute, Drop, Fill, fitting
 from .errors import NotBakeableError, StrictError
-from .metadata import DataHashes, baked_metadata, record_of, stale_hashes
+from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_hashes
 from .plan import Plan
 from .scaling import CPU, FLOATS, Backend, Bytes, itemsize, not_finite, numpy_dtype, round_to
 from .sink import Sink
 from .tensordata import PIECE, TensorData
-from .tensorfile import Header, Tensor, TensorFile
+from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Read
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
@@ -44,6 +45,19 @@ class Target:
     preset: str | None = None
     replace: bool = False
     update_metadata: bool = True
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the output's metadata say of the bake."""
+        return record_of(self.plan.lora, self.plan.weights, self.preset) | self.plan.means
+
+    def written_before(self) -> bool:
+        """Whether the output is there, with this record and tensors of these forms. Raises FileFormatError."""
+        there = read_header(self.output)
+        forms = [
+            {(one.name, one.dtype, one.shape) for one in tensors} for tensors in (there.tensors, self.plan.layout())
+        ]
+        return records_in(there.metadata)[-1:] == [self.record] and forms[0] == forms[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +155,9 @@ class _Writer:
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
         self._header = Header(self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout)
-        record = record_of(target.plan.weights, source.path, target.preset) | target.plan.means
-        self._metadata = baked_metadata(target.plan.lora, record, target.output.stem, update=target.update_metadata)
+        self._metadata = baked_metadata(
+            target.plan.lora, target.record, target.output.stem, update=target.update_metadata
+        )
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
         hashing = [self._hashes.update] if self._hashes else []

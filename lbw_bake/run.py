@@ -17,13 +17,12 @@ from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
-from .metadata import record_of, records_in
+from .metadata import records_in
 from .plan import Plan
 from .planning import DTYPES, agree
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .tensordata import TensorData
-from .tensorfile import read_header
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -39,12 +38,17 @@ class BlockWeights:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one output. What is known only of a plan is empty if it failed before there was one."""
+    """What became of one output. What is known only of a plan is empty if it failed before there was one.
+
+    `family` is the one that names the blocks, `candidates` are all that the file fits; `strength` is what the weights
+    of the denoiser were multiplied by; `unknown` are the tensors that nobody understands, copied as they are.
+    """
 
     input: Path
     output: Path | None
     status: str
     family: str | None = None
+    candidates: tuple[str, ...] = ()
     layout: int | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     modules: Mapping[str, int] = field(default_factory=dict)
@@ -53,6 +57,8 @@ class Outcome:
     seconds: float = 0.0
     device: str | None = None
     verified: bool = False
+    strength: float = 1.0
+    unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: LbwError | None = None
 
@@ -108,9 +114,9 @@ def _truncate(target: Target, how: Recipe, rank: int) -> _Written:
         device=how.device,
         replace=target.replace,
         means=Means(how.base, how.dora_norm, device=how.device),
+        strict=how.strict,
     )
-    lost = (f"truncated to rank {rank}, {block} lost {error:.2%}" for block, error in merged.errors.items() if error)
-    return _Written(merged.nbytes, device, (*merged.warnings, *lost))
+    return _Written(merged.nbytes, device, merged.warnings + merged.losses)
 
 
 def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> Outcome:
@@ -141,7 +147,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             plan = plan_by(recipe, lora, weights, data)
         outcome = _planned(job, output, plan, began)
         if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
-            return _skipped(outcome, _differences(output, plan, recipe), recipe)
+            return _skipped(outcome, _differences(Target(plan, output, recipe.weights.preset)), recipe)
         if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
             check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
@@ -173,11 +179,14 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
         output,
         PLANNED,
         plan.weights.family.name,
+        tuple(family.name for family in plan.lora.candidates),
         plan.weights.layout,
         plan.weights.blocks,
         plan.counts,
         tuple(_block_weights(plan)),
         seconds=time.perf_counter() - began,
+        strength=plan.weights.options.strength * plan.weights.options.unet,
+        unknown=tuple(tensor.name for tensor in plan.lora.unknown(plan.weights.family)),
         warnings=tuple(warnings),
     )
 
@@ -191,15 +200,14 @@ def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
             yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
 
 
-def _differences(output: Path, plan: Plan, recipe: Recipe) -> list[str]:
+def _differences(target: Target) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
-        records = records_in(read_header(output).metadata)
+        same = target.written_before()
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    if not records or records[-1] != record_of(plan.weights, plan.lora.file.path, recipe.weights.preset) | plan.means:
-        return ["the existing output is kept, though it was baked with other options; replace it with --force"]
-    return []
+    other = "the existing output is kept, though it was baked with other options; replace it with --force"
+    return [] if same else [other]
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:
@@ -209,6 +217,7 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "output": str(outcome.output) if outcome.output else None,
         "status": outcome.status,
         "family": outcome.family,
+        "candidates": list(outcome.candidates),
         "layout": outcome.layout,
         "weights": dict(outcome.weights),
         "modules": dict(outcome.modules),
@@ -216,6 +225,8 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "seconds": round(outcome.seconds, 4),
         "device": outcome.device,
         "verified": outcome.verified,
+        "strength": outcome.strength,
+        "unknown": list(outcome.unknown),
         "warnings": list(outcome.warnings),
         "error": outcome.error.message if outcome.error else None,
         "hint": outcome.error.hint if outcome.error else "",

@@ -21,7 +21,7 @@ from typing import Any
 from .atomic import atomic_write, check_output, write_all
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
-from .errors import OutputError, WeightError
+from .errors import FileFormatError, OutputError, WeightError
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora, read_lora
@@ -136,7 +136,8 @@ def make_sweep(
         parsed = {"x": analysis(lora, family, parsed.get("x"))}
     _check_kinds(parsed)
     base = recipe.weights
-    read = partial(Weights.parse, presets=presets, options=Options(seed=base.options.seed), layout=base.layout)
+    options = Options(strength=base.options.strength, seed=base.options.seed)
+    read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
     cells = _cells(lora, parsed, _Start(base, cache(read), at))
     return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
 
@@ -216,27 +217,35 @@ def _file_name(stem: str, choices: Sequence[tuple[str, str]], start: _Start, tak
     return f"{name}{SUFFIX}"
 
 
-def write_sweep(sweep: Sweep, folder: Path, *, limit: int | None = None, replace: bool = False) -> Iterator[int]:
+def write_sweep(
+    sweep: Sweep, folder: Path, *, limit: int | None = None, replace: bool = False, skip_existing: bool = False
+) -> Iterator[int]:
     """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
-    The input is read once for every 64 files. `limit` is how many bytes there may be. Raises OutputError, also where
-    something is lost without `replace`, and FileFormatError.
+    The input is read once for every 64 files. `limit` is how many bytes there may be. With `skip_existing` files that
+    are there as they would be written are left alone, and manifest and lists are written anew. Raises OutputError, also
+    where something is lost without `replace`, and FileFormatError.
     """
-    _check_size(sweep.nbytes, folder, limit)
-    _make_folder(sweep, folder, replace=replace)
-    _, backend = choose_backend(sweep.recipe.device, sweep.nbytes)
-    files = list(sweep.files.items())
+    weights, again = sweep.files, replace or skip_existing
     with TensorData(sweep.lora.file) as data:
+
+        def target(name: str) -> Target:
+            return Target(plan_by(sweep.recipe, sweep.lora, weights[name], data), folder / name, None, replace)
+
+        files = [name for name in weights if not (skip_existing and _is_there(target(name)))]
+        nbytes = sweep.nbytes * len(files) // len(weights)
+        _check_size(nbytes, folder, limit)
+        _make_folder(folder)
+        for names, expected in ((files, replace), ((MANIFEST, *_LISTS), again)):
+            for name in names:
+                check_output(folder / name, [sweep.lora.file.path], replace=expected)
+        _, backend = choose_backend(sweep.recipe.device, nbytes)
         for first in range(0, len(files), _OPEN):
-            targets = [
-                Target(plan_by(sweep.recipe, sweep.lora, weights, data), folder / name, None, replace)
-                for name, weights in files[first : first + _OPEN]
-            ]
-            yield from rewrite(targets, backend).sizes
+            yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
     texts = {MANIFEST: json.dumps(sweep.manifest, ensure_ascii=False, indent=1)}
     texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
     for name, text in texts.items():
-        with atomic_write(folder / name, replace=replace) as file:
+        with atomic_write(folder / name, replace=again) as file:
             write_all(file, f"{text}\n".encode())
 
 
@@ -253,14 +262,18 @@ def _check_size(nbytes: int, folder: Path, limit: int | None) -> None:
         raise OutputError(f"{folder}: {size_text(nbytes)} do not fit on a disk with {size_text(free)} free")
 
 
-def _make_folder(sweep: Sweep, folder: Path, *, replace: bool) -> None:
-    """Make the folder, and refuse to lose what is in it. Raises OutputError."""
+def _is_there(target: Target) -> bool:
+    try:
+        return target.written_before()
+    except FileFormatError:
+        return False
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another folder") from error
-    for name in (*sweep.files, MANIFEST, *_LISTS):
-        check_output(folder / name, [sweep.lora.file.path], replace=replace)
 
 
 def prompts(sweep: Sweep) -> list[str]:

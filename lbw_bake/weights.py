@@ -92,6 +92,11 @@ class FamilyWeights:
     named: frozenset[str] = frozenset()
     options: Options = field(default_factory=Options)
 
+    @property
+    def by_relative(self) -> bool:
+        """Whether they came from a vector that only a relative of the family has a layout for."""
+        return self.layout is not None and self.layout not in map(len, self.family.layouts)
+
     def of(self, place: Place, path: str) -> float:
         """The factor of a module's update."""
         weight = self.blocks[place.block]

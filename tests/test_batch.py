@@ -382,11 +382,13 @@ class TestSkipping:
         assert "warning" not in error
         assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before.st_mtime_ns
 
-    @pytest.mark.parametrize("existing", ["other weights", "no LoRA"])
+    @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:
         output = tmp_path / "a.safetensors"
         if existing == "other weights":
             run("bake", lora, "-w", "*=0.25", "-o", output)
+        elif existing == "another dtype":
+            run("bake", lora, *HALF, "--dtype", "bf16", "-o", output)
         else:
             output.write_bytes(b"no LoRA")
         before = output.read_bytes()

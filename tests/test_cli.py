@@ -14,7 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, BakeTensors, Run, imported, lbw, measured, python, unet_lora, write, write_header
+from conftest import (
+    MODULE,
+    BakeTensors,
+    Run,
+    imported,
+    kohya_lora,
+    lbw,
+    measured,
+    metadata_of,
+    python,
+    unet_lora,
+    write,
+    write_header,
+)
 
 from lbw_bake import __version__
 
@@ -174,6 +187,21 @@ class TestJson:
         facts = json.loads(run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")[1])
         assert facts["warnings"] == ["1 unknown tensors copied untouched: unknown"]
 
+    def test_every_unknown_tensor_is_named_in_it_and_on_request(self, tmp_path: Path, run: Run) -> None:
+        names = [f"unknown{i}" for i in range(9)]
+        lora = write(tmp_path / "a.safetensors", unet_lora() | {name: np.zeros(2, np.float32) for name in names})
+        command = ("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--force")
+        assert run.json(*command, "--json")["unknown"] == names
+        said = [name for name in names if f"unknown: {name}\n" in run.done(*command, "--verbose")]
+        assert said == names
+        assert "unknown8" not in run.done(*command)
+
+    def test_all_families_that_fit_are_named_in_it(self, tmp_path: Path, run: Run) -> None:
+        lora = write(tmp_path / "a.safetensors", kohya_lora(["unet_input_blocks_4_1_proj_in"], width=640))
+        facts = run.json("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")
+        assert (facts["family"], facts["candidates"]) == ("sd1", ["sd1", "sd2", "sdxl"])
+        assert "a.safetensors (sd1 or sd2 or sdxl)" in run.done("bake", lora, *HALF, "--dry-run")
+
     @pytest.mark.parametrize("options", [(), ("--verbose",), ("--quiet",), ("--dry-run",), ("--dry-run", "--verbose")])
     def test_stdout_holds_nothing_else(self, options: tuple[str, ...], lora: Path, tmp_path: Path, run: Run) -> None:
         other = write(tmp_path / "b.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
@@ -191,6 +219,22 @@ class TestStreams:
         code, out, error = run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--quiet")
         assert (code, out) == (1, "")
         assert error.startswith("error: ")
+
+    def test_so_it_does_where_only_the_exit_code_counts(self, lora: Path, run: Run) -> None:
+        baked = lora.with_name("b.safetensors")
+        run.done("bake", lora, *HALF, "-o", baked)
+        other = write(lora.with_name("c.safetensors"), unet_lora(dtype="float64"), metadata_of(baked))
+        assert run("diff", lora, baked, "--quiet") == (0, "", "")
+        code, out, error = run("diff", lora, other, "--quiet")
+        assert (code, out) == (1, "")
+        assert {line.partition(":")[0] for line in error.splitlines()} == {"error"}
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_and_where_only_the_picture_does(self, count: int, lora: Path, run: Run) -> None:
+        pytest.importorskip("matplotlib")
+        picture = lora.with_name("a.svg")
+        assert run("inspect", *[lora] * count, "--plot", picture, "--quiet") == (0, "", "")
+        assert picture.exists()
 
     def test_verbose_shows_the_weight_of_every_block(self, lora: Path, run: Run) -> None:
         error = run("bake", lora, "-p", "MIDD", "-o", lora.with_name("b.safetensors"), "--verbose")[2]
@@ -272,6 +316,22 @@ class TestTokens:
         original = unet_lora(["BASE", "MID"])
         baked = bake_tensors(original, "--token", "<lora:a:0.5:0.25:lbw=ALL>", "--te", "0.5", "--strength", "2")
         assert measured(original, baked) == pytest.approx([0.5, 0.5])
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--token", "<lora:a:0.7:lbw=MIDD>"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
+            (("--token", "<lora:a:1:0.5:lbw=MIDD>"), "; load it with a weight of 1, a strength of 0.5 is baked in"),
+            (("-p", "MIDD", "--strength", "0.7"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
+            (("--token", "<lora:a:1:lbw=MIDD>"), "MB/s)"),
+            (("-p", "MIDD", "--te", "0"), "MB/s)"),
+        ],
+    )
+    def test_a_strength_that_is_baked_in_is_not_to_be_given_again(
+        self, options: tuple[str, ...], said: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        error = run.done("bake", lora, *options, "-o", tmp_path / "b.safetensors", "--strict")
+        assert error.rstrip().replace("kB/s", "MB/s").endswith(said)
 
     @pytest.mark.parametrize("field", ["start=5", "stop=10", "step=5-10"])
     def test_what_happens_while_sampling_cannot_be_baked(self, field: str, lora: Path, run: Run) -> None:

@@ -10,7 +10,8 @@ import pytest
 from conftest import Run, kohya_lora, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake.errors import WeightError
+from lbw_bake import merge
+from lbw_bake.errors import StrictError, WeightError
 from lbw_bake.sources import Weights, parse_part
 from lbw_bake.weights import Options
 
@@ -139,6 +140,86 @@ def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run)
     left, values, right = np.linalg.svd(update(original))
     nearest = (left[:, :2] * values[:2]) @ right[:2]
     np.testing.assert_allclose(update(small), nearest * 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (24, 4, 3, 3), (6, 16, 3, 3)])
+def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+    difference = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    bias = np.ones(shape[0], np.float32)
+    tensors = {f"{NAME}.diff": difference, f"{NAME}.diff_b": bias, "lora_unet_middle_block_1_norm.diff": bias}
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
+    error = run.done("bake", source, "-w", "*=0.5", "--rank", 3, "-o", out, "--family", "sd1")
+    small = load_file(out)
+    kept = [f"{NAME}.diff_b", "lora_unet_middle_block_1_norm.diff"]
+    assert set(small) == {f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight", f"{NAME}.alpha", *kept}
+    assert small[f"{NAME}.alpha"] == 3
+    assert all((small[name] == bias / 2).all() for name in kept)
+    up, down = small[f"{NAME}.lora_up.weight"], small[f"{NAME}.lora_down.weight"]
+    assert (up.shape, down.shape) == ((shape[0], 3, *(1 for _ in shape[2:])), (3, *shape[1:]))
+    left, values, right = np.linalg.svd(difference.reshape(shape[0], -1) / 2, full_matrices=False)
+    got = up.reshape(shape[0], 3) @ down.reshape(3, -1)
+    np.testing.assert_allclose(got, (left[:, :3] * values[:3]) @ right[:3], atol=1e-5)
+    lost = np.sqrt((values[3:] ** 2).sum() / (values**2).sum())
+    assert f"truncated to rank 3, MID lost {lost:.2%}" in error
+
+
+def test_a_full_difference_of_no_higher_rank_stays_one(tmp_path: Path, run: Run) -> None:
+    difference = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
+    source, out = write(tmp_path / "a.safetensors", {f"{NAME}.diff": difference}), tmp_path / "out.safetensors"
+    assert "warning" not in run.done("bake", source, "-w", "*=0.5", "--rank", 4, "-o", out, "--strict")
+    assert (load_file(out)[f"{NAME}.diff"] == difference / 2).all()
+
+
+def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(tmp_path: Path, run: Run) -> None:
+    """Loaders multiply it by alpha / rank."""
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | {f"{NAME}.bias": np.ones(8, np.float32)}
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
+    run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out, "--family", "sd1")
+    alpha, small = tensors[f"{NAME}.alpha"], load_file(out)
+    np.testing.assert_allclose(small[f"{NAME}.bias"] * small[f"{NAME}.alpha"] / 2, np.full(8, 0.5 * alpha / 4))
+
+
+def test_strict_refuses_what_truncation_loses(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out.safetensors"
+    for command in (("bake", loras[0], "-w", "*=0.5"), ("merge", loras[0], f"{loras[1]}:0.5")):
+        assert "truncated to rank 2, MID lost" in run.refused(*command, "--rank", 2, "--strict", "-o", out)
+        assert not out.exists()
+    run.done("bake", loras[0], "-w", "*=0.5", "--rank", 4, "--strict", "-o", out)
+
+
+def test_strict_refuses_what_is_warned_of(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    more = write(tmp_path / "more.safetensors", unet_lora() | {"stray": np.ones(2, np.float32)})
+    out = tmp_path / "out.safetensors"
+    assert "1 tensors of no module left out" in run.refused("merge", loras[0], more, "--strict", "-o", out)
+    assert not out.exists()
+    assert run.json("merge", loras[0], more, "--dry-run", "--json", "-o", out)["left_out"] == ["stray"]
+    run.done("merge", *loras, "--strict", "-o", out)
+    with pytest.raises(StrictError):
+        merge([loras[0], more], tmp_path / "other.safetensors", strict=True)
+
+
+@pytest.mark.parametrize("options", [(), ("--rank", "3")])
+def test_a_dry_run_says_what_would_be_written(
+    options: tuple[str, ...], loras: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    before, command = set(tmp_path.iterdir()), ("merge", *loras, *options, "-o", tmp_path / "out.safetensors")
+    said, facts = run.done(*command, "--dry-run"), run.json(*command, "--dry-run", "--json")
+    assert set(tmp_path.iterdir()) == before
+    rank = 3 if options else 8
+    assert f"17 modules of rank {rank}, " in said
+    assert said.endswith("; nothing written\n")
+    written = run.json(*command, "--json")
+    assert (facts["status"], written["status"], facts["ranks"]) == ("planned", "merged", [rank])
+    assert facts | {"status": "merged"} == written
+    assert written["bytes"] == (tmp_path / "out.safetensors").stat().st_size
+
+
+def test_files_that_fit_several_models_agree_on_what_all_their_weights_mean(tmp_path: Path, run: Run) -> None:
+    """The weights of the second file too are not read as those of whatever model the first was taken for."""
+    either = write(tmp_path / "either.safetensors", kohya_lora(["unet_output_blocks_3_0_in_layers_2"], width=640))
+    out = tmp_path / "c.safetensors"
+    assert "they disagree" in run.refused("merge", either, f"{either}:1:MIDD", "-o", out)
+    run.done("merge", either, f"{either}:1:MIDD", "-o", out, "--family", "sdxl")
 
 
 @pytest.mark.parametrize("option", ["--prune", "--inexact=allow", "--no-metadata-update"])

@@ -166,6 +166,13 @@ class TestRecord:
         baked = bake_file(source, "-w", "*=1", "--element", "MID:proj:0.123456789")
         assert [float(rule.split(":")[2]) for rule in record_in(baked)["elements"]] == [0.123456789]
 
+    def test_a_file_that_fits_several_families_says_which(self, tmp_path: Path, bake_file: BakeFile) -> None:
+        source = write(tmp_path / "a.safetensors", kohya_lora(["unet_input_blocks_4_1_proj_in"], width=640))
+        found = {family: record_in(bake_file(source, "-w", "*=0.5", *family)) for family in ((), ("--family", "sdxl"))}
+        assert found[()]["candidates"] == ["sd1", "sd2", "sdxl"]
+        assert "candidates" not in found["--family", "sdxl"]
+        assert found["--family", "sdxl"]["family"] == "sdxl"
+
     @pytest.mark.parametrize("earlier", [{"version": "0"}, [{"version": "0"}], "not a record", 5])
     def test_baking_again_makes_it_a_list_and_warns(self, earlier: Any, tmp_path: Path, run: Run) -> None:
         text = earlier if isinstance(earlier, str) else json.dumps(earlier)

@@ -105,6 +105,12 @@ def test_without_values_blocks_are_set_to_at(source: Path, run: Run) -> None:
     assert found == {block: -0.5 if block == "MID" else 0.5 for block in SD1_BLOCKS}
 
 
+@pytest.mark.parametrize("axis", ["values=0.5", "presets=*=0.5"])
+def test_a_strength_multiplies_every_cell(axis: str, source: Path, run: Run) -> None:
+    (cell,) = swept(run, source, "--x", axis, "--strength", "0.5")["cells"]
+    assert weights_of(source, cell) == dict.fromkeys(SD1_BLOCKS, 0.25)
+
+
 def test_two_axes_of_presets_are_combined(source: Path, run: Run, tmp_path: Path) -> None:
     """The first one's weight where it has any, else the second one's; the diagonal is each alone."""
     presets = write_presets(tmp_path / "p.yaml", A="BASE: 1, IN01: 0.5", B="IN01: 0.25, MID: 0.75")
@@ -216,6 +222,26 @@ class TestFiles:
         error = run.refused("sweep", source, "-o", source.parent / "plot", "--analyse")
         assert "already exists" in error
         swept(run, source, "--analyse", "--force")
+
+    def test_a_sweep_goes_on_where_it_was_interrupted(self, source: Path, run: Run) -> None:
+        manifest = swept(run, source, "--analyse")
+        folder = source.parent / "plot"
+        lost, same, *_ = dict.fromkeys(cell["file"] for cell in manifest["cells"])
+        (folder / lost).unlink()
+        (folder / "manifest.json").unlink()
+        before = (folder / same).stat().st_mtime_ns
+        error = run.done("sweep", source, "-o", folder, "--analyse", "--skip-existing")
+        assert "(1 files, 17 were there, " in error
+        assert (folder / same).stat().st_mtime_ns == before
+        assert {path.name for path in folder.glob("*.safetensors")} == {cell["file"] for cell in manifest["cells"]}
+        assert json.loads((folder / "manifest.json").read_text("utf-8")) == manifest
+
+    @pytest.mark.parametrize("other", [("--at", "0.0001"), ("--dtype", "bf16"), ("--strength", "0.5")])
+    def test_going_on_never_takes_one_file_for_another(self, other: tuple[str, str], source: Path, run: Run) -> None:
+        swept(run, source, "--x", "blocks=MID")
+        command = ("sweep", source, "-o", source.parent / "plot", "--x", "blocks=MID", *other, "--skip-existing")
+        assert "already exists" in run.refused(*command)
+        assert run(*command, "--force")[0] == 2
 
     def test_a_failure_leaves_no_file(self, source: Path, run: Run) -> None:
         tensors = unet_lora() | {"lora_unet_middle_block_1_proj_in.dora_scale": np.ones((1, 8), np.float32)}

@@ -290,6 +290,31 @@ class TestCommandLine:
         assert f"{count} weights are not a layout of {family}; matched by name: BASE, " in error
         assert f"because the weights do not list their blocks: {zeroed}" in error
 
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("-p", "ALL"), "--invert gives 9 blocks that the weights do not list a weight of 1: IN00, IN03"),
+            (("-p", "ALL", "--rest", "0.25"), "--invert gives 9 blocks that the weights do not list a weight of 0.75"),
+            (("-p", "ALL", "--rest", "1"), "9 modules zeroed because the weights do not list their blocks"),
+            (("-w", "MID=0 *=1"), ""),
+        ],
+    )
+    def test_what_inverting_makes_of_omitted_blocks_is_said(
+        self, options: tuple[str, ...], said: str, tmp_path: Path, run: Run
+    ) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora(SD1_ALL_BLOCKS))
+        error = run.done("bake", source, *options, "--invert", "-o", tmp_path / "b.safetensors")
+        assert said in error
+        assert said or "warning" not in error
+
+    def test_a_vector_is_of_the_model_whose_length_it_has_where_several_fit(self, tmp_path: Path, run: Run) -> None:
+        """SD1 does not list 12 blocks, but what lies in one all UNets have may be SDXL's."""
+        source = write(tmp_path / "a.safetensors", kohya_lora(["unet_input_blocks_4_1_proj_in"], width=640))
+        for baked, weights in (("b", "0.5" + 11 * ",1"), ("c", "0.5" + 16 * ",1")):
+            out = tmp_path / f"{baked}.safetensors"
+            assert "warning" not in run.done("bake", source, "-w", weights, "-o", out)
+            assert run.json("diff", source, out, "--json")["matches_record"]
+
     @pytest.mark.parametrize("option", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
     @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
     def test_options_are_finite_numbers(self, option: str, value: str, tmp_path: Path, run: Run) -> None:

@@ -155,6 +155,18 @@ def test_truncation_is_the_nearest_of_its_rank_and_says_what_it_lost(tmp_path: P
     assert f'"MID": {lost:.4f}'[:-2] in out
 
 
+@pytest.mark.parametrize("parts", [CASES["lora full"], CASES["full full"]], ids=["lora full", "full full"])
+def test_a_full_difference_is_truncated_to_a_lora(parts: Sequence[Part], tmp_path: Path, run: Run) -> None:
+    base = layer(0)
+    modules = write_parts(parts, base, tmp_path)
+    merged = tmp_path / "merged.safetensors"
+    inputs = [tmp_path / f"part{i}.safetensors" for i in range(2)]
+    run.done("merge", *inputs, "-o", merged, "--rank", 3, "--family", "sd1")
+    left, values, right = torch.linalg.svd(sum(update(module, base, torch.eye(16)) for module in modules))
+    nearest = left[:, :3] * values[:3] @ right[:3]
+    assert_close(update(load(merged, LORA_3, base), base, torch.eye(16)), nearest, 1e-5)
+
+
 @pytest.mark.parametrize("option", [{"weight_decompose": True}, {}], ids=["dora", "glora beside lora"])
 def test_what_does_not_add_up_is_refused(option: dict[str, Any], tmp_path: Path, run: Run) -> None:
     base = layer(0)
