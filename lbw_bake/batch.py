@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from .errors import DeviceError, LbwError
@@ -70,6 +70,8 @@ def _dask(address: str) -> Iterator[Executor]:
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _run_interruptibly(job: Job) -> list[Outcome]:
@@ -83,15 +85,15 @@ def _run_interruptibly(job: Job) -> list[Outcome]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Have Ctrl-C ignored, also by processes that are started meanwhile, until they know what to do with it."""
-    if current_thread() is not main_thread():  # it is for the main thread alone
+    """Keep Ctrl-C waiting, where the system can; in processes that are started meanwhile too, until they are ready."""
+    if sys.platform == "win32":
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def for_cluster(jobs: Sequence[Job]) -> list[Job]:
@@ -128,9 +130,10 @@ def _run_all(jobs: Sequence[Job], submit: Submit | None) -> Iterator[tuple[Job, 
         return
     from concurrent.futures import as_completed, wait
 
-    with _uninterrupted():
-        pending = {submit(job): job for job in jobs}
+    pending: dict[Future[list[Outcome]], Job] = {}
     try:
+        with _uninterrupted():
+            pending.update((submit(job), job) for job in jobs)
         for future in as_completed([*pending]):
             yield _ended(future, pending.pop(future))
     except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends

@@ -97,7 +97,7 @@ def bake(
     ] = None,
     token: Annotated[
         str | None,
-        weighing("--token", help='A pasted prompt token: "<lora:doraemon:0.7:lbw=MIDD:te=0.5>".'),
+        weighing("--token", help='A pasted prompt token: "<lora:NAME:0.7:lbw=MIDD:te=0.5>".'),
     ] = None,
     strength: Annotated[float, weighing("--strength", "-s", help="Multiplies everything.")] = 1.0,
     te: Annotated[float, weighing("--te", help="Multiplies the text encoders.")] = 1.0,
@@ -145,13 +145,9 @@ def bake(
     verify: Annotated[
         bool, writing("--verify", help="Read the output again and check every number before it appears.")
     ] = False,
-    metadata_update: Annotated[
-        bool,
-        writing(
-            "--metadata-update/--no-metadata-update",
-            help="Keep hashes and names in the metadata true.",
-        ),
-    ] = True,
+    no_metadata_update: Annotated[
+        bool, writing("--no-metadata-update", help="Leave hashes and names in the metadata as they are.")
+    ] = False,
     dry_run: Annotated[bool, running("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
     json_output: Json = False,
     quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
@@ -181,7 +177,7 @@ def bake(
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
         (rank is not None and in_place, "--rank", "writes another file; give -o or --out-dir"),
         (
-            rank is not None and (prune or verify or inexact == "allow" or not metadata_update),
+            rank is not None and (prune or verify or inexact == "allow" or no_metadata_update),
             "--rank",
             "writes every module anew; leave out --prune, --verify, --inexact and --no-metadata-update",
         ),
@@ -212,7 +208,7 @@ def bake(
             device=device,
             strict=strict,
             verify=verify,
-            update_metadata=metadata_update,
+            update_metadata=not no_metadata_update,
             dry_run=dry_run,
             replace=force,
             in_place=in_place,
@@ -239,7 +235,7 @@ def bake(
 @app.command()
 def merge(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
+        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
     output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,

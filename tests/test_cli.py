@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer.main
 from conftest import (
     MODULE,
     BakeTensors,
@@ -30,8 +32,10 @@ from conftest import (
 )
 
 from lbw_bake import __version__
+from lbw_bake.cli import app
 
 HALF = ("-w", "*=0.5")
+CHILDREN = "/proc/{0}/task/{0}/children"
 
 
 @pytest.fixture
@@ -79,6 +83,12 @@ class TestExitCodes:
         code, out, error = run(*command, option)
         assert (code, error) == (0, "")
         assert "Usage: " in out
+
+    def test_nothing_is_cut_from_a_help_page_of_80_columns(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        pages = [run(*command, "--help")[1] for command in commands(typer.main.get_command(app))]
+        assert len(pages) > 10
+        assert [line for page in pages for line in page.splitlines() if "\u2026" in line or len(line) > 80] == []
 
     def test_version_is_0(self, run: Run) -> None:
         code, out, error = run("--version")
@@ -138,6 +148,13 @@ class TestExitCodes:
         named = lora.rename(lora.with_name("hé 日本.safetensors"))
         result = lbw("inspect", named, "--json", PYTHONIOENCODING="ascii")
         assert json.loads(result.stdout)["file"] == str(named)
+
+
+def commands(command: Any, *before: str) -> Iterator[tuple[str, ...]]:
+    """The words that call each command."""
+    yield before
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, *before, name)
 
 
 BAKE_KEYS = {"input", "output", "status", "family", "layout", "weights", "modules", "bytes", "seconds", "device"}
@@ -390,6 +407,23 @@ class TestProcess:
         assert process.returncode == 130
         assert "Traceback" not in error
         assert list(out_dir.iterdir()) == []
+
+    @pytest.mark.skipif(
+        not Path(CHILDREN.format(os.getpid())).exists(), reason="needs the children that Linux can list"
+    )
+    def test_workers_that_are_starting_bear_an_interrupt(self, large_lora: Path, scratch: Path) -> None:
+        for name in "ab":
+            (scratch / f"{name}.safetensors").symlink_to(large_lora)
+        command = [sys.executable, "-m", "lbw_bake", "bake", str(scratch), "--out-dir", str(scratch / "out"), *HALF]
+        command += ["--jobs", "2"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            children = Path(CHILDREN.format(process.pid))
+            while process.poll() is None and len(children.read_text().split()) < 2:
+                time.sleep(0.001)
+            os.killpg(process.pid, signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in error
 
     def test_an_interrupted_batch_says_what_it_wrote(self, large_lora: Path, scratch: Path) -> None:
         inputs, out_dir = [scratch / f"{number}.safetensors" for number in range(8)], scratch / "out"
