@@ -166,7 +166,7 @@ class Batch:
 
 
 def make_batch(
-    inputs: Iterable[Path],
+    inputs: Iterable[str | os.PathLike[str]],
     recipes: Sequence[Recipe],
     naming: Naming,
     *,
@@ -178,11 +178,11 @@ def make_batch(
 
     Raises OutputError where two outputs would be the same file, or would be found as inputs another time.
     """
-    inputs = list(inputs)
-    found = list(find_inputs(inputs, recursive=recursive, include=include, exclude=exclude))
+    paths = [Path(path) for path in inputs]
+    found = list(find_inputs(paths, recursive=recursive, include=include, exclude=exclude))
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir and not all(recipe.dry_run for recipe in recipes):
-        make_folders(jobs, inputs, naming.out_dir, recursive=recursive)
+        make_folders(jobs, paths, naming.out_dir, recursive=recursive)
     problems = tuple(item for item in found if isinstance(item, LbwError))
     return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 
