@@ -16,7 +16,10 @@ def main() -> None:
     from .cli import main as run
 
     signal.signal(signal.SIGINT, interrupt)
-    run()
+    try:
+        run()
+    finally:
+        gc.freeze()  # or the interpreter would look at everything once more as it ends
 
 
 if __name__ == "__main__":

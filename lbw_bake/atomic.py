@@ -74,6 +74,14 @@ def claim(path: Path) -> Iterator[None]:
         yield
 
 
+def make_folder(folder: Path, hint: str = "choose another folder") -> None:
+    """Make a folder, and those it is in, unless it is there. Raises OutputError with the hint."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}", hint) from error
+
+
 def make_room(file: FileIO, start: int, end: int) -> None:
     """Have the system find room for bytes to come, if it can: ext4 writes them a third quicker then."""
     if hasattr(os, "posix_fallocate") and end > start:

@@ -3,14 +3,13 @@
 Annotations of the commands are not postponed: to have each evaluated from its text takes typer 20 ms of every start.
 """
 
-import gc
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -295,13 +294,15 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except LbwError as error:
-        _fail(error, args or sys.argv)
-    except OSError as error:  # of a path that cannot even be looked at, or of what stdout leads to
-        if error.filename is not None:
-            problem = LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions")
-            _fail(problem, args or sys.argv)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
-        _fail(LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete"), ())
+        problem = error
+    except OSError as error:
+        problem = _refused(error)
+    else:
+        return
+    from . import console
+
+    console.error(problem, {} if "--json" in (args or sys.argv) else None)
+    sys.exit(1)
 
 
 def _run(args: Sequence[str] | None) -> None:
@@ -309,11 +310,11 @@ def _run(args: Sequence[str] | None) -> None:
         app(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
     finally:
         sys.stdout.flush()
-        gc.freeze()  # or the interpreter would look at everything once more as it ends
 
 
-def _fail(error: LbwError, args: Sequence[str]) -> NoReturn:
-    from . import console
-
-    console.error(error, {} if "--json" in args else None)
-    sys.exit(1)
+def _refused(error: OSError) -> LbwError:
+    """What the system refused: to look at a path, or to take what goes to stdout."""
+    if error.filename is not None:
+        return LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
+    return LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete")

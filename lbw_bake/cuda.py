@@ -66,7 +66,7 @@ class Streams(Backend):
 
         self._device = device
         module = torch.get_device_module(device)
-        self._streams = [_Stream(module, self._pinned) for _ in range(2)]
+        self._streams = [_Stream(module, device) for _ in range(2)]
         self._turns = cycle(self._streams)
         # Tables stay until all is done: another stream could get their memory while one still reads it.
         self._kernels: dict[Multiply, Kernel] = {}
@@ -86,7 +86,7 @@ class Streams(Backend):
 
         def transform(data: Bytes, out: Bytes) -> None:
             try:
-                next(self._turns).begin(kernel, data, out, self._device)
+                next(self._turns).begin(kernel, data, out)
             except torch.OutOfMemoryError:
                 if len(data) <= _SMALLEST:
                     step.transform()(data, out)
@@ -100,43 +100,45 @@ class Streams(Backend):
 
     def memory(self, nbytes: int) -> Bytes:
         """Memory that the device can write to while the CPU does something else."""
-        return self._pinned(nbytes).numpy()
+        return _pinned(nbytes, self._device).numpy()
 
     def wait(self) -> None:
         """Return when the device has written all products."""
         for stream in self._streams:
             stream.done.synchronize()
 
-    def _pinned(self, nbytes: int) -> torch.Tensor:
-        import torch
-
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-
 
 class _Stream:
     """One of the streams of a device, and memory for what is on its way there."""
 
-    def __init__(self, module: Any, pinned: Callable[[int], torch.Tensor]) -> None:  # torch.cuda, or one like it
-        self._module, self._pinned = module, pinned
+    def __init__(self, module: Any, device: torch.device) -> None:  # torch.cuda, or one like it
+        self._module, self._device = module, device
         self._stream = module.Stream()
-        self._staged = pinned(0)
+        self._staged = _pinned(0, device)
         self.done = module.Event()
 
-    def begin(self, kernel: Kernel, data: Bytes, out: Bytes, device: torch.device) -> None:
+    def begin(self, kernel: Kernel, data: Bytes, out: Bytes) -> None:
         """Have bytes brought there, computed with and brought back, once the last ones are."""
         import torch
 
         self.done.synchronize()
         if len(data) > len(self._staged):
-            self._staged = self._pinned(len(data))
+            self._staged = _pinned(len(data), self._device)
         staged = self._staged[: len(data)]
         staged.numpy()[:] = data
         try:
             with self._module.stream(self._stream):
-                products = kernel(staged.to(device, non_blocking=True))
+                products = kernel(staged.to(self._device, non_blocking=True))
                 torch.from_numpy(out).copy_(products.view(torch.uint8), non_blocking=True)
         finally:  # the bytes are on their way even if there was no room for products
             self.done.record(self._stream)
+
+
+def _pinned(nbytes: int, device: torch.device) -> torch.Tensor:
+    """Memory of this side, from which a GPU copies by itself."""
+    import torch
+
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def _by_table(step: Multiply, device: torch.device) -> Kernel:

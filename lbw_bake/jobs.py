@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Formatter
 from unicodedata import normalize
 
+from .atomic import make_folder
 from .errors import FileFormatError, LbwError, OutputError
 from .recipes import Recipe
 
@@ -128,17 +129,20 @@ def find_inputs(
             and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]
-        loras = [inside for inside in chosen if inside.suffix.lower() == SUFFIX]
-        yield from (path / inside for inside in chosen if inside not in loras)
-        if not loras:
+        if not any(map(_is_safetensors, chosen)):
             yield _nothing_in(path, insides, recursive=recursive)
-        yield from (Found(path / inside, inside, named=False) for inside in loras)
+        for inside in chosen:
+            yield Found(path / inside, inside, named=False) if _is_safetensors(inside) else path / inside
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix.lower() == SUFFIX
 
 
 def _nothing_in(folder: Path, insides: Sequence[Path], *, recursive: bool) -> FileFormatError:
     """The error that a folder is in which no LoRA was chosen; `insides` are all that could be one."""
-    others = sorted({inside.suffix for inside in insides if inside.suffix.lower() != SUFFIX})
-    matching = any(inside.suffix.lower() == SUFFIX for inside in insides)
+    others = sorted({inside.suffix for inside in insides if not _is_safetensors(inside)})
+    matching = any(map(_is_safetensors, insides))
     hint = (
         "check --include and --exclude"
         if matching
@@ -217,7 +221,4 @@ def make_folders(jobs: Iterable[Job], inputs: Iterable[Path], out_dir: Path, *, 
         if recursive and folder.is_dir() and out_dir.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{out_dir}: lies inside the input folder {folder}", "choose a folder outside of it")
     for folder in {output.parent for job in jobs for output, _ in job.outputs if output}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another --out-dir") from error
+        make_folder(folder, "choose another --out-dir")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .atomic import atomic_write, write_all
+from .atomic import atomic_write, make_folder, write_all
 from .checks import Checked, check_file
-from .errors import OutputError, PresetError, WeightError, nearest
+from .errors import PresetError, WeightError, nearest
 from .families import family_named
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
@@ -141,9 +141,6 @@ def _text_of(path: Path) -> str:
 
 def _write(path: Path, text: str, *, replace: bool) -> None:
     """Write a file whole, and the folders it is in. Raises OutputError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path.parent}: cannot be created: {error.strerror}", "choose another folder") from error
+    make_folder(path.parent)
     with atomic_write(path, replace=replace) as file:
         write_all(file, text.encode("utf-8"))

@@ -57,8 +57,9 @@ class Report:
                 for status, words in _SUMMARY.items()
                 if self._counts[status] or status == BAKED
             ]
-            left = self._outputs + len(self._batch.problems) - self._counts.total()
-            message(*(("interrupted", ", ".join([*said, f"{left} left"])) if kind else ("done", ", ".join(said))))
+            if kind:
+                said.append(f"{self._outputs + len(self._batch.problems) - self._counts.total()} left")
+            message("interrupted" if kind else "done", ", ".join(said))
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""

@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from .atomic import atomic_write, check_output, write_all
+from .atomic import atomic_write, check_output, make_folder, write_all
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
 from .errors import FileFormatError, OutputError, WeightError
@@ -235,7 +235,7 @@ def write_sweep(
         files = [name for name in weights if not (skip_existing and _is_there(target(name)))]
         nbytes = sweep.nbytes * len(files) // len(weights)
         _check_size(nbytes, folder, limit)
-        _make_folder(folder)
+        make_folder(folder)
         for names, expected in ((files, replace), ((MANIFEST, *_LISTS), again)):
             for name in names:
                 check_output(folder / name, [sweep.lora.file.path], replace=expected)
@@ -267,13 +267,6 @@ def _is_there(target: Target) -> bool:
         return target.written_before()
     except FileFormatError:
         return False
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}", "choose another folder") from error
 
 
 def prompts(sweep: Sweep) -> list[str]:
