@@ -5,7 +5,6 @@ Sources: kohya-ss/sd-scripts writes `ss_*`, `sshs_*` and `modelspec.*`; web UIs 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -94,6 +93,8 @@ class DataHashes:
     """
 
     def __init__(self, header: Header, metadata: Mapping[str, str]) -> None:
+        import hashlib  # takes 4 ms, and most bakes need none
+
         self._metadata = metadata
         self._data = hashlib.sha256()
         self._legacy = hashlib.sha256()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ def temporary_file(path: Path) -> Iterator[tuple[FileIO, Path]]:
     """A new file beside the path, locked while it is open, and its name, which is gone afterwards."""
     stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
     while True:
-        temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+        temporary = path.with_name(f".{stem}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
         try:
             with FileIO(temporary, "xb") as file:
                 if _locked_as(file, temporary):
