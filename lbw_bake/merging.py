@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,14 +29,14 @@ from .factors import carriers_of
 from .families import Place
 from .lora import Lora, read_lora
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
-from .metadata import DataHashes, baked_metadata, record_of
+from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import Module, group_modules
 from .planning import agree
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
 from .tensordata import PIECE, TensorData
-from .tensorfile import Header, Tensor
+from .tensorfile import Header, Tensor, read_header
 from .updates import Array, Read, arrays_of, flat
 from .weights import FamilyWeights
 
@@ -59,7 +59,7 @@ class Merged:
     """What a merge did, or would do: bytes of the file, how many modules it has, and the distinct ranks of these.
 
     `errors` are the relative distances of truncation by block, empty without `rank`; `left_out` names the tensors of
-    the inputs that belong to no module.
+    several inputs that belong to no module.
     """
 
     nbytes: int
@@ -139,9 +139,10 @@ def merge_parts(
     """Write the sum of several LoRAs of one family and key spelling; metadata are those of the first.
 
     `rank` truncates every product and full difference to that rank; `dtype` (`F16`) is what is stored, by default what
-    the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. `dry_run`
-    computes all of it and writes nothing. Raises NotBakeableError for modules that do not add (DoRA and OFT without it,
-    GLoRA with another kind), OutputError, and with `strict` StrictError for warnings and for what truncation lost.
+    the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. One file
+    alone keeps the tensors that belong to no module. `dry_run` computes all of it and writes nothing. Raises
+    NotBakeableError for modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError, and
+    with `strict` StrictError for warnings and for what truncation lost.
     """
     check_output(output, [part.lora.file.path for part in parts], replace=replace)
     _check_spellings(parts)
@@ -159,12 +160,14 @@ def merge_parts(
                 added = _add(layer, alpha, rank, device, lost[layer.place.block])
             for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
+        for tensor in _strays(parts[0]) if len(parts) == 1 else ():
+            tensors.append(_copied(spool, tensor, inputs[0], tensors[-1].end if tensors else 0))
         for data in inputs:
             data.check_unchanged()
         header, hashes = _head(parts, output.stem, tensors, rank=rank, means=means)
         nbytes = len(header.encode(hashes.metadata())) + (tensors[-1].end if tensors else 0)
         ranks = {module.rank for module in group_modules(tensors).modules if module.rank}
-        left_out = tuple(tensor.name for part in parts for tensor in _strays(part))
+        left_out = tuple(tensor.name for part in parts for tensor in _strays(part)) if len(parts) > 1 else ()
         warnings = tuple(_warnings(parts, layers))
         merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), left_out, warnings)
         if strict and (merged.warnings or merged.losses):
@@ -319,15 +322,33 @@ def _spool(spool: IO[bytes] | None, name: str, array: Array, dtype: str, start: 
     return Tensor(name, dtype, array.shape, start, start + rounded.nbytes)
 
 
+def _copied(spool: IO[bytes] | None, tensor: Tensor, data: TensorData, start: int) -> Tensor:
+    """Append a tensor as it is."""
+    if spool:
+        spool.writelines(piece.data for piece in data.pieces(tensor))
+    return replace(tensor, start=start, end=start + tensor.nbytes)
+
+
+def _record(parts: Sequence[Part], rank: int | None, means: Means) -> dict[str, Any]:
+    records = [record_of(part.lora, part.weights, part.preset) for part in parts]
+    record: dict[str, Any] = {"merged": records} if len(records) > 1 else records[0]
+    record |= {"rank": rank} if rank else {}
+    return record | ({"base": means.base.name} if means.base else {})
+
+
+def merged_before(parts: Sequence[Part], output: Path, *, rank: int | None, dtype: str | None, means: Means) -> bool:
+    """Whether the output is there, with the record of this merge and numbers of its dtype. Raises FileFormatError."""
+    there = read_header(output)
+    stored = dtype or _stored_dtype(parts[0].lora)
+    same = records_in(there.metadata)[-1:] == [_record(parts, rank, means)]
+    return same and any(tensor.dtype == stored for tensor in there.tensors)
+
+
 def _head(
     parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], *, rank: int | None, means: Means
 ) -> tuple[Header, DataHashes]:
     """The header of a file of this stem, and its metadata, whose hashes are still to be taken."""
-    records = [record_of(part.lora, part.weights, part.preset) for part in parts]
-    record = {"merged": records} if len(records) > 1 else records[0]
-    record |= {"rank": rank} if rank else {}
-    record |= {"base": means.base.name} if means.base else {}
-    metadata = baked_metadata(parts[0].lora, record, stem, update=True)
+    metadata = baked_metadata(parts[0].lora, _record(parts, rank, means), stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
     header = Header(tensors)
     return header, DataHashes(header, metadata)
@@ -376,5 +397,5 @@ def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part in parts:
-        if strays := _strays(part):
+        if len(parts) > 1 and (strays := _strays(part)):
             yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"

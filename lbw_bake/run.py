@@ -19,7 +19,7 @@ from .jobs import Job
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .plan import Plan
-from .planning import DTYPES, agree
+from .planning import agree
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .tensordata import TensorData
@@ -63,6 +63,10 @@ class Outcome:
     error: LbwError | None = None
 
 
+# An outcome so far, and its target if there is work to do.
+Planned = tuple[Outcome, Target | None]
+
+
 def run(job: Job) -> list[Outcome]:
     """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
     began = time.perf_counter()
@@ -72,6 +76,13 @@ def run(job: Job) -> list[Outcome]:
     except LbwError as error:
         return [_failed(job, output, error, began) for output, _ in job.outputs]
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
+    # What is streamed reads the input once for all outputs; what is truncated is computed for each by itself.
+    together = [[one] for one in planned] if how.rank else [planned]
+    return [outcome for some in together for outcome in _make(job, some, how, began)]
+
+
+def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> list[Outcome]:
+    """Write the outputs that are to be written, all of them or none."""
     try:
         written = iter(_write([target for _, target in planned if target], how))
     except LbwError as error:
@@ -94,29 +105,13 @@ def _write(targets: Sequence[Target], how: Recipe) -> list[_Written]:
     if not targets:
         return []
     if how.rank:
-        return [_truncate(target, how, how.rank) for target in targets]
+        from .truncating import truncate
+
+        done = [truncate(target, how) for target in targets]
+        return [_Written(one.nbytes, algebra_device(how.device), one.warnings + one.losses) for one in done]
     device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
     rewritten = rewrite(targets, backend, strict=how.strict, verify=how.verify)
     return [_Written(nbytes, device, rewritten.warnings) for nbytes in rewritten.sizes]
-
-
-def _truncate(target: Target, how: Recipe, rank: int) -> _Written:
-    """Bake by way of a merge of one file, which truncates its products, and say what each block lost."""
-    from .merging import Part, merge_parts
-    from .remedies import Means
-
-    device = algebra_device(how.device)
-    merged = merge_parts(
-        [Part(target.plan.lora, target.plan.weights, target.preset)],
-        target.output,
-        rank=rank,
-        dtype=DTYPES[how.dtype],
-        device=how.device,
-        replace=target.replace,
-        means=Means(how.base, how.dora_norm, device=how.device),
-        strict=how.strict,
-    )
-    return _Written(merged.nbytes, device, merged.warnings + merged.losses)
 
 
 def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> Outcome:
@@ -137,8 +132,8 @@ def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Out
     return Outcome(job.input, output, FAILED, seconds=seconds, error=named)
 
 
-def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> tuple[Outcome, Target | None]:
-    """What is to become of one output: its outcome so far, and its target if there is work to do."""
+def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
+    """What is to become of one output."""
     try:
         if records_in(lora.file.metadata) and not job.named:
             return _skipped(Outcome(job.input, output, SKIPPED), ["was baked before; name it to bake it again"], recipe)
@@ -147,7 +142,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
             plan = plan_by(recipe, lora, weights, data)
         outcome = _planned(job, output, plan, began)
         if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
-            return _skipped(outcome, _differences(Target(plan, output, recipe.weights.preset)), recipe)
+            return _skipped(outcome, _differences(Target(plan, output, recipe.weights.preset), recipe), recipe)
         if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
             check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
         if outcome.warnings and recipe.strict:
@@ -161,7 +156,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
     )
 
 
-def _skipped(outcome: Outcome, warnings: Iterable[str], recipe: Recipe) -> tuple[Outcome, None]:
+def _skipped(outcome: Outcome, warnings: Iterable[str], recipe: Recipe) -> Planned:
     warnings = (*outcome.warnings, *warnings)
     if warnings and recipe.strict:
         raise StrictError(outcome.input, warnings)
@@ -200,14 +195,22 @@ def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
             yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
 
 
-def _differences(target: Target) -> list[str]:
+def _differences(target: Target, how: Recipe) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
-        same = target.written_before()
+        same = _written_before(target, how)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
     other = "the existing output is kept, though it was baked with other options; replace it with --force"
     return [] if same else [other]
+
+
+def _written_before(target: Target, how: Recipe) -> bool:
+    if not how.rank:
+        return target.written_before()
+    from .truncating import truncated_before
+
+    return truncated_before(target, how)
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:

@@ -142,6 +142,34 @@ def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run)
     np.testing.assert_allclose(update(small), nearest * 0.5, atol=1e-5)
 
 
+def test_truncation_keeps_what_belongs_to_no_module(tmp_path: Path, run: Run) -> None:
+    strays = {"stray": np.arange(6).reshape(2, 3), "bundle_emb.puppy.string_to_param.*": np.ones((2, 8), np.float16)}
+    source, out = write(tmp_path / "a.safetensors", unet_lora() | strays), tmp_path / "out.safetensors"
+    error = run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out)
+    assert "1 unknown tensors copied untouched: stray" in error
+    assert "left out" not in error
+    small = load_file(out)
+    assert all(small[name].dtype == one.dtype and (small[name] == one).all() for name, one in strays.items())
+
+
+def test_what_was_truncated_before_is_skipped(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    command = ("bake", loras[0], "-w", "*=0.5", "--skip-existing", "-o", tmp_path / "out.safetensors")
+    run.done(*command, "--rank", 2)
+    assert "warning" not in run.done(*command, "--rank", 2)
+    for others in (("--rank", 3), ("--rank", 2, "--dtype", "f16"), ("--rank", 2, "--te", 0.5), ()):
+        assert "baked with other options" in run.done(*command, *others)
+
+
+def test_a_preset_that_cannot_be_truncated_leaves_the_others(
+    loras: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    presets = ("--preset", "NONE", "--preset", "ALL", "--preset", "INS")
+    code, _, error = run("bake", loras[0], *presets, "--rank", 2, "--strict", "--out-dir", tmp_path / "out")
+    assert code == 1
+    assert "done: 1 written, 2 failed" in error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["one-NONE.safetensors"]
+
+
 @pytest.mark.parametrize("shape", [(24, 16), (16, 24), (24, 4, 3, 3), (6, 16, 3, 3)])
 def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
     difference = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
