@@ -33,11 +33,11 @@ class Report:
     def __init__(self, batch: Batch, *, quiet: bool = False, verbose: bool = False, json: bool = False) -> None:
         self._batch, self._quiet, self._verbose, self._json = batch, quiet, verbose, json
         self._counts: Counter[str] = Counter()
-        self._outputs = sum(len(job.outputs) for job in batch.jobs)
+        self._expected = sum(len(job.outputs) for job in batch.jobs) + len(batch.problems)
         self._bar: Progress | None = None
 
     def __enter__(self) -> Report:
-        if self._outputs > 1 and not self._quiet and sys.stderr.isatty():
+        if self._expected > 1 and not self._quiet and sys.stderr.isatty():
             self._bar = _progress(self._batch.nbytes)
             self._bar.start()
         for problem in self._batch.problems:
@@ -51,14 +51,14 @@ class Report:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._bar:
             self._bar.stop()
-        if self._outputs > 1 and not self._quiet:
+        if self._expected > 1 and not self._quiet:
             said = [
                 f"{self._counts[status]} {words}"
                 for status, words in _SUMMARY.items()
                 if self._counts[status] or status == BAKED
             ]
             if kind:
-                said.append(f"{self._outputs + len(self._batch.problems) - self._counts.total()} left")
+                said.append(f"{self._expected - self._counts.total()} left")
             message("interrupted" if kind else "done", ", ".join(said))
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:

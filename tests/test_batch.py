@@ -225,6 +225,14 @@ class TestFolders:
         assert "1 failed" in error
         assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
 
+    def test_an_empty_folder_counts_as_a_failure_also_beside_one_file(
+        self, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        (empty := tmp_path / "empty").mkdir()
+        code, _, error = run("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
+        assert code == 1
+        assert "done: 1 written, 1 failed" in error
+
     @pytest.mark.parametrize("force", [(), ("--force",)])
     def test_two_inputs_never_share_an_output(
         self, force: tuple[str, ...], loras: Path, tmp_path: Path, run: Run
