@@ -174,7 +174,7 @@ class BaseModel:
                 if _QUANTISED.fullmatch(tensor.name) or (place and tensor.dtype not in FLOATS):
                     hint = "give a checkpoint in float16, bfloat16 or float32"
                     raise FileFormatError(file, f"holds quantised weights ({tensor.name})", hint)
-                if place:
+                if place and tensor.shape:
                     component, (name, rows) = place
                     self._pieces[component, name][rows] = (header, tensor)
 

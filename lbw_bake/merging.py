@@ -156,7 +156,7 @@ def merge_parts(
         spool = None if dry_run else files.enter_context(_temporary(output))
         layers = _layers(parts, [data.read for data in inputs], means)
         for layer in layers:
-            with fitting(layer.stem), np.errstate(over="ignore", invalid="ignore"):
+            with fitting(layer.stem), np.errstate(all="ignore"):
                 added = _add(layer, alpha, rank, device, lost[layer.place.block])
             for name, array in added.items():
                 tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
@@ -309,8 +309,7 @@ def _stored_dtype(lora: Lora) -> str:
 
 def _spool(spool: IO[bytes] | None, name: str, array: Array, dtype: str, start: int) -> Tensor:
     """Append an array, rounded once, to the data that is to become the file's, if there is to be one."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
+    rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
     if not np.isfinite(array).all():
         raise NotBakeableError(
             f"{name}: the sum is not finite", "leave out what holds NaN or infinity, or use smaller weights"

@@ -31,7 +31,7 @@ from .lora import Lora
 from .modules import Module
 from .plan import Treatment
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
-from .updates import Array, Arrays, Read, alpha_of
+from .updates import MISFIT, Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights
 
 if TYPE_CHECKING:
@@ -98,9 +98,10 @@ class Remedies:
         if kind not in ("oft", "dora") or not self._means.base:
             return None
         _require_torch()
-        if kind == "oft":
-            return self._turn(module, place)[1]
-        _, _, dora = self._dora(module, place)
+        with fitting(module.name):
+            if kind == "oft":
+                return self._turn(module, place)[1]
+            _, _, dora = self._dora(module, place)
         return lambda read: dora(read).update().cpu().numpy()
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
@@ -221,7 +222,7 @@ class Remedies:
         w = w.mT if module.algorithm.name == "lora_embedding" else w
         try:
             update(module.algorithm.name, shapes, w)
-        except RuntimeError:
+        except (*MISFIT, RuntimeError):
             _check(False, module, base)
         rows = role == "magnitude" or (len(shape) > 1 and shape[0] == w.shape[0])
         axis = 0 if rows else 1
@@ -247,9 +248,11 @@ class Remedies:
 
 
 def _kind(module: Module) -> str:
-    """What answers for the module: `dora`, or its algorithm; empty if it is more than its algorithm says."""
+    """What answers for the module: `dora`, or its algorithm; empty if it holds more than that says, or no floats."""
     algorithm = module.algorithm.name
-    if (_ODD - {*module.algorithm.requires[:1]}) & module.tensors.keys():
+    odd = (_ODD - {*module.algorithm.requires[:1]}) & module.tensors.keys()
+    factors = (tensor for role, group in module.tensors.items() for tensor in group if role != "alpha")
+    if odd or any(tensor.dtype not in FLOATS for tensor in factors):
         return ""
     return ("dora" if algorithm in _DECOMPOSABLE else "") if module.decomposed else algorithm
 

@@ -239,15 +239,17 @@ def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
 
 
 def _computed(edit: Compute, read: Read) -> Iterator[Bytes]:
-    """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a finite value that becomes infinite."""
-    with fitting(edit.name):
+    """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a value that is not finite."""
+    with fitting(edit.name), np.errstate(all="ignore"):
         values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
     dtype = numpy_dtype(edit.dtype)
     step = PIECE // dtype.itemsize
     for start in range(0, len(values), step):
         piece = values[start : start + step]
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = round_to(piece, dtype)
-        if not np.isfinite(rounded.astype(np.float64))[np.isfinite(piece)].all():
+        if not np.isfinite(piece).all():
+            hint = "use a smaller weight, or leave out the file: it may hold NaN or infinity"
+            raise NotBakeableError(f"{edit.name}: comes out as NaN or infinity", hint)
+        rounded = round_to(piece, dtype)
+        if not np.isfinite(rounded.astype(np.float64)).all():
             raise NotBakeableError(f"{edit.name}: overflows {edit.dtype}", "write wider numbers with --dtype f32")
         yield rounded.view(np.uint8)

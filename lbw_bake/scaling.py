@@ -123,6 +123,7 @@ def multiply(values: npt.NDArray[Any], factor: float, target: np.dtype[Any]) -> 
     return products
 
 
+@_silent
 def round_to(values: npt.NDArray[np.float64], target: np.dtype[Any]) -> npt.NDArray[Any]:
     """Float64 values rounded once, to nearest even, to the target dtype.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from conftest import Entry
 from hypothesis import strategies as st
@@ -38,8 +39,21 @@ _MODULES = (
     "lora_te_text_model_encoder_layers_0_mlp_fc1",
     "unet.mid_block.attentions.0.proj_in",
 )
+_WEIGHTS = (
+    "model.diffusion_model.middle_block.1.proj_in.weight",
+    "model.diffusion_model.input_blocks.1.1.proj_in.weight",
+    "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight",
+)
 _sizes = st.sampled_from((0, 1, 1, 2, 2, 2, 3, 4, 4))
 _shapes = st.lists(_sizes, max_size=4).map(tuple)
+_usual = st.sampled_from(((2, 2), (4, 4), (2, 4), (4, 2, 1, 1)))
+
+
+@st.composite
+def _contents(draw: st.DrawFn, shapes: st.SearchStrategy[tuple[int, ...]]) -> tuple[str, tuple[int, ...], bytes]:
+    dtype, shape = draw(st.sampled_from(("F16", "F16", "F32", *DTYPE_BITS))), draw(shapes)
+    size = prod(shape) * DTYPE_BITS[dtype] // 8
+    return dtype, shape, draw(st.one_of(st.just(b"\0" * size), st.binary(min_size=size, max_size=size)))
 
 
 @st.composite
@@ -52,18 +66,17 @@ def modules(draw: st.DrawFn) -> list[Entry]:
         extra = draw(
             st.lists(st.sampled_from(("alpha", "dora_scale", "magnitude", "bias", "mid", "diff_b", "rescale")))
         )
-        usual = draw(st.sampled_from(((2, 2), (4, 4), (2, 4), (4, 2, 1, 1))))
+        usual = draw(_usual)
         for role in dict.fromkeys((*required, *extra)):
-            shape = (
-                draw(st.one_of(st.just(usual), _shapes)) if role != "alpha" else draw(st.sampled_from(((), (1,), (0,))))
-            )
-            dtype = draw(st.sampled_from(("F16", "F16", "F32", *DTYPE_BITS)))
-            size = DTYPE_BITS[dtype] // 8
-            for n in shape:
-                size *= n
-            data = draw(st.one_of(st.just(b"\0" * size), st.binary(min_size=size, max_size=size)))
-            entries.append((name + _ENDINGS[role], dtype, shape, data))
+            shapes = st.sampled_from(((), (1,), (0,))) if role == "alpha" else st.just(usual) | _shapes
+            entries.append((name + _ENDINGS[role], *draw(_contents(shapes))))
     return entries
+
+
+@st.composite
+def bases(draw: st.DrawFn) -> list[Entry]:
+    """A checkpoint's weights for these modules, of shapes that may or may not be theirs."""
+    return [(name, *draw(_contents(_usual | _shapes))) for name in _WEIGHTS]
 
 
 @st.composite

@@ -382,6 +382,53 @@ def test_modules_of_any_shapes_and_dtypes_are_read_or_refused(command: tuple[str
         assert stop.value.code in (None, 0, 1)
 
 
+BASE_WEIGHT = "model.diffusion_model.middle_block.1.proj_in.weight"
+SQUARE = np.ones((2, 2), np.float32).tobytes()
+DECOMPOSED: tuple[Entry, ...] = (
+    (f"{MODULE}.lora_down.weight", "F32", (2, 2), SQUARE),
+    (f"{MODULE}.lora_up.weight", "F32", (2, 2), SQUARE),
+)
+ON_BASE = {
+    "bake": (*COMMANDS["bake"], "--base", "BASE", "--verify"),
+    **{name: (*COMMANDS[name], "--base", "BASE") for name in ("merge", "truncate", "sweep")},
+}
+
+
+@pytest.mark.parametrize("command", ON_BASE.values(), ids=ON_BASE)
+@RELAXED
+@given(entries=strategies.modules(), base=strategies.bases())
+@example(  # weights without rows
+    entries=[*DECOMPOSED, (f"{MODULE}.dora_scale", "F32", (1, 2), SQUARE[:8])],
+    base=[(BASE_WEIGHT, "F32", (), SQUARE[:4])],
+)
+@example(  # magnitudes that are no floats
+    entries=[*DECOMPOSED, (f"{MODULE}.dora_scale", "I32", (1, 2), SQUARE[:8])],
+    base=[(BASE_WEIGHT, "F32", (2, 2), SQUARE)],
+)
+@example(entries=[(f"{MODULE}.oft_blocks", "F32", (2,), SQUARE[:8])], base=[(BASE_WEIGHT, "F32", (2, 2), SQUARE)])
+@example(  # factors without columns
+    entries=[
+        *((f"{MODULE}.{role}", "F32", (2,), SQUARE[:8]) for role in ("lokr_w1_a", "lokr_w1_b")),
+        (f"{MODULE}.lokr_w2", "F32", (2, 2), SQUARE),
+        (f"{MODULE}.dora_scale", "F32", (1, 2), SQUARE[:8]),
+    ],
+    base=[(BASE_WEIGHT, "F32", (2, 2), SQUARE)],
+)
+@example(  # a signalling NaN
+    entries=[(f"{MODULE}.set_weight", "F32", (1,), SQUARE[:4])],
+    base=[(BASE_WEIGHT, "F32", (1,), b"\x01\x00\x80\x7f")],
+)
+def test_modules_meet_any_base(command: tuple[str, ...], entries: list[Entry], base: list[Entry]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = write_raw(folder / "a.safetensors", entries)
+        there = str(write_raw(folder / "base.safetensors", base))
+        given_base = [part.replace("BASE", there) for part in filled(command, file, file, folder / "out")]
+        with pytest.raises(SystemExit) as stop:
+            main([*given_base, "--family", "sd1"])
+        assert stop.value.code in (None, 0, 1)
+
+
 class TestNames:
     """Names and values of a file are shown, and drive nothing."""
 
