@@ -23,14 +23,15 @@ from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
 from .cuda import algebra_device
-from .edits import Compute, Drop, Edit, Edits, fitting, stored_as, towards
+from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, fitting, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
 from .families import Place
 from .lora import Lora
 from .modules import Module
 from .plan import Treatment
-from .scaling import FLOATS, Multiply, numpy_dtype, round_to
+from .scaling import FLOATS, Multiply, multiply, numpy_dtype, round_to
+from .tensorfile import Tensor
 from .updates import MISFIT, Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights
 
@@ -179,20 +180,24 @@ class Remedies:
         """Blocks times r turn by r times the angle; the constraint of COFT must grow with them."""
         from .nonlinear import Rotation, rotation_error
 
-        edits: dict[str, Edit] = {
-            tensor.name: step_of(module, tensor, stored_as(tensor, dtype), weight)
-            for tensor in module.tensors["oft_blocks"]
-        }
+        blocks = module.tensors["oft_blocks"]
+        steps = {tensor: step_of(module, tensor, stored_as(tensor, dtype), weight) for tensor in blocks}
         # kohya reads one alpha for the whole file.
         alphas = () if module.name.startswith("oft_") else module.tensors.get("alpha", ())
         scaled = [tensor for tensor in alphas if tensor.dtype in FLOATS]
-        edits |= {tensor.name: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
+        steps |= {tensor: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
+        for tensor, step in steps.items():
+            _check_range(tensor, step, self._read)
+        edits: dict[str, Edit] = {tensor.name: step for tensor, step in steps.items()}
         edits |= {tensor.name: towards(tensor, weight, 1.0) for tensor in module.tensors.get("rescale", ())}
         exact = self._rotation(module, self._read)
         alpha = exact.alpha * (abs(weight) if scaled else 1.0)
         rescale = None if exact.rescale is None else 1 + weight * (exact.rescale - 1)
         written = Rotation([block * weight for block in exact.blocks], alpha, rescale)
-        return Treatment(edits, _TURNED, rotation_error(exact, weight, written), {"inexact": "allow"})
+        error = rotation_error(exact, weight, written)
+        if not math.isfinite(error):
+            raise NotBakeableError(f"{module.name}: its blocks are no rotation, they hold NaN or infinity", LEAVE_OUT)
+        return Treatment(edits, _TURNED, error, {"inexact": "allow"})
 
     def _rotation(self, module: Module, read: Read) -> Rotation:
         from .nonlinear import Rotation
@@ -278,6 +283,16 @@ def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Ca
     largest = max(module.all_tensors, key=lambda tensor: tensor.size)
     edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
     return edits | {first.name: Compute(f"{stem}.diff", stored_as(largest, dtype), base.shape, difference)}
+
+
+def _check_range(tensor: Tensor, step: Multiply, read: Read) -> None:
+    """Raise NotBakeableError if a product of a tensor's finite values is none."""
+    values = read(tensor) if step.may_overflow else np.empty(0)
+    if not np.isfinite(multiply(values[np.isfinite(values)], step.factor, numpy_dtype(step.target))).all():
+        raise NotBakeableError(
+            f"{tensor.name}: weight {step.factor:g} overflows {step.target}",
+            "use a smaller weight, or write wider numbers with --dtype f32",
+        )
 
 
 def _check(fits: bool, module: Module, base: BaseWeight) -> None:

@@ -161,6 +161,15 @@ class TestPrecision:
         error = run.refused("bake", source, "-w", "*=2", "-o", tmp_path / "b.safetensors")
         assert f"{MODULE}: weight 2 overflows F16; the largest safe weight is 1.6376" in error
 
+    @pytest.mark.parametrize(
+        ("value", "said"), [(60000.0, "weight 2 overflows F16"), (np.nan, "are no rotation"), (np.inf, "no rotation")]
+    )
+    def test_a_rotation_that_would_be_none_is_an_error(self, value: float, said: str, tmp_path: Path, run: Run) -> None:
+        blocks = np.full((2, 4, 4), value, np.float16)
+        source = write(tmp_path / "a.safetensors", {f"{MODULE}.oft_blocks": blocks})
+        error = run.refused("bake", source, "-w", "*=2", "--inexact", "allow", "-o", tmp_path / "out.safetensors")
+        assert said in error
+
     def test_wider_numbers_take_what_overflows(self, bake_tensors: BakeTensors) -> None:
         baked = bake_tensors({f"{MODULE}.diff": np.full((4, 4), 40000, np.float16)}, "-w", "*=2", "--dtype", "f32")
         np.testing.assert_array_equal(baked[f"{MODULE}.diff"], np.full((4, 4), 80000, np.float32))

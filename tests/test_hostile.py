@@ -33,6 +33,8 @@ from lbw_bake.presets import READERS, read_document
 from lbw_bake.presets.findings import RULES
 from lbw_bake.presets.formats import LONGEST
 from lbw_bake.presets.model import MOST_FINDINGS
+from lbw_bake.scaling import FLOATS
+from lbw_bake.tensordata import TensorData
 from lbw_bake.tensorfile import LONGEST_HEADER, MOST_VALUES, read_header
 from lbw_bake.tokens import parse_token
 from lbw_bake.weights import Options, parse_elements, parse_source, resolve
@@ -354,6 +356,13 @@ def test_any_header_at_all_is_read_or_refused(
         read_header(path)
 
 
+def finite(path: Path) -> bool:
+    """Whether all numbers of a file are."""
+    file = read_header(path)
+    with TensorData(file) as data, np.errstate(all="ignore"):
+        return all(np.isfinite(data.read(tensor)).all() for tensor in file.tensors if tensor.dtype in FLOATS)
+
+
 ODD = {
     **{name: COMMANDS[name] for name in ("inspect", "diff", "merge", "sweep", "truncate")},
     "inexact": (*COMMANDS["bake"], "--inexact", "allow"),
@@ -377,9 +386,11 @@ ODD = {
 def test_modules_of_any_shapes_and_dtypes_are_read_or_refused(command: tuple[str, ...], entries: list[Entry]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = write_raw(Path(folder) / "a.safetensors", entries)
+        out = Path(folder) / "out"
         with pytest.raises(SystemExit) as stop:
-            main(filled(command, file, file, Path(folder) / "out"))
+            main(filled(command, file, file, out))
         assert stop.value.code in (None, 0, 1)
+        assert not out.is_file() or finite(out) or not finite(file)
 
 
 BASE_WEIGHT = "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -422,11 +433,12 @@ def test_modules_meet_any_base(command: tuple[str, ...], entries: list[Entry], b
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = write_raw(folder / "a.safetensors", entries)
-        there = str(write_raw(folder / "base.safetensors", base))
-        given_base = [part.replace("BASE", there) for part in filled(command, file, file, folder / "out")]
+        there, out = str(write_raw(folder / "base.safetensors", base)), folder / "out"
+        given_base = [part.replace("BASE", there) for part in filled(command, file, file, out)]
         with pytest.raises(SystemExit) as stop:
             main([*given_base, "--family", "sd1"])
         assert stop.value.code in (None, 0, 1)
+        assert not out.is_file() or finite(out) or not finite(file)
 
 
 class TestNames:
