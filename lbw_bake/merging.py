@@ -238,10 +238,12 @@ def _add(
 
 
 def _truncated(total: LowRank, rank: int, device: str, lost: list[tuple[float, float]]) -> LowRank:
-    """The product at a lower rank; adds to `lost` how far that is, and the size of the whole."""
+    """The product at a lower rank; adds to `lost` how far that is, and the size of the whole. Raises ValueError."""
     down = flat(total.down)
     size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
     total, error = truncate(total, rank, device)
+    if not math.isfinite(error * size):
+        raise ValueError("its numbers are too large, or not finite")
     lost.append((error * size, size))
     return total
 

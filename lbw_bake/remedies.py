@@ -280,7 +280,8 @@ def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Ca
         tensor for role, group in module.tensors.items() for tensor in group if role == "diff" or role not in ADDITIVE
     )
     stem = re.sub("^oft_", "lora_", module.name)
-    largest = max(module.all_tensors, key=lambda tensor: tensor.size)
+    floats = (tensor for tensor in module.all_tensors if tensor.dtype in FLOATS)
+    largest = max(floats, key=lambda tensor: tensor.size)
     edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
     return edits | {first.name: Compute(f"{stem}.diff", stored_as(largest, dtype), base.shape, difference)}
 

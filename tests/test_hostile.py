@@ -377,6 +377,7 @@ ODD = {
 @example(entries=[(f"{MODULE}.oft_blocks", "F16", (1, 1, 1), b"\x00}")])  # a signalling NaN
 @example(entries=[*LORA, (f"{MODULE}.alpha", "F64", (), np.float64(1e300).tobytes())])
 @example(entries=[(f"{MODULE}.diff_b", "F64", (1,), np.float64(1e100).tobytes())])
+@example(entries=[(f"{MODULE}.diff", "F64", (2, 2), np.full(4, 1e200).tobytes())])  # whose squares are not finite
 @example(
     entries=[  # finite factors whose product is not
         (f"{MODULE}.lokr_w1", "F64", (1, 1), np.float64(1e300).tobytes()),
@@ -417,6 +418,13 @@ ON_BASE = {
     base=[(BASE_WEIGHT, "F32", (2, 2), SQUARE)],
 )
 @example(entries=[(f"{MODULE}.oft_blocks", "F32", (2,), SQUARE[:8])], base=[(BASE_WEIGHT, "F32", (2, 2), SQUARE)])
+@example(  # integers larger than all factors
+    entries=[
+        (f"{MODULE}.oft_blocks", "F32", (1, 1, 1), SQUARE[:4]),
+        (f"{MODULE}.alpha", "I64", (2,), SQUARE),
+    ],
+    base=[(BASE_WEIGHT, "F32", (1, 1), SQUARE[:4])],
+)
 @example(  # factors without columns
     entries=[
         *((f"{MODULE}.{role}", "F32", (2,), SQUARE[:8]) for role in ("lokr_w1_a", "lokr_w1_b")),
