@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .algorithms import ADDITIVE
 from .alphas import scales_of
 from .errors import LbwError, NotALoraError
 from .families import OTHER, Family, Place
@@ -140,6 +141,8 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
         share = Share(inner(module, a, a, scale**2))
         if other is not None:
             b, by = arrays_of(other, reads[1]), scales[1](other, reads[1])
+            if (a.keys() ^ b.keys()) - {*ADDITIVE}:  # factors of other forms: LoKr's are whole or products themselves
+                return None
             share = Share(share.original, inner(module, a, b, scale * by), inner(module, b, b, by**2))
     except MISFIT:  # shapes of another layer too
         return None

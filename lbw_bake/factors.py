@@ -48,7 +48,8 @@ def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
         edits |= {tensor.name: Drop() for tensor in module.all_tensors}
         return REMOVED
     for role, value in values.items():
-        edits |= {tensor.name: Fill(value, tensor.dtype) for tensor in module.tensors.get(role, ())}
+        for tensor in module.tensors.get(role, ()):
+            edits[tensor.name] = Fill(value, tensor.dtype if tensor.dtype in FLOATS or not value else "F32")
     _turn_back(module, 0.0, edits)
     edits |= {tensor.name: Drop() for tensor in module.tensors.get("dora_scale", ())}
     return ZEROED

@@ -161,6 +161,11 @@ class TestPrecision:
         error = run.refused("bake", source, "-w", "*=2", "-o", tmp_path / "b.safetensors")
         assert f"{MODULE}: weight 2 overflows F16; the largest safe weight is 1.6376" in error
 
+    def test_a_neutral_value_is_a_number_also_where_integers_were(self, bake_tensors: BakeTensors) -> None:
+        whole = {f"{MODULE}.oft_blocks": np.ones((2, 4, 4), np.float32), f"{MODULE}.rescale": np.full((8, 1), 3)}
+        rescale = bake_tensors(whole, "-w", "*=0")[f"{MODULE}.rescale"]
+        assert (rescale == 1).all()
+
     @pytest.mark.parametrize(
         ("value", "said"), [(60000.0, "weight 2 overflows F16"), (np.nan, "are no rotation"), (np.inf, "no rotation")]
     )

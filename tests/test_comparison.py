@@ -131,6 +131,20 @@ def test_modules_of_another_shape_are_no_traceback(original: Path, tmp_path: Pat
         assert MODULE in json.loads(out)["unmeasured"]
 
 
+def test_factors_of_another_form_are_not_measured(tmp_path: Path, run: Run) -> None:
+    """LoKr's may be whole or a product."""
+    ones = {role: np.ones((2, 2), np.float32) for role in ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")}
+    one, other = (
+        write(
+            tmp_path / f"{roles[1]}.safetensors",
+            unet_lora(["IN04"]) | {f"{MODULE}.{role}": ones[role] for role in roles},
+        )
+        for roles in (("lokr_w1", "lokr_w2"), ("lokr_w1", "lokr_w2_a", "lokr_w2_b"))
+    )
+    for pair in ((one, other), (other, one)):
+        assert compared(run, *pair)["unmeasured"] == [MODULE]
+
+
 def test_infinities_are_no_traceback(original: Path, tmp_path: Path, run: Run) -> None:
     tensors = unet_lora()
     tensors[f"{MODULE}.lora_up.weight"][0, 0] = np.inf
