@@ -23,7 +23,7 @@ from .cli_options import (
     FamilyName,
     Inexact,
     Json,
-    given_path,
+    path,
     running,
     weighing,
     writing,
@@ -43,9 +43,7 @@ app = typer.Typer(
 )
 
 
-Inputs = Annotated[
-    list[Path], typer.Argument(metavar="INPUT...", parser=given_path, help="LoRA files, or folders of them.")
-]
+Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", parser=path, help="LoRA files, or folders of them.")]
 
 
 def _version(value: bool) -> None:

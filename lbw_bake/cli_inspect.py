@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import FamilyName, Json, Quiet, given_path
+from .cli_options import FamilyName, Json, Quiet, path
 from .errors import LbwError
 
 Theme = Literal["light", "dark"]
 
 
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=given_path, help="LoRA files.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="LoRA files.")],
     elements: Annotated[
         bool, typer.Option("--elements", help="By kind of layer (attn1, ff, conv, ...) instead of by block.")
     ] = False,
@@ -59,10 +59,8 @@ def inspect(
 
 
 def diff(
-    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", parser=given_path, help="The LoRA as it was.")],
-    baked: Annotated[
-        Path, typer.Argument(metavar="BAKED", parser=given_path, help="The LoRA as it became, by any tool.")
-    ],
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", parser=path, help="The LoRA as it was.")],
+    baked: Annotated[Path, typer.Argument(metavar="BAKED", parser=path, help="The LoRA as it became, by any tool.")],
     family: FamilyName = None,
     json_output: Json = False,
     quiet: Quiet = False,

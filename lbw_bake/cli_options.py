@@ -14,7 +14,7 @@ running = partial(typer.Option, rich_help_panel="How to run")
 _exact = partial(typer.Option, rich_help_panel="DoRA and OFT at weights other than 0 and 1")
 
 
-def given_path(text: str) -> Path:
+def path(text: str) -> Path:
     """A path as given. An empty one is a shell variable that is not set, and must not mean the current folder."""
     if not text:
         raise typer.BadParameter("an empty path; is a variable not set?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,7 @@ class TestExitCodes:
         pages = [run(*command, "--help")[1] for command in commands(typer.main.get_command(app))]
         assert len(pages) > 10
         assert [line for page in pages for line in page.splitlines() if "\u2026" in line or len(line) > 80] == []
+        assert [kind for page in pages for kind in re.findall(r"<\w*_\w*>", page)] == []  # no names of functions
 
     def test_version_is_0(self, run: Run) -> None:
         code, out, error = run("--version")
