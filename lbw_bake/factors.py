@@ -6,10 +6,11 @@ What must be known of tensor data (would a factor overflow?) is asked of `look`,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import numpy as np
 
-from .algorithms import ADDITIVE, MAGNITUDES, present
+from .algorithms import ADDITIVE, MAGNITUDES, Product, present
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Fill, towards
 from .errors import NotBakeableError
 from .modules import Module
@@ -63,10 +64,15 @@ def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
             edits[tensor.name] = towards(tensor, weight, np.eye(tensor.shape[-1]))
 
 
-def carriers_of(module: Module, column: str) -> list[str]:
+def carriers_of(module: Module, column: str) -> tuple[str, ...]:
     """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
-    factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
-    return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
+    return _carriers(module.algorithm.products, frozenset(module.tensors), column)
+
+
+@lru_cache(maxsize=256)
+def _carriers(products: tuple[Product, ...], roles: frozenset[str], column: str) -> tuple[str, ...]:
+    factors = [present(getattr(product, column), roles) for product in products]
+    return tuple(role for role in (*factors, *ADDITIVE) if role in roles and role is not None)
 
 
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
@@ -74,7 +80,7 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
     treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
     choices = [carriers_of(module, column) for column in columns]
-    narrow = [tensor for tensor in module.all_tensors if tensor.dtype in FLOAT8]
+    narrow = [tensor for group in module.tensors.values() for tensor in group if tensor.dtype in FLOAT8]
     widened = {}
     if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):
         widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow if tensor.name not in treated}

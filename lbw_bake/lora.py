@@ -58,9 +58,13 @@ def read_lora(path: Path, family: str | None = None) -> Lora:
 
 # Tensor names that mark other kinds of files, and whether all of a file's names must match or one is enough.
 _OTHER_KINDS = (
-    (any, r"lllite_.*", "a ControlNet-LLLite"),
-    (any, r"lora_controlnet", "a Control-LoRA"),
-    (all, r"emb_params|clip_[lg]|t5xxl|string_to_(?:param|token).*|\*|<.*>", "a textual inversion embedding"),
+    (any, re.compile(r"lllite_.*"), "a ControlNet-LLLite"),
+    (any, re.compile(r"lora_controlnet"), "a Control-LoRA"),
+    (
+        all,
+        re.compile(r"emb_params|clip_[lg]|t5xxl|string_to_(?:param|token).*|\*|<.*>"),
+        "a textual inversion embedding",
+    ),
 )
 
 
@@ -73,7 +77,7 @@ def _known_kind(file: TensorFile) -> str:
     if not names:
         return "an empty file (it holds no tensors)"
     for quantifier, pattern, kind in _OTHER_KINDS:
-        if quantifier(re.fullmatch(pattern, name) for name in names):
+        if quantifier(map(pattern.fullmatch, names)):
             return kind
     return ""
 

@@ -180,24 +180,25 @@ def _worse(one: Survey, other: Survey) -> Survey:
     return Survey(max(one.peak, other.peak), one.overflows or other.overflows, one.inexact or other.inexact)
 
 
-@_silent
 def not_finite(dtype: str, data: Bytes) -> tuple[int, int]:
     """How many NaN and how many infinities there are among values of a safetensors float dtype, given as bytes."""
-    values = data.view(numpy_dtype(dtype))
-    size = values.itemsize
-    finite = _largest_pattern(dtype)
     # The largest bit patterns of either sign tell whether any is beyond: far quicker than asking each of them.
-    positive, negative = (data.view(f"{kind}{size}").max(initial=0) for kind in "iu")
-    if size > 1 and positive <= finite and negative <= finite | 1 << 8 * size - 1:
+    patterns = _largest_patterns(dtype)
+    if patterns and all(data.view(kind).max(initial=0) <= finite for kind, finite in patterns):
         return 0, 0
-    return int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    with np.errstate(all="ignore"):
+        values = data.view(numpy_dtype(dtype))
+        return int(np.isnan(values).sum()), int(np.isinf(values).sum())
 
 
 @cache
-def _largest_pattern(dtype: str) -> int:
-    """The bits of the largest finite value of a safetensors float dtype."""
+def _largest_patterns(dtype: str) -> tuple[tuple[np.dtype[Any], int], ...]:
+    """The bits of the largest finite value of a safetensors float dtype, read as positive numbers and as negative."""
     target = numpy_dtype(dtype)
-    return int(np.array(largest(dtype), target).view(f"u{target.itemsize}"))
+    bits = 8 * target.itemsize
+    finite = int(np.array(largest(dtype), target).view(f"u{target.itemsize}"))
+    kinds = ((np.dtype(f"i{target.itemsize}"), finite), (np.dtype(f"u{target.itemsize}"), finite | 1 << bits - 1))
+    return kinds if bits > 8 else ()
 
 
 # Distinct factors are few in any one file; what would come together over thousands of files is bounded.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..keys import DENOISER
 from ..modules import Module
 
 # The block of modules that belong to the model but to no weighed block: time embeddings, the last convolution.
 OTHER = "OTHER"
+
+# How many layers are remembered: files of a folder have the same ones.
+_REMEMBERED = 1 << 14
 
 Layout = tuple[str, ...]
 Widths = tuple[int, ...]
@@ -108,10 +111,14 @@ class Family:
 
     def place(self, module: Module) -> Place | None:
         """The module's component and block, None if the family has no such module."""
-        if module.component != DENOISER:
-            encoder = self._encoders.get(module.component)
+        return self._place(module.component, module.path)
+
+    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019 - families last as long as the program
+    def _place(self, component: str, path: str) -> Place | None:
+        if component != DENOISER:
+            encoder = self._encoders.get(component)
             return Place(encoder.name, encoder.block) if encoder else None
-        block = self.block_of(module.path)
+        block = self.block_of(path)
         return Place(self.denoiser, block) if block else None
 
     def block_of(self, path: str) -> str | None:
@@ -124,6 +131,7 @@ class Family:
         block = rule.block.format(rule.number(*map(int, numbers)))
         return block if block in self._known_blocks else None
 
+    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019 - families last as long as the program
     def widths_of(self, component: str, path: str) -> Widths | None:
         """The input widths of a layer, () if any; None if the family has no such layer."""
         known = self._layers if component == DENOISER else self._encoder_layers.get(component)
