@@ -14,7 +14,7 @@ from ..modules import Module
 OTHER = "OTHER"
 
 # How many layers are remembered: files of a folder have the same ones.
-_REMEMBERED = 1 << 14
+_REMEMBERED = 1 << 13
 
 Layout = tuple[str, ...]
 Widths = tuple[int, ...]
