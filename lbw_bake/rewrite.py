@@ -150,7 +150,7 @@ class _Writer:
 
     def __init__(self, target: Target, data: TensorData, backend: Backend, step: int, outputs: ExitStack) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
-        self._target, self._data, self._backend = target, data, backend
+        self._target, self._data, self._backend, self._step = target, data, backend, step
         source = target.plan.lora.file
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
@@ -225,8 +225,8 @@ class _Writer:
         if end - start >= _LONG:
             self._sink.drain()
             start = self._data.kernel_copy(start, end, self._file)
-        for piece in self._data.between(start, end):
-            self._sink.put(piece)
+        for position in range(start, end, self._step):
+            self._data.read_into(self._sink.room(min(self._step, end - position)), position)
         self._run = (0, 0)
 
 

@@ -54,8 +54,13 @@ class TensorData:
         self._file.seek(start)
         for position in range(start, end, step):
             piece = self._buffer[: min(step, end - position)]
-            self._read_into(piece.data)
+            self._fill(piece.data)
             yield piece
+
+    def read_into(self, room: Bytes, position: int) -> None:
+        """Fill some memory with the bytes of the file from a position on."""
+        self._file.seek(position)
+        self._fill(room.data)
 
     def kernel_copy(self, start: int, end: int, target: FileIO) -> int:
         """Have the kernel append as much of a range of the file as it will to the target; returns where it stopped."""
@@ -80,7 +85,7 @@ class TensorData:
             raise ValueError(f"{tensor.name} has dtype {tensor.dtype}")
         data = np.empty(tensor.nbytes, np.uint8)
         self._file.seek(self._source.data_start + tensor.start)
-        self._read_into(data.data)
+        self._fill(data.data)
         values = data.view(integer or numpy_dtype(tensor.dtype)).reshape(tensor.shape)
         if integer or tensor.dtype == "F64":
             return values
@@ -106,7 +111,7 @@ class TensorData:
         if (status.st_size, status.st_mtime_ns) != (self._source.size, self._source.modified_ns):
             raise FileFormatError(self._source.path, "changed while it was read", "run it again")
 
-    def _read_into(self, view: memoryview) -> None:
+    def _fill(self, view: memoryview) -> None:
         while view:
             try:
                 count = self._file.readinto(view)
