@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .algorithms import ALGORITHMS
 from .errors import FileFormatError, NotBakeableError
 from .families import Family
 from .keys import parse_key
@@ -203,7 +202,7 @@ def _place(name: str, family: Family) -> tuple[str, tuple[str, Rows]] | None:
     key = parse_key(name.replace(".in_proj_weight", ".in_proj.weight"))
     if key is None or key.role != "weight":
         return None
-    place = family.place(Module(key.stem, key.component, key.path, ALGORITHMS[0], {}))
+    place = family.place_of(key.component, key.path)
     return (place.component, canonical(key.path)) if place else None
 
 

@@ -23,6 +23,8 @@ from .cli_options import (
     FamilyName,
     Inexact,
     Json,
+    Quiet,
+    Strict,
     path,
     running,
     weighing,
@@ -138,7 +140,7 @@ def bake(
     skip_existing: Annotated[bool, writing("--skip-existing", help="Leave existing outputs as they are.")] = False,
     force: Annotated[bool, writing("--force", "-f", help="Replace an existing output.")] = False,
     in_place: Annotated[bool, writing("--in-place", help="Replace the input.")] = False,
-    strict: Annotated[bool, running("--strict", help="Turn every warning into an error.")] = False,
+    strict: Strict = False,
     verify: Annotated[
         bool, writing("--verify", help="Read the output again and check every number before it appears.")
     ] = False,
@@ -147,7 +149,7 @@ def bake(
     ] = False,
     dry_run: Annotated[bool, running("--dry-run", "-n", help="Say what would be done, write nothing.")] = False,
     json_output: Json = False,
-    quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
     verbose: Annotated[bool, running("--verbose", "-v", help="Print the weight of every block.")] = False,
 ) -> None:
     """Write LoRAs with the block weights multiplied in.
@@ -243,9 +245,9 @@ def merge(
     presets: Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")] = None,
     family: FamilyName = None,
     device: Annotated[Device, running("--device", help="Where to truncate.")] = "auto",
-    strict: Annotated[bool, running("--strict", help="Turn every warning into an error.")] = False,
+    strict: Strict = False,
     dry_run: Annotated[bool, running("--dry-run", "-n", help="Add them up, write nothing.")] = False,
-    quiet: Annotated[bool, running("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Quiet = False,
     json_output: Json = False,
 ) -> None:
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""

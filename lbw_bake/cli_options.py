@@ -25,6 +25,7 @@ FamilyName = Annotated[
     str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
 ]
 Quiet = Annotated[bool, running("--quiet", "-q", help="Print errors only.")]
+Strict = Annotated[bool, running("--strict", help="Turn every warning into an error.")]
 Json = Annotated[bool, running("--json", help="Print one JSON object per file on stdout.")]
 
 Device = Literal["auto", "cpu", "cuda"]

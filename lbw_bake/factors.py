@@ -6,11 +6,10 @@ What must be known of tensor data (would a factor overflow?) is asked of `look`,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 
 import numpy as np
 
-from .algorithms import ADDITIVE, MAGNITUDES, Product, present
+from .algorithms import ADDITIVE, MAGNITUDES, present
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Fill, towards
 from .errors import NotBakeableError
 from .modules import Module
@@ -64,18 +63,17 @@ def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
             edits[tensor.name] = towards(tensor, weight, np.eye(tensor.shape[-1]))
 
 
-def carriers_of(module: Module, column: str) -> tuple[str, ...]:
+def carriers_of(module: Module, column: str) -> list[str]:
     """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
-    return _carriers(module.algorithm.products, frozenset(module.tensors), column)
-
-
-@lru_cache(maxsize=256)
-def _carriers(products: tuple[Product, ...], roles: frozenset[str], column: str) -> tuple[str, ...]:
-    factors = [present(getattr(product, column), roles) for product in products]
-    return tuple(role for role in (*factors, *ADDITIVE) if role in roles and role is not None)
+    factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
+    return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
 
 
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
+    for tensor in module.all_tensors if edits else ():  # a treatment's own factors
+        step = edits.get(tensor.name)
+        if isinstance(step, Multiply) and step.may_overflow and (found := look(tensor, step)).overflows:
+            raise _overflow(module, weight, {tensor.dtype}, largest(step.target) / found.peak)
     _turn_back(module, weight, edits)
     treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
@@ -103,11 +101,15 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
             limits = [largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak]
             limit = max(limit, min(limits))
         else:
-            raise NotBakeableError(
-                f"{module.name}: weight {weight:g} overflows {', '.join(sorted({t.dtype for t in steps}))}; "
-                f"the largest safe weight is {limit:.6g}",
-                "use a smaller weight, or write wider numbers with --dtype f32",
-            )
+            raise _overflow(module, weight, {tensor.dtype for tensor in steps}, limit)
+
+
+def _overflow(module: Module, weight: float, dtypes: Iterable[str], limit: float) -> NotBakeableError:
+    return NotBakeableError(
+        f"{module.name}: weight {weight:g} overflows {', '.join(sorted(dtypes))}; "
+        f"the largest safe weight is {limit:.6g}",
+        "use a smaller weight, or write wider numbers with --dtype f32",
+    )
 
 
 def _exact(module: Module, roles: Iterable[str], weight: float, look: Look) -> bool:

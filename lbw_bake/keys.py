@@ -49,8 +49,8 @@ _LONGEST_SUFFIX = 4  # dotted parts, the one before the suffix included
 # Characters of a name that is taken apart; models' longest have 150. Bounds the work of every pattern below.
 LONGEST_NAME = 512
 
-# How many names are remembered: files of a folder have the same ones.
-_REMEMBERED = 1 << 13
+# How many names, and how many layers, are remembered: files of a folder have the same ones.
+REMEMBERED = 1 << 13
 
 # The first diffusers files name the processor of an attention on the way to its layers -> what all others call these.
 _RENAMED = {"_processor_to_out": "_to_out_0", "_processor_to_": "_to_"}
@@ -84,7 +84,7 @@ def _suffix(tail: str) -> tuple[int, str, str] | None:
     return len(match[0]), _ROLE_OF[match.lastgroup], adapter.removeprefix(".")
 
 
-@lru_cache(maxsize=_REMEMBERED)
+@lru_cache(maxsize=REMEMBERED)
 def parse_key(name: str) -> Key | None:
     """Take a tensor name apart; None if it does not end in a role's spelling, or is longer than any model's."""
     if len(name) > LONGEST_NAME:

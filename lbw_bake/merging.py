@@ -167,9 +167,10 @@ def merge_parts(
         header, hashes = _head(parts, output.stem, tensors, rank=rank, means=means)
         nbytes = len(header.encode(hashes.metadata())) + (tensors[-1].end if tensors else 0)
         ranks = {module.rank for module in group_modules(tensors).modules if module.rank}
-        left_out = tuple(tensor.name for part in parts for tensor in _strays(part)) if len(parts) > 1 else ()
-        warnings = tuple(_warnings(parts, layers))
-        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), left_out, warnings)
+        left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
+        warnings = tuple(_warnings(parts, layers, left_out))
+        names = tuple(tensor.name for _, strays in left_out for tensor in strays)
+        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), names, warnings)
         if strict and (merged.warnings or merged.losses):
             raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
         if spool:
@@ -391,12 +392,14 @@ def _strays(part: Part) -> list[Tensor]:
     return [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]
 
 
-def _warnings(parts: Sequence[Part], layers: Sequence[_Layer]) -> Iterator[str]:
+def _warnings(
+    parts: Sequence[Part], layers: Sequence[_Layer], left_out: Iterable[tuple[Part, Sequence[Tensor]]]
+) -> Iterator[str]:
     yield from filter(None, dict.fromkeys(part.remark for part in parts))
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
         yield "the files share no module name; do they spell the same layers differently?"
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
-    for part in parts:
-        if len(parts) > 1 and (strays := _strays(part)):
+    for part, strays in left_out:
+        if strays:
             yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"

@@ -30,8 +30,7 @@ from .families import Place
 from .lora import Lora
 from .modules import Module
 from .plan import Treatment
-from .scaling import FLOATS, Multiply, multiply, numpy_dtype, round_to
-from .tensorfile import Tensor
+from .scaling import FLOATS, Multiply, numpy_dtype, round_to
 from .updates import MISFIT, Array, Arrays, Read, alpha_of
 from .weights import FamilyWeights
 
@@ -180,15 +179,14 @@ class Remedies:
         """Blocks times r turn by r times the angle; the constraint of COFT must grow with them."""
         from .nonlinear import Rotation, rotation_error
 
-        blocks = module.tensors["oft_blocks"]
-        steps = {tensor: step_of(module, tensor, stored_as(tensor, dtype), weight) for tensor in blocks}
+        edits: dict[str, Edit] = {
+            tensor.name: step_of(module, tensor, stored_as(tensor, dtype), weight)
+            for tensor in module.tensors["oft_blocks"]
+        }
         # kohya reads one alpha for the whole file.
         alphas = () if module.name.startswith("oft_") else module.tensors.get("alpha", ())
         scaled = [tensor for tensor in alphas if tensor.dtype in FLOATS]
-        steps |= {tensor: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
-        for tensor, step in steps.items():
-            _check_range(tensor, step, self._read)
-        edits: dict[str, Edit] = {tensor.name: step for tensor, step in steps.items()}
+        edits |= {tensor.name: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
         edits |= {tensor.name: towards(tensor, weight, 1.0) for tensor in module.tensors.get("rescale", ())}
         exact = self._rotation(module, self._read)
         alpha = exact.alpha * (abs(weight) if scaled else 1.0)
@@ -284,16 +282,6 @@ def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Ca
     largest = max(floats, key=lambda tensor: tensor.size)
     edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
     return edits | {first.name: Compute(f"{stem}.diff", stored_as(largest, dtype), base.shape, difference)}
-
-
-def _check_range(tensor: Tensor, step: Multiply, read: Read) -> None:
-    """Raise NotBakeableError if a product of a tensor's finite values is none."""
-    values = read(tensor) if step.may_overflow else np.empty(0)
-    if not np.isfinite(multiply(values[np.isfinite(values)], step.factor, numpy_dtype(step.target))).all():
-        raise NotBakeableError(
-            f"{tensor.name}: weight {step.factor:g} overflows {step.target}",
-            "use a smaller weight, or write wider numbers with --dtype f32",
-        )
 
 
 def _check(fits: bool, module: Module, base: BaseWeight) -> None:

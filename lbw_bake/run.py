@@ -78,7 +78,7 @@ def run(job: Job) -> list[Outcome]:
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
     # What is streamed reads the input once for all outputs; what is truncated is computed for each by itself.
     together = [[one] for one in planned] if how.rank else [planned]
-    return [outcome for some in together for outcome in _make(job, some, how, began)]
+    return [outcome for group in together for outcome in _make(job, group, how, began)]
 
 
 def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> list[Outcome]:

@@ -51,16 +51,23 @@ class TensorData:
         # Memory that is new for every piece would cost as much time as the arithmetic.
         if (largest := min(step, end - start)) > len(self._buffer):
             self._buffer = np.empty(largest, np.uint8)
-        self._file.seek(start)
         for position in range(start, end, step):
             piece = self._buffer[: min(step, end - position)]
-            self._fill(piece.data)
+            self.read_into(piece, position)
             yield piece
 
     def read_into(self, room: Bytes, position: int) -> None:
         """Fill some memory with the bytes of the file from a position on."""
         self._file.seek(position)
-        self._fill(room.data)
+        view = room.data
+        while view:
+            try:
+                count = self._file.readinto(view)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if not count:
+                raise FileFormatError(self._source.path, "became shorter while it was read", "run it again")
+            view = view[count:]
 
     def kernel_copy(self, start: int, end: int, target: FileIO) -> int:
         """Have the kernel append as much of a range of the file as it will to the target; returns where it stopped."""
@@ -84,8 +91,7 @@ class TensorData:
         if not integer and tensor.dtype not in FLOATS:
             raise ValueError(f"{tensor.name} has dtype {tensor.dtype}")
         data = np.empty(tensor.nbytes, np.uint8)
-        self._file.seek(self._source.data_start + tensor.start)
-        self._fill(data.data)
+        self.read_into(data, self._source.data_start + tensor.start)
         values = data.view(integer or numpy_dtype(tensor.dtype)).reshape(tensor.shape)
         if integer or tensor.dtype == "F64":
             return values
@@ -110,16 +116,6 @@ class TensorData:
             raise FileFormatError(self._source.path, "was replaced while it was read", "run it again")
         if (status.st_size, status.st_mtime_ns) != (self._source.size, self._source.modified_ns):
             raise FileFormatError(self._source.path, "changed while it was read", "run it again")
-
-    def _fill(self, view: memoryview) -> None:
-        while view:
-            try:
-                count = self._file.readinto(view)
-            except OSError as error:
-                raise self._unreadable(error) from error
-            if not count:
-                raise FileFormatError(self._source.path, "became shorter while it was read", "run it again")
-            view = view[count:]
 
     def _unreadable(self, error: OSError) -> FileFormatError:
         return FileFormatError(self._source.path, f"cannot be read: {error.strerror}", "check the disk and permissions")

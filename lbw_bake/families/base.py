@@ -7,14 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from ..keys import DENOISER
+from ..keys import DENOISER, REMEMBERED
 from ..modules import Module
 
 # The block of modules that belong to the model but to no weighed block: time embeddings, the last convolution.
 OTHER = "OTHER"
-
-# How many layers are remembered: files of a folder have the same ones.
-_REMEMBERED = 1 << 13
 
 Layout = tuple[str, ...]
 Widths = tuple[int, ...]
@@ -111,10 +108,11 @@ class Family:
 
     def place(self, module: Module) -> Place | None:
         """The module's component and block, None if the family has no such module."""
-        return self._place(module.component, module.path)
+        return self.place_of(module.component, module.path)
 
-    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019 - families last as long as the program
-    def _place(self, component: str, path: str) -> Place | None:
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
+    def place_of(self, component: str, path: str) -> Place | None:
+        """The place of a module of this raw component and path."""
         if component != DENOISER:
             encoder = self._encoders.get(component)
             return Place(encoder.name, encoder.block) if encoder else None
@@ -131,7 +129,7 @@ class Family:
         block = rule.block.format(rule.number(*map(int, numbers)))
         return block if block in self._known_blocks else None
 
-    @lru_cache(maxsize=_REMEMBERED)  # noqa: B019 - families last as long as the program
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
     def widths_of(self, component: str, path: str) -> Widths | None:
         """The input widths of a layer, () if any; None if the family has no such layer."""
         known = self._layers if component == DENOISER else self._encoder_layers.get(component)
