@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import NotALoraError, UnknownFamilyError
-from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by
+from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by, resembles
 from .modules import Grouping, Module, group_modules
 from .tensorfile import Tensor, TensorFile, read_header
 
@@ -37,6 +37,12 @@ class Lora:
         placed = {module.name for module, _ in self.placed(family)}
         lost = (module for module in self.grouping.modules if module.name not in placed)
         return [*self.grouping.unknown, *(tensor for module in lost for tensor in module.all_tensors)]
+
+    def doubt(self, family: Family) -> str:
+        """What speaks against a family that has places for the modules; empty if nothing does."""
+        if resembles(family, self.grouping.modules):
+            return ""
+        return f"few of its modules are layers of {family.title}: it may be of a model lbw does not know"
 
 
 def read_lora(path: Path, family: str | None = None) -> Lora:

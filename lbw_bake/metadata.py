@@ -69,7 +69,7 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
         if _ALIAS in metadata:
             metadata[_ALIAS] = _text(stem)
         family = lora.family
-        if family and family.base_model:
+        if family and family.base_model and not lora.doubt(family):
             metadata.setdefault(_BASE_MODEL, family.base_model)
     return metadata
 

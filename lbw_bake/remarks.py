@@ -29,6 +29,11 @@ def _unknown(plan: Plan) -> Iterator[str]:
         yield f"{len(unknown)} unknown tensors copied untouched: {names}"
 
 
+def _doubtful(plan: Plan) -> Iterator[str]:
+    if doubt := plan.lora.doubt(plan.weights.family):
+        yield f"{doubt}, whose blocks are others; look with lbw inspect"
+
+
 def _of_a_relative(plan: Plan) -> Iterator[str]:
     weights, family = plan.weights, plan.weights.family
     if weights.by_relative:
@@ -97,4 +102,15 @@ def _inexact(plan: Plan) -> Iterator[str]:
         yield f"{block}: {len(errors)} {name} modules {caveat}{span}"
 
 
-_REMARKS = (_unknown, _of_a_relative, _unlisted, _inverted, _idle_rules, _idle_elements, _fixed, _neutral, _inexact)
+_REMARKS = (
+    _unknown,
+    _doubtful,
+    _of_a_relative,
+    _unlisted,
+    _inverted,
+    _idle_rules,
+    _idle_elements,
+    _fixed,
+    _neutral,
+    _inexact,
+)

@@ -149,6 +149,8 @@ def _in_order(files: Sequence[Inspection], groups: Sequence[Mapping[str, Group]]
 def _remarks(facts: Inspection) -> None:
     """What was not measured or not understood, on stderr."""
     path = facts.lora.file.path
+    if doubt := facts.lora.doubt(facts.family):
+        message("warning", f"{path}: {doubt}")
     if facts.unmeasured:
         message("warning", f"{path}: {facts.unmeasured} modules have no norm of their own and are not counted")
     if facts.unknown:

@@ -26,6 +26,7 @@ from conftest import (
     kohya_lora,
     lbw,
     measured,
+    metadata_of,
     python,
     unet_lora,
     update_of,
@@ -423,6 +424,18 @@ class TestUntouched:
         unknown = [name for name in UNKNOWN if not name.startswith("bundle_emb")]
         assert f"{len(unknown)} unknown tensors copied untouched" in error
         assert all(name in error for name in unknown)
+
+    def test_a_model_that_nobody_described_is_doubted(self, tmp_path: Path, run: Run) -> None:
+        names = [f"unet_blocks_{n}_self_attn_q" for n in range(30)]
+        source = write(tmp_path / "a.safetensors", kohya_lora(names, width=2000))
+        options = ("bake", source, "-w", "*=0.5", "--family", "wan_1_3b", "-o", tmp_path / "b.safetensors")
+        doubt = "few of its modules are layers of Wan 1.3B"
+        assert doubt in run.done(*options)
+        assert "ss_base_model_version" not in metadata_of(tmp_path / "b.safetensors")
+        code, _, error = run(*options, "-f", "--strict")
+        assert code == 1
+        assert doubt in error
+        assert doubt in run("inspect", source)[2]
 
     def test_absolute_norm_scales_are_kept_and_said(self, tmp_path: Path, run: Run) -> None:
         name = "double_blocks.0.img_attn.norm.key_norm.scale"

@@ -16,6 +16,9 @@ from .base import Family, Place
 # Modules a family is tried on before it is tried on all: most families know none of them.
 _SAMPLE = 16
 
+# Fewer input features than the layers of any network have: a file made to try things out.
+_NARROW = 320
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -73,6 +76,19 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
     return [
         found[family] for family in strange if family in found and (found[family].layers, found[family].placed) == most
     ]
+
+
+def resembles(family: Family, modules: Iterable[Module]) -> bool:
+    """Whether modules look like the family's own, not like those of a network nobody described that has similar names.
+
+    Half of those it has a place for are its layers, and one in eight has the width that its layer has: networks of
+    unusual size differ in that, but few in all of it.
+    """
+    placed = [module for module, _ in placed_by(family, modules)]
+    layers = [(module.width or 0, family.widths_of(module.component, module.path)) for module in placed]
+    known = [(width, usual) for width, usual in layers if usual is not None]
+    fitting = [width in usual for width, usual in known if usual and width >= _NARROW]
+    return 2 * len(known) >= len(placed) and 8 * sum(fitting) >= len(fitting)
 
 
 def placed_by(family: Family, modules: Iterable[Module]) -> list[tuple[Module, Place]]:

@@ -58,11 +58,13 @@ _ENCODERS: dict[str, Layers] = {
         r"(?:bert_)?(?:encoder_layer|embeddings|pooler)_\w+": (),
     },
     "gemma2_2b": _decoder(2304, 9216),
+    "gemma3_12b": _decoder(3840, 15360),
     "llama": _decoder(4096, 14336),
     "qwen3_06b": _decoder(1024, 3072),
     "qwen3_4b": _decoder(2560, 9728),
     "qwen3_8b": _decoder(4096, 12288),
     "qwen2_5_vl": _decoder(3584, 18944),
     "qwen3_vl": _decoder(2560, 9728),
+    "qwen3_vl_8b": _decoder(4096, 12288),
     "mistral": _decoder(5120, 32768),
 }

@@ -1428,6 +1428,15 @@ LTX_NAMES: list[Rename] = [
     (r"time_embed\.(.+)", r"adaln_single.\1"),
     KEEP,
 ]
+LTX_2_NAMES: list[Rename] = [
+    (r"((?:audio_)?)proj_in", r"\1patchify_proj"),
+    (r"((?:audio_)?)time_embed\.(.+)", r"\1adaln_single.\2"),
+    (r"((?:audio_)?)prompt_adaln\.(.+)", r"\1prompt_adaln_single.\2"),
+    (r"av_cross_attn_(video|audio)_scale_shift\.(.+)", r"av_ca_\1_scale_shift_adaln_single.\2"),
+    (r"av_cross_attn_(?:video|audio)_(a2v|v2a)_gate\.(.+)", r"av_ca_\1_gate_adaln_single.\2"),
+    (r"(.+\.\w*attn\d?)\.norm_([qk])", r"\1.\2_norm"),
+    KEEP,
+]
 COSMOS_BLOCKS: list[BlockRule] = [
     numbered("transformer_blocks", "B"),
     (r"patch_embed|time_embed|learnable_pos_embed", "IN"),
@@ -1597,6 +1606,38 @@ _LTX_BLOCKS: list[BlockRule] = [
     (r"proj_in|time_embed|caption_projection", "IN"),
     (r"proj_out", "OUT"),
 ]
+# LTX-2.3: gated attention, and a modulation by the prompt in place of the projection of the caption.
+_LTX_2_3 = {
+    "gated_attn": True,
+    "audio_gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_cross_attn_mod": True,
+    "use_prompt_embeddings": False,
+}
+_LTX_2_BLOCKS: list[BlockRule] = [
+    numbered("transformer_blocks", "B"),
+    (r"(?:audio_)?(?:proj_in|time_embed|caption_projection|prompt_adaln)|av_cross_attn_\w+", "IN"),
+    (r"(?:audio_)?proj_out", "OUT"),
+]
+# FLUX.3 has a stack of its own for text and for each mode; the names are those its LoRA loader converts.
+_FLUX3_LAYERS: list[Rename] = [
+    (r"attn\.to_([qkv])", r"\1_proj"),
+    (r"attn\.to_out\.0", "attn_out"),
+    (r"ff\.linear_in", "mlp_in"),
+    (r"ff\.linear_out", "mlp_out"),
+]
+FLUX3_NAMES: list[Rename] = [
+    *under("single_transformer_blocks", _FLUX3_LAYERS, to="single_blocks"),
+    *under("txt_mode_blocks", _FLUX3_LAYERS),
+    *under("mode_blocks.image", _FLUX3_LAYERS, to="content_mode_blocks.image"),
+    *under("mode_blocks.image_cond", _FLUX3_LAYERS, to="content_mode_blocks.image_cond"),
+    KEEP,
+]
+IDEOGRAM4_NAMES: list[Rename] = [
+    (r"(.+\.attention)\.to_[qkv]", r"\1.qkv"),
+    (r"(.+\.attention)\.to_out\.0", r"\1.o"),
+    KEEP,
+]
 
 FAMILIES: list[Family] = [
     Family(
@@ -1695,6 +1736,43 @@ FAMILIES: list[Family] = [
     Family("wan_1_3b", "Wan 2.1 1.3B", _WAN, _WAN_SMALL, WAN_BLOCKS, WAN_NAMES, "musubi"),
     Family("ltx_2b", "LTX-Video 2B", _LTX, {}, _LTX_BLOCKS, LTX_NAMES),
     Family("ltx_13b", "LTX-Video 13B", _LTX, _LTX_13B, _LTX_BLOCKS, LTX_NAMES),
+    Family("ltx_2", "LTX-2", "LTX2VideoTransformer3DModel", {}, _LTX_2_BLOCKS, LTX_2_NAMES),
+    Family(
+        "flux3",
+        "FLUX.3",
+        "Flux3Transformer2DModel",
+        {},
+        [
+            (r"(?:mode_blocks\.\w+|txt_mode_blocks)\.(\d+)", lambda at: f"D{at:02}"),
+            numbered("single_transformer_blocks", "S"),
+            (r"\w+_stream_modulations|x_embedders|context_embedder|timestep_embedder", "IN"),
+            (r"norm_out|proj_out", "OUT"),
+        ],
+        FLUX3_NAMES,
+    ),
+    Family(
+        "ideogram4",
+        "Ideogram 4",
+        "Ideogram4Transformer2DModel",
+        {},
+        [
+            numbered("layers", "L"),
+            (r"input_proj|llm_cond_\w+|t_embedding|adaln_proj|embed_image_indicator", "IN"),
+            (r"final_layer", "OUT"),
+        ],
+        IDEOGRAM4_NAMES,
+    ),
+    Family(
+        "qwen_image_2_1",
+        "Qwen-Image 2.1",
+        "QwenImage21Transformer2DModel",
+        {},
+        [
+            numbered("transformer_blocks", "B"),
+            (r"time_text_embed|img_in|txt_in|modulation", "IN"),
+            (r"norm_out|proj_out", "OUT"),
+        ],
+    ),
     Family(
         "qwen_image",
         "Qwen-Image",
@@ -1836,6 +1914,12 @@ def other_tables() -> Iterator[Table]:
         "krea2_aitoolkit",
         f"Krea 2 ai-toolkit LoRA: original names below base_model.model.; {EVERY_THIRD}",
         (krea2.original(thinned(krea2.model())), dotted("base_model.model."), PEFT),
+    )
+    ltx_2 = BY_NAME["ltx_2"]
+    yield table(
+        "ltx_2_gated",
+        f"LTX-2.3 LoRA with the original names below diffusion_model.: gates, no caption projection; {EVERY_THIRD}",
+        (ltx_2.original(thinned(replace(ltx_2, config=_LTX_2_3).model())), dotted("diffusion_model."), PEFT),
     )
     for name in ("auraflow", "hidream", "ltx_2b"):
         family = BY_NAME[name]
