@@ -69,8 +69,8 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
         if _ALIAS in metadata:
             metadata[_ALIAS] = _text(stem)
         family = lora.family
-        if family and family.base_model and not lora.doubt(family):
-            metadata.setdefault(_BASE_MODEL, family.base_model)
+        if _BASE_MODEL not in metadata and family and family.base_model and not lora.doubt(family):
+            metadata[_BASE_MODEL] = family.base_model
     return metadata
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .errors import WeightError
+
+if TYPE_CHECKING:
+    from random import Random
 
 _UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 NUMBER = re.compile(rf"[+-]?{_UNSIGNED}", re.ASCII)
@@ -110,7 +114,6 @@ class Evaluator:
         self, *, x: float | None = None, seed: int | None = None, a: float | None = None, b: float | None = None
     ) -> None:
         self._settled = {"--x": x, "--a": a, "--b": b, "--seed": seed}
-        self._random = random.Random(seed)  # noqa: S311
 
     def __call__(self, text: str, what: str) -> float:
         """The number. Raises WeightError for what is none, and for a variable whose option is missing."""
@@ -129,6 +132,12 @@ class Evaluator:
         if not math.isfinite(number):
             raise WeightError(f"{what} is {text} = {number}, not a finite number", f"use a smaller {variable.option}")
         return number
+
+    @cached_property
+    def _random(self) -> Random:
+        from random import Random  # few vectors draw, and importing it takes a millisecond of every start
+
+        return Random(self._settled["--seed"])  # noqa: S311
 
     @staticmethod
     def _number(text: str, what: str) -> float:

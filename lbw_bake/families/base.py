@@ -133,11 +133,7 @@ class Family:
     def widths_of(self, component: str, path: str) -> Widths | None:
         """The input widths of a layer, () if any; None if the family has no such layer."""
         known = self._layers if component == DENOISER else self._encoder_layers.get(component)
-        if known is None:
-            return None
-        pattern, widths = known
-        match = pattern.fullmatch(path)
-        return widths[match.lastgroup] if match and match.lastgroup else None
+        return known.widths(path) if known else None
 
     def claimed_by(self, metadata: Mapping[str, str]) -> bool:
         """Whether the metadata names this family."""
@@ -155,30 +151,33 @@ class Family:
         return re.compile("|".join(f"(?P<g{i}>{rule.path})" for i, rule in enumerate(self.rules)))
 
     @cached_property
-    def _layers(self) -> tuple[re.Pattern[str], dict[str, Widths]]:
-        return _lookup(self.layers)
+    def _layers(self) -> _Lookup:
+        return _Lookup(self.layers)
 
     @cached_property
     def _encoders(self) -> dict[str, Encoder]:
         return {component: encoder for encoder in self.encoders for component in encoder.components}
 
     @cached_property
-    def _encoder_layers(self) -> dict[str, tuple[re.Pattern[str], dict[str, Widths]]]:
-        return {component: _lookup(encoder.layers) for component, encoder in self._encoders.items()}
+    def _encoder_layers(self) -> dict[str, _Lookup]:
+        return {component: _Lookup(encoder.layers) for component, encoder in self._encoders.items()}
 
 
-def _lookup(layers: Layers) -> tuple[re.Pattern[str], dict[str, Widths]]:
-    """One regular expression for all layers; `lastgroup` of its match has the widths."""
-    widths: dict[str, Widths] = {}
+class _Lookup:
+    """Layers by their paths: one regular expression a level, and what each of its groups stands for."""
 
-    def pattern(layers: Layers) -> str:
-        return "|".join(part(path, usual) for path, usual in layers.items())
+    def __init__(self, layers: Layers) -> None:
+        # Levels are alike in many places and families, and the same expression is compiled only once.
+        paths = [f"({path})" if isinstance(usual, dict) else rf"({path})\Z" for path, usual in layers.items()]
+        self._pattern = re.compile("|".join(paths))
+        self._found = [_Lookup(usual) if isinstance(usual, dict) else usual for usual in layers.values()]
 
-    def part(path: str, usual: int | Widths | Layers) -> str:
-        if isinstance(usual, dict):
-            return f"(?:{path})(?:{pattern(usual)})"
-        group = f"g{len(widths)}"
-        widths[group] = (usual,) if isinstance(usual, int) else usual
-        return f"(?P<{group}>{path})"
-
-    return re.compile(pattern(layers)), widths
+    def widths(self, path: str, start: int = 0) -> Widths | None:
+        """The widths of the layer whose path goes on like this, None if there is none."""
+        match = self._pattern.match(path, start)
+        if match is None or match.lastindex is None:
+            return None
+        found = self._found[match.lastindex - 1]
+        if isinstance(found, _Lookup):
+            return found.widths(path, match.end())
+        return (found,) if isinstance(found, int) else found
