@@ -75,7 +75,7 @@ def inspection_json(facts: Inspection, *, spectra: bool = False) -> Mapping[str,
     """An inspection as `lbw inspect --json` prints it."""
     return {
         "file": str(facts.lora.file.path),
-        "family": facts.lora.family.name if facts.lora.family else None,
+        "family": facts.family.name,
         "candidates": [family.name for family in facts.lora.candidates],
         "layouts": [len(layout) for layout in facts.family.layouts],
         "size": facts.lora.file.size,

@@ -57,10 +57,10 @@ def test_a_family_that_is_certain_is_named(tensors: Tensors, family: str, tmp_pa
     assert (facts["family"], facts["candidates"]) == (family, [family])
 
 
-def test_where_several_fit_all_are_named(tmp_path: Path, run: Run) -> None:
+def test_where_several_fit_all_are_named_and_the_first_names_the_blocks(tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
     facts = run.json("inspect", "--json", source)
-    assert facts["family"] is None
+    assert facts["family"] == "sd1"
     assert facts["candidates"][:3] == ["sd1", "sd2", "sdxl"]
 
 
