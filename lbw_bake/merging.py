@@ -35,6 +35,7 @@ from .planning import agree
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
 from .sources import Weights
+from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, read_header
 from .updates import Array, Read, arrays_of, flat
@@ -402,4 +403,5 @@ def _warnings(
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part, strays in left_out:
         if strays:
-            yield f"{part.lora.file.path}: {len(strays)} tensors of no module left out (the first is {strays[0].name})"
+            tensors = counted(len(strays), "tensor")
+            yield f"{part.lora.file.path}: {tensors} of no module left out (the first is {strays[0].name})"

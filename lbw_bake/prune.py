@@ -16,6 +16,7 @@ from .edits import Drop
 from .factors import REMOVED, ZEROED
 from .keys import DENOISER
 from .plan import Decision, Plan
+from .tables import counted
 from .tensordata import TensorData
 from .updates import alpha_of
 
@@ -32,14 +33,17 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     zeroed = {decision.module.name for decision in plan.decisions if decision.action == ZEROED}
     reason = _whole_file_reason(plan, data) if zeroed else ""
     if reason:
-        return _kept(plan, [f"{len(zeroed)} modules at weight 0 kept as zeros: {reason}"])
+        return _kept(plan, [f"{counted(len(zeroed), 'module')} at weight 0 kept as zeros: {reason}"])
     kept = dict(_kept_by_themselves(plan, zeroed))
     kept |= dict.fromkeys(_torn(plan, zeroed - kept.keys()), "the rest of their attention is not at weight 0")
     kept |= dict.fromkeys(_last_telltale(plan, zeroed - kept.keys()), "loaders tell the base model by them")
     counts: dict[str, list[str]] = {}
     for name, why in kept.items():
         counts.setdefault(why, []).append(name)
-    warnings = [f"{len(names)} modules at weight 0 kept as zeros: {why} ({names[0]})" for why, names in counts.items()]
+    warnings = [
+        f"{counted(len(names), 'module')} at weight 0 kept as zeros: {why} ({names[0]})"
+        for why, names in counts.items()
+    ]
     removed = zeroed - kept.keys()
     decisions = tuple(
         _removed(decision) if decision.module.name in removed else decision for decision in plan.decisions

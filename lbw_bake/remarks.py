@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from .factors import REMOVED, ZEROED
 from .families import OTHER
 from .plan import Plan
+from .tables import counted
 from .weights import matches_element
 
 
@@ -26,7 +27,7 @@ def remarks(plan: Plan) -> Iterator[str]:
 def _unknown(plan: Plan) -> Iterator[str]:
     if unknown := plan.lora.unknown(plan.weights.family):
         names = some((tensor.name for tensor in unknown), 5)
-        yield f"{len(unknown)} unknown tensors copied untouched: {names}"
+        yield f"{counted(len(unknown), 'unknown tensor')} copied untouched: {names}"
 
 
 def _doubtful(plan: Plan) -> Iterator[str]:
@@ -46,7 +47,8 @@ def _unlisted(plan: Plan) -> Iterator[str]:
     zeroed = [decision.place.block for decision in unlisted if decision.action in (ZEROED, REMOVED)]
     if zeroed:
         blocks = [block for block in plan.weights.family.blocks if block in zeroed]
-        yield f"{len(zeroed)} modules zeroed because the weights do not list their blocks: {some(blocks, 30)}"
+        modules = counted(len(zeroed), "module")
+        yield f"{modules} zeroed because the weights do not list their blocks: {some(blocks, 30)}"
 
 
 def _inverted(plan: Plan) -> Iterator[str]:
@@ -55,7 +57,7 @@ def _inverted(plan: Plan) -> Iterator[str]:
     weight = 1.0 - weights.options.rest
     blocks = [block for block, given in weights.blocks.items() if block in weights.unlisted & here and given == weight]
     if weights.options.invert and weight and blocks:
-        omitted = f"{len(blocks)} blocks that the weights do not list"
+        omitted = f"{counted(len(blocks), 'block')} that the weights do not list"
         yield f"--invert gives {omitted} a weight of {weight:g}: {some(blocks, 30)}"
 
 
@@ -76,7 +78,7 @@ def _idle_elements(plan: Plan) -> Iterator[str]:
 
 def _fixed(plan: Plan) -> Iterator[str]:
     if fixed := [d.module.name for d in plan.decisions if d.module.algorithm.fixed and d.weight != 1.0]:
-        yield f"{len(fixed)} absolute values kept, which no weight scales: {some(fixed, 3)}"
+        yield f"{counted(len(fixed), 'absolute value')} kept, which no weight scales: {some(fixed, 3)}"
 
 
 def _neutral(plan: Plan) -> Iterator[str]:
@@ -87,7 +89,7 @@ def _neutral(plan: Plan) -> Iterator[str]:
             found[decision.module.algorithm_name, decision.action].append(decision.module.name)
     for (name, action), modules in found.items():
         done = "removed" if action == REMOVED else "made neutral (magnitudes and rescales with them)"
-        yield f"{len(modules)} {name} modules at weight 0 {done}: {some(modules, 3)}"
+        yield f"{counted(len(modules), f'{name} module')} at weight 0 {done}: {some(modules, 3)}"
 
 
 def _inexact(plan: Plan) -> Iterator[str]:

@@ -15,7 +15,7 @@ from .console import error, error_lines, message, print_json, print_line
 from .jobs import Batch
 from .remarks import some
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
-from .tables import Bar, print_table, shortened, size_text
+from .tables import Bar, counted, print_table, shortened, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -45,7 +45,7 @@ class Report:
             error(problem, {"input": None, "output": None, "status": FAILED} if self._json else None)
         if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
             suffixes = ", ".join(sorted({path.suffix for path in left_out}))
-            message("skipped", f"{len(left_out)} files that are no safetensors ({suffixes})")
+            message("skipped", f"{counted(len(left_out), 'file')} of another kind than safetensors ({suffixes})")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -73,7 +73,7 @@ class Report:
                 _show(outcome, verbose=self._verbose)
         if self._bar:
             self._bar.advance(self._bar.task_ids[0], nbytes)
-            self._bar.update(self._bar.task_ids[0], description=f"{sum(self._counts.values())} files")
+            self._bar.update(self._bar.task_ids[0], description=counted(sum(self._counts.values()), "file"))
 
     @property
     def failed(self) -> bool:
@@ -209,7 +209,7 @@ def _differences(facts: Comparison) -> None:
     print_table(title, ("block", "modules>", "weight>", "error>", ""), rows)
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
-            message("warning", f"{len(names)} modules {what}: {', '.join(names[:5])}")
+            message("warning", f"{counted(len(names), 'module')} {what}: {', '.join(names[:5])}")
     changes = facts.metadata
     for what, values in (("added", changes.added), ("removed", changes.removed)):
         for key, value in values.items():

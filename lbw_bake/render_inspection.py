@@ -11,7 +11,7 @@ from .elements import ELEMENTS, OTHERS
 from .families import OTHER
 from .inspection import Group, Inspection
 from .spectra import Spectrum
-from .tables import Bar, count_text, distinct, print_table, shortened, size_text
+from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")
@@ -155,4 +155,4 @@ def _remarks(facts: Inspection) -> None:
         message("warning", f"{path}: {facts.unmeasured} modules have no norm of their own and are not counted")
     if facts.unknown:
         names = ", ".join(tensor.name for tensor in facts.unknown[:5])
-        message("warning", f"{path}: {len(facts.unknown)} unknown tensors: {names}")
+        message("warning", f"{path}: {counted(len(facts.unknown), 'unknown tensor')}: {names}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .console import message, print_json
 from .sweeps import MANIFEST, Sweep
-from .tables import Bar, print_table, size_text
+from .tables import Bar, counted, print_table, size_text
 
 if TYPE_CHECKING:
     from .grid import Assembled
@@ -22,7 +22,8 @@ def planned(sweep: Sweep, *, quiet: bool = False) -> None:
     for warning in sweep.warnings:
         message("warning", f"{sweep.lora.file.path}: {warning}")
     axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values())
-    message("sweep", f"{axes}: {len(sweep.cells)} cells, {len(sweep.files)} files, {size_text(sweep.nbytes)}")
+    cells, files = counted(len(sweep.cells), "cell"), counted(len(sweep.files), "file")
+    message("sweep", f"{axes}: {cells}, {files}, {size_text(sweep.nbytes)}")
 
 
 def written(sweep: Sweep, folder: Path, sizes: Iterable[int], *, quiet: bool = False) -> None:
@@ -31,7 +32,8 @@ def written(sweep: Sweep, folder: Path, sizes: Iterable[int], *, quiet: bool = F
     done = list(_with_progress(sizes, sweep.nbytes) if watched else sizes)
     if not quiet:
         there = f", {len(sweep.files) - len(done)} were there" if len(done) < len(sweep.files) else ""
-        message("written", f"{folder} ({len(done)} files{there}, {size_text(sum(done))}, {folder / MANIFEST})")
+        files = counted(len(done), "file")
+        message("written", f"{folder} ({files}{there}, {size_text(sum(done))}, {folder / MANIFEST})")
 
 
 def _with_progress(sizes: Iterable[int], total: int) -> Iterator[int]:

@@ -19,6 +19,7 @@ from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_h
 from .plan import Plan
 from .scaling import CPU, FLOATS, Backend, Bytes, itemsize, not_finite, numpy_dtype, round_to
 from .sink import Sink
+from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Read
@@ -122,7 +123,7 @@ def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
     if not strange:
         return ()
     names, nan, infinite = zip(*strange, strict=True)
-    found = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {len(set(names))} tensors"
+    found = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {counted(len(set(names)), 'tensor')}"
     return (f"{found} are kept as they are (the first is {names[0]})",)
 
 

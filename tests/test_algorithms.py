@@ -138,7 +138,7 @@ def test_a_module_of_two_algorithms_is_refused_or_removed_never_half_baked(tmp_p
     source, output = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     for options in ((), ("--inexact", "allow")):
         assert "1 lora and loha modules" in run.refused("bake", source, "-w", "*=0.5", "-o", output, *options)
-    assert "1 lora and loha modules at weight 0 removed" in run.done("bake", source, "-w", "*=0", "-o", output)
+    assert "1 lora and loha module at weight 0 removed" in run.done("bake", source, "-w", "*=0", "-o", output)
     assert not [name for name in load_file(output) if name.startswith(f"{MODULE}.")]
 
 

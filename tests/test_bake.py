@@ -443,7 +443,7 @@ class TestUntouched:
         source = write(tmp_path / "a.safetensors", tensors)
         options = ("-w", "*=0.5", "--family", "flux", "-o", tmp_path / "b.safetensors")
         error = run.done("bake", source, *options)
-        assert "1 absolute values kept" in error
+        assert "1 absolute value kept" in error
         np.testing.assert_array_equal(load_file(tmp_path / "b.safetensors")[name], tensors[name])
 
 
@@ -612,7 +612,7 @@ class TestNumbersThatAreNone:
         error = run.done("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
         nan = min(len(bits), 2)
         down = f"{MODULE}.lora_down.weight"
-        counted = f"{nan} NaN and {len(bits) - nan} infinite numbers in 1 tensors are kept as they are"
+        counted = f"{nan} NaN and {len(bits) - nan} infinite numbers in 1 tensor are kept as they are"
         assert f"{counted} (the first is {down})" in error
         assert entries_of(tmp_path / "b.safetensors")[down][2] == entries_of(source)[down][2]
 

@@ -204,7 +204,7 @@ class TestFolders:
         for name in ("x.pt", "y.ckpt", ".hidden.pt", "deeper/z.bin"):
             (loras / name).write_bytes(b"PK")
         error = run.done("bake", loras, *HALF, "--out-dir", tmp_path / "out")
-        assert "skipped: 2 files that are no safetensors (.ckpt, .pt)\n" in error
+        assert "skipped: 2 files of another kind than safetensors (.ckpt, .pt)\n" in error
         assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
 
     def test_a_folder_of_another_format_says_what_to_do(self, tmp_path: Path, run: Run) -> None:

@@ -204,7 +204,7 @@ class TestJson:
     def test_warnings_are_in_it(self, tmp_path: Path, run: Run) -> None:
         lora = write(tmp_path / "a.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
         facts = json.loads(run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")[1])
-        assert facts["warnings"] == ["1 unknown tensors copied untouched: unknown"]
+        assert facts["warnings"] == ["1 unknown tensor copied untouched: unknown"]
 
     def test_every_unknown_tensor_is_named_in_it_and_on_request(self, tmp_path: Path, run: Run) -> None:
         names = [f"unknown{i}" for i in range(9)]

@@ -94,7 +94,7 @@ def test_people_read_a_line_per_block(tmp_path: Path, run: Run, tensors: Tensors
     lines = out.splitlines()
     assert lines[0].startswith("a.safetensors: Stable Diffusion 1.x, weights of 17, 26 blocks")
     assert [line.split()[:5] for line in lines[2:]] == [[block, "1", "lora", "4", "F32"] for block in SD1_BLOCKS]
-    assert "1 unknown tensors: unknown" in error
+    assert "1 unknown tensor: unknown" in error
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -146,7 +146,7 @@ def test_truncation_keeps_what_belongs_to_no_module(tmp_path: Path, run: Run) ->
     strays = {"stray": np.arange(6).reshape(2, 3), "bundle_emb.puppy.string_to_param.*": np.ones((2, 8), np.float16)}
     source, out = write(tmp_path / "a.safetensors", unet_lora() | strays), tmp_path / "out.safetensors"
     error = run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out)
-    assert "1 unknown tensors copied untouched: stray" in error
+    assert "1 unknown tensor copied untouched: stray" in error
     assert "left out" not in error
     small = load_file(out)
     assert all(small[name].dtype == one.dtype and (small[name] == one).all() for name, one in strays.items())
@@ -218,7 +218,7 @@ def test_strict_refuses_what_truncation_loses(loras: tuple[Path, Path], tmp_path
 def test_strict_refuses_what_is_warned_of(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     more = write(tmp_path / "more.safetensors", unet_lora() | {"stray": np.ones(2, np.float32)})
     out = tmp_path / "out.safetensors"
-    assert "1 tensors of no module left out" in run.refused("merge", loras[0], more, "--strict", "-o", out)
+    assert "1 tensor of no module left out" in run.refused("merge", loras[0], more, "--strict", "-o", out)
     assert not out.exists()
     assert run.json("merge", loras[0], more, "--dry-run", "--json", "-o", out)["left_out"] == ["stray"]
     run.done("merge", *loras, "--strict", "-o", out)

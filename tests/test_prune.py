@@ -62,7 +62,7 @@ def test_nothing_goes_unless_it_is_asked_for(tmp_path: Path, run: Run) -> None:
 def test_different_alphas_keep_all(bake: Bake) -> None:
     left, said = bake(lora(ATTENTION) | lora([OUT], alpha=2.0), "OUT=0 *=1")
     assert left == {*ATTENTION, OUT}
-    assert "1 modules at weight 0 kept as zeros: their alphas differ" in said
+    assert "1 module at weight 0 kept as zeros: their alphas differ" in said
 
 
 def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:

@@ -231,7 +231,7 @@ class TestFiles:
         (folder / "manifest.json").unlink()
         before = (folder / same).stat().st_mtime_ns
         error = run.done("sweep", source, "-o", folder, "--analyse", "--skip-existing")
-        assert "(1 files, 17 were there, " in error
+        assert "(1 file, 17 were there, " in error
         assert (folder / same).stat().st_mtime_ns == before
         assert {path.name for path in folder.glob("*.safetensors")} == {cell["file"] for cell in manifest["cells"]}
         assert json.loads((folder / "manifest.json").read_text("utf-8")) == manifest

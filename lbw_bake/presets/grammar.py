@@ -16,6 +16,7 @@ from ..errors import WeightError, nearest
 from ..families import FAMILIES, Family
 from ..positions import Positions
 from ..selectors import block_range, select
+from ..tables import counted
 from ..values import NUMBER, are_several, slip, variable_of
 from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
 from .findings import Finding
@@ -141,7 +142,7 @@ def _wrong_length(
     count: int, lengths: Collection[int], whole: Piece, name: str, dialect: Dialect, families: Sequence[Family]
 ) -> Finding:
     near = min(lengths, key=lambda length: (abs(length - count), length))
-    values = "1 value" if count == 1 else f"{count} values"
+    values = counted(count, "value")
     taker = dialect.tool if dialect.lengths else families[0].name
     takes = f"{taker} takes {listed(map(str, sorted(lengths)))}, the nearest is {near}"
     if len(families) > 1 and not dialect.lengths:
