@@ -340,11 +340,15 @@ def _record(parts: Sequence[Part], rank: int | None, means: Means) -> dict[str, 
 
 
 def merged_before(parts: Sequence[Part], output: Path, *, rank: int | None, dtype: str | None, means: Means) -> bool:
-    """Whether the output is there, with the record of this merge and numbers of its dtype. Raises FileFormatError."""
+    """Whether the output is there, younger than the inputs, with the record of this merge and numbers of its dtype.
+
+    Raises FileFormatError.
+    """
     there = read_header(output)
     stored = dtype or _stored_dtype(parts[0].lora)
     same = records_in(there.metadata)[-1:] == [_record(parts, rank, means)]
-    return same and any(tensor.dtype == stored for tensor in there.tensors)
+    younger = all(part.lora.file.modified_ns <= there.modified_ns for part in parts)
+    return same and younger and any(tensor.dtype == stored for tensor in there.tensors)
 
 
 def _head(

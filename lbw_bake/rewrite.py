@@ -17,7 +17,7 @@ from .edits import Compute, Drop, Fill, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_hashes
 from .plan import Plan
-from .scaling import CPU, FLOATS, Backend, Bytes, itemsize, not_finite, numpy_dtype, round_to
+from .scaling import CPU, FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, numpy_dtype, round_to
 from .sink import Sink
 from .tables import counted
 from .tensordata import PIECE, TensorData
@@ -29,6 +29,9 @@ _LONG = 8 * PIECE
 
 # Bytes of a file the system is asked to find room for at a time.
 _ROOM = 8 * PIECE
+
+# Tensors that are compared to know an output again, and bytes of each.
+_SAMPLE, _BEGINNING = 16, 1 << 12
 
 # Bytes of a piece where outputs are many, so that their buffers together take little memory.
 _SMALL = PIECE // 8
@@ -53,12 +56,16 @@ class Target:
         return record_of(self.plan.lora, self.plan.weights, self.preset) | self.plan.means
 
     def written_before(self) -> bool:
-        """Whether the output is there, with this record and tensors of these forms. Raises FileFormatError."""
+        """Whether the output is there as this would write it, as far as record, forms and a sample of the data tell.
+
+        Raises FileFormatError.
+        """
         there = read_header(self.output)
         forms = [
             {(one.name, one.dtype, one.shape) for one in tensors} for tensors in (there.tensors, self.plan.layout())
         ]
-        return records_in(there.metadata)[-1:] == [self.record] and forms[0] == forms[1]
+        same = records_in(there.metadata)[-1:] == [self.record] and forms[0] == forms[1]
+        return same and _made_of(self.plan, there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,23 @@ class Rewritten:
 
     sizes: tuple[int, ...]
     warnings: tuple[str, ...]
+
+
+def _made_of(plan: Plan, there: TensorFile) -> bool:
+    """Whether a sample of a file's tensors begin as the plan makes them of its input: training changes all of them."""
+    written = {tensor.name: tensor for tensor in there.tensors}
+    streamed = [
+        (tensor, edit)
+        for tensor in plan.lora.file.tensors
+        if tensor.size > 1 and isinstance(edit := plan.edits.get(tensor.name), Multiply | None)
+    ]
+    with TensorData(plan.lora.file) as data, TensorData(there) as copy:
+        for tensor, edit in streamed[:: len(streamed) // _SAMPLE or 1]:
+            piece = next(data.pieces(tensor, _BEGINNING))
+            wanted = piece if edit is None else edit.applied(piece)
+            if not np.array_equal(next(copy.pieces(written[tensor.name], len(wanted))), wanted):
+                return False
+    return True
 
 
 def rewrite(

@@ -201,8 +201,8 @@ def _differences(target: Target, how: Recipe) -> list[str]:
         same = _written_before(target, how)
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
-    other = "the existing output is kept, though it was baked with other options; replace it with --force"
-    return [] if same else [other]
+    differs = "it was baked with other options or before its input changed; replace it with --force"
+    return [] if same else [f"the existing output is kept, though {differs}"]
 
 
 def _written_before(target: Target, how: Recipe) -> bool:

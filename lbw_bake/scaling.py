@@ -91,6 +91,12 @@ class Multiply:
         """The function that does this to any whole number of elements: from the first bytes into the second."""
         return _by_table(self) if self.tabled else _by_product(self)
 
+    def applied(self, data: Bytes) -> Bytes:
+        """The products of a whole number of elements, given as bytes."""
+        products = np.empty(len(data) // itemsize(self.source) * itemsize(self.target), np.uint8)
+        self.transform()(data, products)
+        return products
+
 
 class Backend:
     """Where bytes are multiplied, and the memory that products go to: here numpy's; `cuda` has a GPU's."""

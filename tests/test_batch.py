@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
@@ -389,6 +391,19 @@ class TestSkipping:
         assert (code, json.loads(out)["status"]) == (0, "skipped")
         assert "warning" not in error
         assert (tmp_path / "a.safetensors").stat().st_mtime_ns == before.st_mtime_ns
+
+    @pytest.mark.parametrize("weights", ["*=0.5", "*=0", "*=1", "*=2"])
+    @pytest.mark.parametrize("dtype", ["keep", "bf16", "f32"])
+    def test_one_of_an_input_that_was_trained_again_is_said(
+        self, weights: str, dtype: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        command = ("bake", lora, "-w", weights, "--dtype", dtype, "-o", tmp_path / "a.safetensors", "--skip-existing")
+        run.done(*command)
+        assert "warning" not in run.done(*command)
+        times = lora.stat()
+        write(lora, {name: np.array(array * 1.5, array.dtype) for name, array in ORIGINAL.items()})
+        os.utime(lora, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert "before its input changed" in run.done(*command)
 
     @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,9 @@ def test_what_was_truncated_before_is_skipped(loras: tuple[Path, Path], tmp_path
     assert "warning" not in run.done(*command, "--rank", 2)
     for others in (("--rank", 3), ("--rank", 2, "--dtype", "f16"), ("--rank", 2, "--te", 0.5), ()):
         assert "baked with other options" in run.done(*command, *others)
+    after = (tmp_path / "out.safetensors").stat().st_mtime_ns + 1
+    os.utime(loras[0], ns=(after, after))
+    assert "before its input changed" in run.done(*command, "--rank", 2)
 
 
 def test_a_preset_that_cannot_be_truncated_leaves_the_others(
