@@ -27,7 +27,7 @@ FILES = 30
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two worker processes."""
-    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     with distributed.LocalCluster(**settings) as running:
         yield running
 
