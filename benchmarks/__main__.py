@@ -55,8 +55,7 @@ class Run:
 
 
 def run(command: Command) -> Run:
-    """Run a command to its end, once the disk is idle: what others wrote is no concern of this one."""
-    os.sync()
+    """Run a command to its end."""
     began = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
