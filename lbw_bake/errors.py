@@ -9,24 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-__all__ = [
-    "AlphaError",
-    "AmbiguousFamilyError",
-    "DeviceError",
-    "FileFormatError",
-    "LbwError",
-    "NotALoraError",
-    "NotBakeableError",
-    "OutputError",
-    "PresetError",
-    "StrictError",
-    "UnknownFamilyError",
-    "VerificationError",
-    "WeightCountError",
-    "WeightError",
-    "nearest",
-]
-
 
 class LbwError(Exception):
     """Base of all errors meant for the user. `hint` says what to do next, and may be empty; or makes it when read."""
