@@ -83,9 +83,13 @@ class Multiply:
         """Whether the source dtype is small enough for a table of all its values."""
         return itemsize(self.source) <= 2
 
+    # Distinct factors are few in any one file; what would come together over thousands of files is bounded.
+    @lru_cache(maxsize=128)  # noqa: B019 - what it keeps alive is three small values
     def table(self) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Target bit pattern by source bit pattern: 256 or 65,536 unsigned integers."""
-        return _table(self)
+        source, target = numpy_dtype(self.source), numpy_dtype(self.target)
+        bits = np.arange(1 << 8 * source.itemsize, dtype=f"u{source.itemsize}")
+        return multiply(bits.view(source), self.factor, target).view(f"u{target.itemsize}")
 
     def transform(self) -> Transform:
         """The function that does this to any whole number of elements: from the first bytes into the second."""
@@ -205,14 +209,6 @@ def _largest_patterns(dtype: str) -> tuple[tuple[np.dtype[Any], int], ...]:
     finite = int(np.array(largest(dtype), target).view(f"u{target.itemsize}"))
     kinds = ((np.dtype(f"i{target.itemsize}"), finite), (np.dtype(f"u{target.itemsize}"), finite | 1 << bits - 1))
     return kinds if bits > 8 else ()
-
-
-# Distinct factors are few in any one file; what would come together over thousands of files is bounded.
-@lru_cache(maxsize=128)
-def _table(step: Multiply) -> npt.NDArray[np.unsignedinteger[Any]]:
-    source, target = numpy_dtype(step.source), numpy_dtype(step.target)
-    bits = np.arange(1 << 8 * source.itemsize, dtype=f"u{source.itemsize}")
-    return multiply(bits.view(source), step.factor, target).view(f"u{target.itemsize}")
 
 
 def _by_table(step: Multiply) -> Transform:
