@@ -21,7 +21,7 @@ from .metadata import records_in
 from .plan import Plan
 from .planning import agree
 from .recipes import Recipe, plan_by
-from .rewrite import Target, rewrite
+from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
@@ -83,47 +83,40 @@ def run(job: Job) -> list[Outcome]:
 
 def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> list[Outcome]:
     """Write the outputs that are to be written, all of them or none."""
+    targets = [target for _, target in planned if target]
+    if not targets:
+        return [outcome for outcome, _ in planned]
     try:
-        written = iter(_write([target for _, target in planned if target], how))
+        device, written = _write(targets, how)
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
-    return [_baked(outcome, next(written), how, seconds) if target else outcome for outcome, target in planned]
+    sizes = iter(written.sizes)
+    return [
+        replace(
+            outcome,
+            status=BAKED,
+            nbytes=next(sizes),
+            seconds=seconds,
+            device=device,
+            verified=how.verify,
+            warnings=(*outcome.warnings, *written.warnings),
+        )
+        if target
+        else outcome
+        for outcome, target in planned
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """One output that is there: its bytes, where it was computed, and what there is to say of it."""
-
-    nbytes: int
-    device: str
-    warnings: tuple[str, ...]
-
-
-def _write(targets: Sequence[Target], how: Recipe) -> list[_Written]:
-    """Write the outputs of one input; their recipes differ in weights alone. Raises LbwError."""
-    if not targets:
-        return []
+def _write(targets: Sequence[Target], how: Recipe) -> tuple[str, Rewritten]:
+    """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
         from .truncating import truncate
 
-        done = [truncate(target, how) for target in targets]
-        return [_Written(one.nbytes, algebra_device(how.device), one.warnings + one.losses) for one in done]
+        (target,) = targets
+        return algebra_device(how.device), truncate(target, how)
     device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
-    rewritten = rewrite(targets, backend, strict=how.strict, verify=how.verify)
-    return [_Written(nbytes, device, rewritten.warnings) for nbytes in rewritten.sizes]
-
-
-def _baked(outcome: Outcome, written: _Written, how: Recipe, seconds: float) -> Outcome:
-    return replace(
-        outcome,
-        status=BAKED,
-        nbytes=written.nbytes,
-        seconds=seconds,
-        device=written.device,
-        verified=how.verify,
-        warnings=(*outcome.warnings, *written.warnings),
-    )
+    return device, rewrite(targets, backend, strict=how.strict, verify=how.verify)
 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from .merging import Merged, Part, merge_parts, merged_before
+from .merging import Part, merge_parts, merged_before
 from .planning import DTYPES
 from .recipes import Recipe
 from .remedies import Means
-from .rewrite import Target
+from .rewrite import Rewritten, Target
 
 
-def truncate(target: Target, how: Recipe) -> Merged:
+def truncate(target: Target, how: Recipe) -> Rewritten:
     """Write an output whose products have the recipe's rank. Raises NotBakeableError, OutputError, StrictError."""
-    return merge_parts(
+    merged = merge_parts(
         [_part(target)],
         target.output,
         rank=how.rank,
@@ -21,6 +21,7 @@ def truncate(target: Target, how: Recipe) -> Merged:
         means=_means(how),
         strict=how.strict,
     )
+    return Rewritten((merged.nbytes,), merged.warnings + merged.losses)
 
 
 def truncated_before(target: Target, how: Recipe) -> bool:
