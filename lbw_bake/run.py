@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -128,32 +128,30 @@ def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Out
 def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
     """What is to become of one output."""
     try:
-        if records_in(lora.file.metadata) and not job.named:
-            return _skipped(Outcome(job.input, output, SKIPPED), ["was baked before; name it to bake it again"], recipe)
-        weights = agree(lora, recipe.weights.for_family)
-        with TensorData(lora.file) as data:
-            plan = plan_by(recipe, lora, weights, data)
-        outcome = _planned(job, output, plan, began)
-        if output and recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
-            return _skipped(outcome, _differences(Target(plan, output, recipe.weights.preset), recipe), recipe)
-        if output and not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
-            check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
+        outcome, target = _decided(job, output, recipe, lora, began)
         if outcome.warnings and recipe.strict:
             raise StrictError(job.input, outcome.warnings)
     except LbwError as error:
         return _failed(job, output, error, began), None
-    if recipe.dry_run or output is None:
+    return outcome, target
+
+
+def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
+    """What is to become of one output, whatever there is to warn of. Raises LbwError."""
+    if records_in(lora.file.metadata) and not job.named:
+        return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
+    weights = agree(lora, recipe.weights.for_family)
+    with TensorData(lora.file) as data:
+        plan = plan_by(recipe, lora, weights, data)
+    outcome = _planned(job, output, plan, began)
+    if output is None:
         return outcome, None
-    return outcome, Target(
-        plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata
-    )
-
-
-def _skipped(outcome: Outcome, warnings: Iterable[str], recipe: Recipe) -> Planned:
-    warnings = (*outcome.warnings, *warnings)
-    if warnings and recipe.strict:
-        raise StrictError(outcome.input, warnings)
-    return replace(outcome, status=SKIPPED, warnings=warnings), None
+    target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
+    if recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
+        return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
+    if not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
+        check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
+    return outcome, None if recipe.dry_run else target
 
 
 def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:
@@ -191,19 +189,16 @@ def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
 def _differences(target: Target, how: Recipe) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
-        same = _written_before(target, how)
+        if how.rank:
+            from .truncating import truncated_before
+
+            same = truncated_before(target, how)
+        else:
+            same = target.written_before()
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
     differs = "it was baked with other options or before its input changed; replace it with --force"
     return [] if same else [f"the existing output is kept, though {differs}"]
-
-
-def _written_before(target: Target, how: Recipe) -> bool:
-    if not how.rank:
-        return target.written_before()
-    from .truncating import truncated_before
-
-    return truncated_before(target, how)
 
 
 def outcome_json(outcome: Outcome) -> Mapping[str, object]:
