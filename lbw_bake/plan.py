@@ -74,12 +74,8 @@ class Plan:
         means: dict[str, Any] = {name: value for treatment in treatments for name, value in treatment.means.items()}
         return means | {"prune": True} if self.pruned else means
 
-    def layout(self) -> list[Tensor]:
-        """The tensors of the output as they lie in it, with their byte ranges."""
-        return [*self.outputs().values()]
-
     def outputs(self) -> dict[str, Tensor]:
-        """Name in the input -> tensor of the output, in the order of the input's data."""
+        """Name in the input -> tensor of the output with its byte range, in the order in which they lie there."""
         edits = self.edits
         tensors: dict[str, Tensor] = {}
         position = 0

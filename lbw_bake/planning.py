@@ -69,7 +69,7 @@ def make_plan(
 def _check_names(plan: Plan) -> None:
     """Raise NotBakeableError if a computed tensor would take the name of another one."""
     if any(isinstance(edit, Compute) and edit.name != name for name, edit in plan.edits.items()):
-        name, times = Counter(tensor.name for tensor in plan.layout()).most_common(1)[0]
+        name, times = Counter(tensor.name for tensor in plan.outputs().values()).most_common(1)[0]
         if times > 1:
             raise NotBakeableError(f"{plan.lora.file.path}: the result would hold {name} {times} times", LEAVE_OUT)
 

@@ -62,7 +62,8 @@ class Target:
         """
         there = read_header(self.output)
         forms = [
-            {(one.name, one.dtype, one.shape) for one in tensors} for tensors in (there.tensors, self.plan.layout())
+            {(one.name, one.dtype, one.shape) for one in tensors}
+            for tensors in (there.tensors, self.plan.outputs().values())
         ]
         same = records_in(there.metadata)[-1:] == [self.record] and forms[0] == forms[1]
         return same and _made_of(self.plan, there)

@@ -75,10 +75,10 @@ def test_the_layout_has_neither_gaps_nor_overlaps(tmp_path: Path, dtype: str | N
     plan = plan_of(lora, "IN04=0 *=0.5", dtype)
     position = 0
     itemsize = {"F16": 2, "F64": 8}.get(dtype or "", 4)
-    for tensor in plan.layout():
+    for tensor in plan.outputs().values():
         assert (tensor.start, tensor.nbytes) == (position, tensor.size * itemsize)
         position = tensor.end
-    assert len(plan.layout()) == len(lora.file.tensors) - 1
+    assert len(plan.outputs()) == len(lora.file.tensors) - 1
 
 
 def by_family(sources: dict[str, str], default: str) -> Callable[[Family], FamilyWeights]:
