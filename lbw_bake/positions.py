@@ -7,7 +7,7 @@ LoRA of the family.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .errors import WeightError
@@ -29,17 +29,15 @@ class Positions:
 
 def parse_positions(text: str) -> Positions:
     """Take `%` rules apart. Raises WeightError."""
-    return Positions(tuple(_parsed(text)))
-
-
-def _parsed(text: str) -> Iterator[tuple[str, str]]:
+    rules = []
     for item in text.strip().removeprefix("%").split(","):
         selector, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not _POSITION.fullmatch(selector):
             raise WeightError(
                 f"% rules know no {item.strip()!r}", "known: default= base= in= mid= out= double= single= in3= in1-4="
             )
-        yield selector, value
+        rules.append((selector, value))
+    return Positions(tuple(rules))
 
 
 def weigh_positions(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evaluator) -> dict[str, float]:
