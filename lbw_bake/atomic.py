@@ -89,12 +89,11 @@ def make_room(file: FileIO, start: int, end: int) -> None:
             os.posix_fallocate(file.fileno(), start, end - start)
 
 
-def write_all(file: FileIO, data: bytes | memoryview) -> int:
-    """Write all of the data, however little the system takes at a time; returns its length."""
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write all of the data, however little the system takes at a time."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-    return len(data)
 
 
 def flush(file: FileIO) -> None:
