@@ -136,10 +136,10 @@ def _counted(outcome: Outcome) -> str:
 
 def _weights_table(outcome: Outcome) -> None:
     rows = []
-    for block in outcome.blocks:
+    for block, weights in outcome.blocks.items():
         # Elements can give the modules of one block different weights.
-        distinct = " ".join(f"{weight:g}" for weight in block.weights)
-        rows.append((block.block, str(block.modules), distinct, Bar(max(block.weights, key=abs), 1.0)))
+        distinct = " ".join(f"{weight:g}" for weight in weights)
+        rows.append((block, str(sum(weights.values())), distinct, Bar(max(weights, key=abs), 1.0)))
     title = f"{outcome.input.name} ({' or '.join(outcome.candidates)})"
     print_table(title, ("block", "modules>", "weight>", ""), rows, stderr=True)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,20 +29,12 @@ BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
 
 @dataclass(frozen=True, slots=True)
-class BlockWeights:
-    """The modules of one block: how many, and the distinct weights they get, everything multiplied."""
-
-    block: str
-    modules: int
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one output. What is known only of a plan is empty if it failed before there was one.
 
-    `family` is the one that names the blocks, `candidates` are all that the file fits; `strength` is what the weights
-    of the denoiser were multiplied by; `unknown` are the tensors that nobody understands, copied as they are.
+    `family` is the one that names the blocks, `candidates` are all that the file fits; `blocks` says of every block
+    with modules how many of them get which weight, everything multiplied; `strength` is what the weights of the
+    denoiser were multiplied by; `unknown` are the tensors that nobody understands, copied as they are.
     """
 
     input: Path
@@ -52,7 +45,7 @@ class Outcome:
     layout: int | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
     modules: Mapping[str, int] = field(default_factory=dict)
-    blocks: tuple[BlockWeights, ...] = ()
+    blocks: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
     nbytes: int = 0
     seconds: float = 0.0
     device: str | None = None
@@ -169,7 +162,7 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
         plan.weights.layout,
         plan.weights.blocks,
         plan.counts,
-        tuple(_block_weights(plan)),
+        _by_block(plan),
         seconds=time.perf_counter() - began,
         strength=plan.weights.options.strength * plan.weights.options.unet,
         unknown=tuple(tensor.name for tensor in plan.lora.unknown(plan.weights.family)),
@@ -177,13 +170,12 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
     )
 
 
-def _block_weights(plan: Plan) -> Iterator[BlockWeights]:
-    by_block: dict[str, list[float]] = {block: [] for block in (*plan.weights.family.blocks, OTHER)}
+def _by_block(plan: Plan) -> dict[str, dict[float, int]]:
+    """Weight -> how many modules get it, by block."""
+    counts = {block: Counter[float]() for block in (*plan.weights.family.blocks, OTHER)}
     for decision in plan.decisions:
-        by_block[decision.place.block].append(decision.weight)
-    for block, weights in by_block.items():
-        if weights:
-            yield BlockWeights(block, len(weights), tuple(sorted(set(weights))))
+        counts[decision.place.block][decision.weight] += 1
+    return {block: dict(sorted(weights.items())) for block, weights in counts.items() if weights}
 
 
 def _differences(target: Target, how: Recipe) -> list[str]:
