@@ -80,10 +80,11 @@ class Rewritten:
 def _made_of(plan: Plan, there: TensorFile) -> bool:
     """Whether a sample of a file's tensors begin as the plan makes them of its input: training changes all of them."""
     written = {tensor.name: tensor for tensor in there.tensors}
+    edits = plan.edits
     streamed = [
         (tensor, edit)
         for tensor in plan.lora.file.tensors
-        if tensor.size > 1 and isinstance(edit := plan.edits.get(tensor.name), Multiply | None)
+        if tensor.size > 1 and isinstance(edit := edits.get(tensor.name), Multiply | None)
     ]
     with TensorData(plan.lora.file) as data, TensorData(there) as copy:
         for tensor, edit in streamed[:: len(streamed) // _SAMPLE or 1]:
