@@ -23,6 +23,7 @@ import numpy as np
 from .algorithms import ADDITIVE, INSIDE
 from .alphas import ADAPTER_METADATA, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
+from .cuda import algebra_device
 from .edits import fitting
 from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
 from .factors import carriers_of
@@ -142,10 +143,12 @@ def merge_parts(
     `rank` truncates every product and full difference to that rank; `dtype` (`F16`) is what is stored, by default what
     the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. One file
     alone keeps the tensors that belong to no module. `dry_run` computes all of it and writes nothing. Raises
-    NotBakeableError for modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError, and
-    with `strict` StrictError for warnings and for what truncation lost.
+    NotBakeableError for modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError,
+    DeviceError, and with `strict` StrictError for warnings and for what truncation lost.
     """
     check_output(output, [part.lora.file.path for part in parts], replace=replace)
+    if device == "cuda":
+        algebra_device(device)  # one that is not there is better said now than once it is needed, or never
     _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
     alpha = _alpha(parts, rank)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BakeFile, Run, data_of, transformed, unet_lora, write
+from conftest import BakeFile, Run, Tensors, data_of, transformed, unet_lora, write
 
 from lbw_bake import cuda
 from lbw_bake.cuda import Streams, choose_backend
@@ -18,6 +18,8 @@ from lbw_bake.scaling import CPU, FLOATS, Multiply, Survey, itemsize
 from lbw_bake.weights import parse_source, resolve
 
 torch = pytest.importorskip("torch")
+
+NORM = {"lora_unet_middle_block_1_norm.w_norm": np.ones(8, np.float16)}
 
 DEVICES = pytest.mark.parametrize(
     "device",
@@ -108,10 +110,15 @@ def test_a_file_baked_on_cuda_is_the_one_baked_on_the_cpu(tmp_path: Path, bake_f
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(
-    "command", [("bake", "-w", "*=0.5"), ("bake", "-w", "*=0.5", "--rank", "1"), ("merge", "--rank", "1")], ids=" ".join
+    "command",
+    [("bake", "-w", "*=0.5"), ("bake", "-w", "*=0.5", "--rank", "1"), ("merge", "--rank", "1"), ("merge",)],
+    ids=" ".join,
 )
-def test_cuda_without_cuda_is_refused_with_a_way_out(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
-    source = write(tmp_path / "a.safetensors", unet_lora())
+@pytest.mark.parametrize("tensors", [unet_lora(), NORM], ids=["lora", "nothing to truncate"])
+def test_cuda_without_cuda_is_refused_with_a_way_out(
+    command: tuple[str, ...], tensors: Tensors, tmp_path: Path, run: Run
+) -> None:
+    source = write(tmp_path / "a.safetensors", tensors)
     error = run.refused(*command, source, "--device", "cuda", "-o", tmp_path / "b.safetensors")
     assert "no CUDA device" in error
     assert "hint: use --device cpu" in error
