@@ -235,11 +235,11 @@ def write_sweep(
         files = [name for name in weights if not (skip_existing and _is_there(target(name)))]
         nbytes = sweep.nbytes * len(files) // len(weights)
         _check_size(nbytes, folder, limit)
+        _, backend = choose_backend(sweep.recipe.device, nbytes)
         make_folder(folder)
         for names, expected in ((files, replace), ((MANIFEST, *_LISTS), again)):
             for name in names:
                 check_output(folder / name, [sweep.lora.file.path], replace=expected)
-        _, backend = choose_backend(sweep.recipe.device, nbytes)
         for first in range(0, len(files), _OPEN):
             yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
     texts = {MANIFEST: json.dumps(sweep.manifest, ensure_ascii=False, indent=1)}

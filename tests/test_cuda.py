@@ -125,6 +125,13 @@ def test_cuda_without_cuda_is_refused_with_a_way_out(
     assert not (tmp_path / "b.safetensors").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_sweep_without_cuda_makes_no_folder(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    run.refused("sweep", source, "--x", "blocks=MID", "--device", "cuda", "-o", tmp_path / "plot")
+    assert not (tmp_path / "plot").exists()
+
+
 @pytest.mark.parametrize("nbytes", [0, 1 << 20])
 def test_small_files_stay_on_the_cpu(nbytes: int) -> None:
     assert choose_backend("auto", nbytes)[0] == "cpu"
