@@ -102,7 +102,10 @@ def bake(
     te: Annotated[float, weighing("--te", help="Multiplies the text encoders.")] = 1.0,
     unet: Annotated[float, weighing("--unet", help="Multiplies the UNet or transformer.")] = 1.0,
     rest: Annotated[float, weighing("--rest", help="Weight of the blocks the weights do not list.")] = 0.0,
-    other: Annotated[float, weighing("--other", help="Weight of what lies in no block (OTHER).")] = 1.0,
+    other: Annotated[
+        float | None,
+        weighing("--other", help="Weight of what is in no block (OTHER). Else 1, or as the weights say."),
+    ] = None,
     invert: Annotated[bool, weighing("--invert", help="Turn every block weight w into 1 - w.")] = False,
     element: Annotated[
         list[str] | None,
@@ -158,12 +161,16 @@ def bake(
     """
     from . import Naming, Options, Recipe, Weights, make_batch, render, run_batch
 
-    modified = (strength, te, unet, other) != (1.0,) * 4 or element or element_preset or dtype != "keep" or rank
+    plain = (strength, te, unet, other, dtype, rank) == (1.0, 1.0, 1.0, None, "keep", None)
+    modified = not plain or element or element_preset
     ways = sum((bool(preset), weights is not None, token is not None))
     places = sum((output is not None, out_dir is not None, in_place))
-    texts = (*(preset or ()), *(element or ()), *(element_preset or ()), weights, token, name)
+    single = {"--weights": weights, "--token": token, "--name": name, "--family": family}
+    several = {"--preset": preset, "--element": element, "--element-preset": element_preset}
+    texts = [(option, text) for option, text in single.items() if text is not None]
+    texts += [(option, text) for option, given in several.items() for text in given or ()]
     mistakes = (
-        (any(text is not None and not text.strip() for text in texts), "--weights", "an empty text says nothing"),
+        *((not text.strip(), option, "an empty text says nothing") for option, text in texts),
         (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
         (

@@ -42,7 +42,7 @@ def inspect(
         try:
             read.append(inspect_file(file, family=family, spectra=spectrum))
         except LbwError as error:
-            console.error(error)
+            console.error(error, {"file": str(file)} if json_output else None)
     if json_output:
         for facts in read:
             console.print_json(render_inspection.inspection_json(facts, spectra=spectrum))

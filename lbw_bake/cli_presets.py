@@ -65,7 +65,7 @@ def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_ou
 
     known = load_presets(presets).values()
     if json_output:
-        console.print_json([render_presets.preset_json(preset) for preset in known])
+        console.print_json(render_presets.presets_json(known, family))
     else:
         render_presets.presets_table(known, family)
 

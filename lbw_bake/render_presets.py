@@ -64,6 +64,12 @@ def _print(title: str, preset: Preset, columns: Iterable[str], rows: Iterable[It
     print_table("", columns, rows, spare=("weights",))
 
 
+def presets_json(presets: Iterable[Preset], family: str | None) -> list[Mapping[str, Any]]:
+    """Presets as `lbw presets list --json` prints them: all, or those for a family. Raises UnknownFamilyError."""
+    chosen = family_named(family) if family else None
+    return [preset_json(preset) for preset in presets if chosen is None or preset.speaks_for(chosen)]
+
+
 def preset_json(preset: Preset) -> Mapping[str, Any]:
     """A preset as `lbw presets list --json` prints it."""
     return {

@@ -47,6 +47,8 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
         return family.text_encoder_blocks
     if depths := _DEPTHS.fullmatch(name):
         first, last = sorted(int(depth) for depth in depths.groups())
+        if last > 100:
+            raise WeightError(f"{item} goes beyond the whole depth", "write percents up to 100, as in 25%-75%")
         stack = family.stack
         middles = ((100 * (i + 0.5) / len(stack), block) for i, block in enumerate(stack))
         return tuple(block for middle, block in middles if first < middle <= last)

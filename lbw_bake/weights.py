@@ -56,14 +56,15 @@ class Element:
 class Options:
     """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them.
 
-    Raises WeightError for what is not a finite number.
+    `other` is the weight of `OTHER`, None for what the source says of it, or 1. Raises WeightError for what is not a
+    finite number.
     """
 
     strength: float = 1.0
     te: float = 1.0
     unet: float = 1.0
     rest: float = 0.0
-    other: float = 1.0
+    other: float | None = None
     invert: bool = False
     x: float | None = None
     seed: int | None = None
@@ -176,7 +177,7 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
     weights = {block: listed.get(block, options.rest) for block in family.blocks}
     if options.invert:
         weights = {block: 1.0 - weight for block, weight in weights.items()}
-    weights[OTHER] = listed.get(OTHER, options.other)
+    weights[OTHER] = listed.get(OTHER, 1.0) if options.other is None else options.other
     for element in options.elements:
         try:
             select(element.blocks, family)

@@ -102,6 +102,14 @@ class TestExitCodes:
         assert (code, out) == (1, "")
         assert error.splitlines() == [f"error: {lora}: sd1 has no block 'MIDD'", "hint: did you mean MID?"]
 
+    @pytest.mark.parametrize(
+        "option", ["--preset", "--weights", "--token", "--element", "--element-preset", "--family"]
+    )
+    def test_an_empty_text_is_said_of_its_option(self, option: str, lora: Path, run: Run) -> None:
+        code, _, error = run("bake", lora, option, "", "-s", "0.5", "-o", lora.with_name("b.safetensors"))
+        assert code == 2
+        assert f"Invalid value for {option}" in error
+
     def test_an_empty_path_is_not_the_current_folder(
         self, lora: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -84,7 +84,9 @@ def test_several_files_are_one_object_each_and_a_bad_one_does_not_stop_the_other
     (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
     code, out, error = run("inspect", "--json", good[0], tmp_path / "bad.safetensors", good[1])
     assert code == 1
-    assert [json.loads(line)["file"] for line in out.splitlines()] == [str(path) for path in good]
+    results = {json.loads(line)["file"]: json.loads(line).get("error") for line in out.splitlines()}
+    assert results.keys() == {*map(str, good), str(tmp_path / "bad.safetensors")}
+    assert [file for file, problem in results.items() if problem] == [str(tmp_path / "bad.safetensors")]
     assert f"error: {tmp_path / 'bad.safetensors'}: " in error
 
 

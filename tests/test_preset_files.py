@@ -314,6 +314,8 @@ class TestConverting:
             "BASE, IN, OUT must have one value",
         ),
         "a block without a value": ("A:\n  sd1: {IN00: 1}\n", "inspire", "A: its weights for IN00"),
+        "a name with the sign of a comment": (f"C#: {','.join('1' * 17)}\n", "lbwpresets", "C#: all of it"),
+        "a name like a macro": (f"'@M': {','.join('1' * 17)}\n", "inspire", "@M: all of it"),
         "a weight of no block": ("A:\n  sd1: {MID: 1, OTHER: 0}\n", "lbwpresets", "A: its weight for OTHER"),
         "a description": (
             "A:\n  description: hello\n  weights: 1,1,1,1,1,1,1,1,1,1,1,1\n",
@@ -581,6 +583,11 @@ class TestCommands:
     )
     def test_wrong_usage(self, arguments: tuple[str, ...], own: Path, run: Run) -> None:
         assert run("presets", *arguments)[0] == 2
+
+    def test_list_as_json_for_a_family(self, run: Run) -> None:
+        known = {family: run.json("presets", "list", "--json", "--family", family) for family in ("sd1", "flux")}
+        assert all("MIDD" in {preset["name"] for preset in presets} for presets in known.values())
+        assert "unknown family" in run.refused("presets", "list", "--json", "--family", "nofam")
 
     def test_list_as_json(self, run: Run) -> None:
         code, out, _ = run("presets", "list", "--json")

@@ -178,6 +178,11 @@ class TestRules:
             weights_of(text, family)
         assert hint in problem.value.hint
 
+    @pytest.mark.parametrize("selector", ["110%-120%", "0%-101%"])
+    def test_there_is_no_depth_beyond_the_whole(self, selector: str) -> None:
+        with pytest.raises(WeightError, match="goes beyond the whole depth"):
+            weights_of(f"{selector}=1")
+
     @pytest.mark.parametrize("text", ["IN11=1 *=0", "OUT09=1 *=0"])
     def test_a_block_of_another_family_is_not_passed_over_in_silence(self, text: str, tmp_path: Path, run: Run) -> None:
         """SDXL ends at IN08 and OUT08, though vectors with names beyond them are taken."""
@@ -265,7 +270,8 @@ class TestCommandLine:
             (("-w", "MID=1", "--invert"), dict.fromkeys(SD1_ALL_BLOCKS, 1) | {"MID": 0}),
             (("-w", "*=0", "--other", "0.5"), {"OTHER": 0.5}),
             (("-w", "*=0 OTHER=0.25"), {"OTHER": 0.25}),
-            (("-w", "*=0 OTHER=0.25", "--other", "0.5"), {"OTHER": 0.25}),
+            (("-w", "*=0 OTHER=0.25", "--other", "0.5"), {"OTHER": 0.5}),
+            (("-w", "*=0 OTHER=0.25", "--other", "1"), {"OTHER": 1}),
             (("-w", "*=0", "--invert"), dict.fromkeys(SD1_ALL_BLOCKS, 1)),
         ],
     )

@@ -33,7 +33,7 @@ _NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
 class Dialect:
     """What one tool reads: who it is, how it spells numbers and variables, and how many values it takes.
 
-    `rare` are lengths that only some versions of it take.
+    `rare` are lengths that only some versions of it take; `unreadable` is what no name may hold where it ends a line.
     """
 
     tool: str
@@ -41,15 +41,17 @@ class Dialect:
     variables: re.Pattern[str]
     lengths: tuple[int, ...] = ()
     rare: tuple[int, ...] = ()
+    unreadable: re.Pattern[str] = re.compile(r"(?!)")
 
 
 LBW = Dialect("lbw", NUMBER, re.compile(r"[RUAaBb]|X.*"))
-EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), (12, 17, 20, 26, 61), rare=(57,))
+EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), (12, 17, 20, 26, 61), (57,), re.compile("#"))
 INSPIRE = Dialect(
     "the Inspire Pack",
     re.compile(r"-?\d+(?:\.\d+)?", re.ASCII),
     re.compile(r"[RrUuAaBb]"),
     (12, 17, 20, 21, 26, 27, 58),
+    unreadable=re.compile("^[@#]"),
 )
 
 

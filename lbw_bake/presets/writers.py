@@ -145,6 +145,8 @@ class _LostError(Exception):
 
 def _line(preset: Preset, family: Family | None, dialect: Dialect) -> tuple[str, list[str]]:
     """The line of a preset, empty if it can have none, and what is lost."""
+    if sign := dialect.unreadable.search(preset.name):
+        return "", [f"all of it: {dialect.tool} takes no name with {sign[0]} there for a preset's"]
     problems = ["its element rules"] if preset.elements else []
     entries = preset.entries
     if family and entries:

@@ -6,6 +6,7 @@ silence, and leave scalars as written, so that a preset named `NO` is not the bo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,10 +213,11 @@ class _Reader:
     def _repeated(self, pairs: Pairs, name: str) -> Iterator[Finding]:
         seen: set[str] = set()
         for key, _ in pairs:
-            piece = self._piece(key)
-            if piece and piece.text in seen:
-                yield piece.finding("LBW504", f"key {piece.text!r} is given twice", name)
-            seen.add(piece.text if piece else "")
+            if piece := self._piece(key):
+                block = re.sub(r"\bM00\b", "MID", piece.text.strip().upper())
+                if block in seen:
+                    yield piece.finding("LBW504", f"key {piece.text!r} is given twice", name)
+                seen.add(block)
 
     def _wrong_kind(self, node: yaml.Node, name: str, wanted: str) -> Finding:
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
