@@ -93,6 +93,11 @@ class Sweep:
         return files
 
     @property
+    def prompts(self) -> list[str]:
+        """What loads each file in a prompt."""
+        return list(dict.fromkeys(cell.prompt for cell in self.cells))
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """What every cell is and which file has it, as `manifest.json` says it."""
         return {
@@ -237,16 +242,14 @@ def write_sweep(
         _check_size(nbytes, folder, limit)
         _, backend = choose_backend(sweep.recipe.device, nbytes)
         make_folder(folder)
-        for names, expected in ((files, replace), ((MANIFEST, *_LISTS), again)):
+        for names, expected in ((files, replace), (_TEXTS, again)):
             for name in names:
                 check_output(folder / name, [sweep.lora.file.path], replace=expected)
         for first in range(0, len(files), _OPEN):
             yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
-    texts = {MANIFEST: json.dumps(sweep.manifest, ensure_ascii=False, indent=1)}
-    texts |= {name: "\n".join(lines(sweep)) for name, lines in _LISTS.items()}
-    for name, text in texts.items():
+    for name, text in _TEXTS.items():
         with atomic_write(folder / name, replace=again) as file:
-            write_all(file, f"{text}\n".encode())
+            write_all(file, f"{text(sweep)}\n".encode())
 
 
 def _check_size(nbytes: int, folder: Path, limit: int | None) -> None:
@@ -269,15 +272,11 @@ def _is_there(target: Target) -> bool:
         return False
 
 
-def prompts(sweep: Sweep) -> list[str]:
-    """A prompt token for every file."""
-    return list(dict.fromkeys(cell.prompt for cell in sweep.cells))
-
-
-# Text files beside the manifest, for those who make the pictures: one prompt a line ("Prompts from file"), the value
-# of "Prompt S/R" in A1111's own XYZ plot (the first is what the prompt holds), and the names ComfyUI lists.
-_LISTS: dict[str, Callable[[Sweep], list[str]]] = {
-    "prompts.txt": prompts,
-    "prompt-sr.txt": lambda sweep: [", ".join(prompts(sweep))],
-    "comfyui.txt": lambda sweep: list(sweep.files),
+# What is written beside the files. Three are for those who make the pictures: one prompt a line ("Prompts from file"),
+# the value of "Prompt S/R" in A1111's own XYZ plot (the first is what the prompt holds), and the names ComfyUI lists.
+_TEXTS: dict[str, Callable[[Sweep], str]] = {
+    MANIFEST: lambda sweep: json.dumps(sweep.manifest, ensure_ascii=False, indent=1),
+    "prompts.txt": lambda sweep: "\n".join(sweep.prompts),
+    "prompt-sr.txt": lambda sweep: ", ".join(sweep.prompts),
+    "comfyui.txt": lambda sweep: "\n".join(sweep.files),
 }
