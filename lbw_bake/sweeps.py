@@ -237,7 +237,8 @@ def write_sweep(
         def target(name: str) -> Target:
             return Target(plan_by(sweep.recipe, sweep.lora, weights[name], data), folder / name, None, replace)
 
-        files = [name for name in weights if not (skip_existing and _is_there(target(name)))]
+        there = {name for name in weights if skip_existing and os.path.exists(folder / name)}  # noqa: PTH110 - never raises
+        files = [name for name in weights if name not in there or not _is_there(target(name))]
         nbytes = sweep.nbytes * len(files) // len(weights)
         _check_size(nbytes, folder, limit)
         _, backend = choose_backend(sweep.recipe.device, nbytes)
