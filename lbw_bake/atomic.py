@@ -96,6 +96,12 @@ def write_all(file: FileIO, data: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
+def write_file(path: Path, data: bytes | memoryview, *, replace: bool) -> None:
+    """Write a file of which all is in memory. Raises OutputError, as `atomic_write` does."""
+    with atomic_write(path, replace=replace) as file:
+        write_all(file, data)
+
+
 def flush(file: FileIO) -> None:
     """Have what was written on disk, and read from there the next time, where the system can be asked for that."""
     os.fsync(file.fileno())

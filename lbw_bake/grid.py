@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .atomic import atomic_write, write_all
+from .atomic import write_file
 from .axes import ANALYSE, FULL
 from .console import escape
 from .errors import FileFormatError, LbwError, OutputError
@@ -97,8 +97,7 @@ def assemble_grid(
         rows = _plotted(plot, small)
     content = BytesIO()
     _drawn(rows, *_THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
-    with atomic_write(picture, replace=replace) as file:
-        write_all(file, content.getbuffer())
+    write_file(picture, content.getbuffer(), replace=replace)
     return Assembled(tuple(name for name in wanted if name not in found), changed)
 
 

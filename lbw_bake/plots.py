@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import atomic_write, write_all
+from .atomic import write_file
 from .console import escape
 from .elements import ELEMENTS, OTHERS
 from .errors import LbwError, OutputError
@@ -94,8 +94,7 @@ def draw(
         picture = BytesIO()
         kind = path.suffix.lower().removeprefix(".")
         figure.savefig(picture, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-    with atomic_write(path, replace=replace) as file:
-        write_all(file, picture.getbuffer())
+    write_file(path, picture.getbuffer(), replace=replace)
 
 
 def _settings(theme: Theme) -> Any:

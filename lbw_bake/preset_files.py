@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .atomic import atomic_write, make_folder, write_all
+from .atomic import make_folder, write_file
 from .checks import Checked, check_file
 from .errors import PresetError, WeightError, nearest
 from .families import family_named
@@ -142,5 +142,4 @@ def _text_of(path: Path) -> str:
 def _write(path: Path, text: str, *, replace: bool) -> None:
     """Write a file whole, and the folders it is in. Raises OutputError."""
     make_folder(path.parent)
-    with atomic_write(path, replace=replace) as file:
-        write_all(file, text.encode("utf-8"))
+    write_file(path, text.encode("utf-8"), replace=replace)

@@ -18,7 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from .atomic import atomic_write, check_output, make_folder, write_all
+from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
 from .errors import FileFormatError, OutputError, WeightError
@@ -249,8 +249,7 @@ def write_sweep(
         for first in range(0, len(files), _OPEN):
             yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
     for name, text in _TEXTS.items():
-        with atomic_write(folder / name, replace=again) as file:
-            write_all(file, f"{text(sweep)}\n".encode())
+        write_file(folder / name, f"{text(sweep)}\n".encode(), replace=again)
 
 
 def _check_size(nbytes: int, folder: Path, limit: int | None) -> None:
