@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,8 @@ _UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029]+')
 _LABEL_LENGTH = 60
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What cells start from: the base weights, or a preset, which `read` understands by its name.
-
-    `at` is what chosen blocks are set to where no axis has values.
-    """
-
-    base: Weights
-    read: Callable[[str], Weights]
-    at: float
+# What cells start from: label of an axis of presets -> what it means; the base weights, without one, under None.
+_Starts = Mapping[str | None, Weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +134,22 @@ def make_sweep(
     _check_kinds(parsed)
     base = recipe.weights
     options = Options(strength=base.options.strength, seed=base.options.seed)
+    labels = dict.fromkeys(label for axis in parsed.values() if axis.kind == PRESETS for label in axis.labels)
     read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
-    cells = _cells(lora, parsed, _Start(base, cache(read), at))
+    cells = _cells(lora, parsed, {None: base, **{label: read(label) for label in labels}}, at)
     return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
 
 
-def _cells(lora: Lora, axes: Mapping[str, Axis], start: _Start) -> Iterator[Cell]:
+def _cells(lora: Lora, axes: Mapping[str, Axis], starts: _Starts, at: float) -> Iterator[Cell]:
     """The cells row by row: x runs fastest."""
     names: dict[tuple[float, ...], str] = {}
     taken: set[str] = set()
     for z, y, x in itertools.product(*(axes[name].labels if name in axes else (None,) for name in "zyx")):
         choices = [(axes[name].kind, label) for name, label in zip("xyz", (x, y, z), strict=True) if label is not None]
-        weights = agree(lora, partial(_weights_of, choices, start))
+        weights = agree(lora, partial(_weights_of, choices, starts, at))
         effect = tuple(weights.of(place, module.path) for module, place in lora.placed(weights.family))
         if effect not in names:
-            names[effect] = _file_name(lora.file.path.stem, choices, start, taken)
+            names[effect] = _file_name(lora.file.path.stem, choices, at, taken)
         yield Cell(x, y, z, weights, names[effect])
 
 
@@ -178,17 +171,17 @@ def _check_kinds(axes: Mapping[str, Axis]) -> None:
             raise WeightError(f"{count} axes of {kind}", "leave one of them out, or bake in two sweeps")
 
 
-def _weights_of(choices: Sequence[tuple[str, str]], start: _Start, family: Family) -> FamilyWeights:
+def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, family: Family) -> FamilyWeights:
     """The weights of the cell with these (kind, label) choices."""
     by_kind = dict(choices)
     value = parse_number(by_kind[VALUES], "a value") if VALUES in by_kind else None
-    asked = [start.read(label) for kind, label in choices if kind == PRESETS] or [start.base]
+    asked = [starts[label] for kind, label in choices if kind == PRESETS] or [starts[None]]
     if value is not None:
         asked = [replace(one, options=replace(one.options, x=value)) for one in asked]
     weights = [one.for_family(family) for one in asked]
     blocks = _combined([one.blocks for one in weights])
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
-        blocks |= dict.fromkeys(select(selector, family), start.at if value is None else value)
+        blocks |= dict.fromkeys(select(selector, family), at if value is None else value)
     elif value is not None and not any(_has_variable(one.source_for(family)) for one in asked):
         blocks |= dict.fromkeys(family.blocks, value)
     elements = tuple(element for one in weights for element in one.options.elements)
@@ -209,11 +202,11 @@ def _has_variable(source: Source) -> bool:
     return any(variable is not None and variable.option == "--x" for variable in map(variable_of, written))
 
 
-def _file_name(stem: str, choices: Sequence[tuple[str, str]], start: _Start, taken: set[str]) -> str:
+def _file_name(stem: str, choices: Sequence[tuple[str, str]], at: float, taken: set[str]) -> str:
     """A name that tells the cell, is its own also where case does not count, and needs no quotes in a prompt."""
     labels = [label for _, label in choices]
     if ANALYSE in (kind for kind, _ in choices) and labels != [FULL]:
-        labels.append(number_text(start.at))
+        labels.append(number_text(at))
     parts = [_UNSAFE_LABEL.sub("_", label).strip("_")[:_LABEL_LENGTH] for label in labels]
     wanted = "-".join([_UNSAFE_STEM.sub("_", stem), *parts])
     numbered = (wanted if i == 1 else f"{wanted}-{i}" for i in itertools.count(1))
