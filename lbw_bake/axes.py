@@ -14,7 +14,6 @@ from .values import number_text, parse_number
 from .weights import parse_elements
 
 VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "elements", "analyse"
-KINDS = (VALUES, BLOCKS, PRESETS, ELEMENTS)
 FULL = "full"  # the cell of an analysis that leaves every block as it is
 
 _ALL = re.compile(r"(\d{1,4})ALL", re.IGNORECASE)
@@ -34,10 +33,10 @@ def parse_axis(text: str, family: Family) -> Axis:
     Raises WeightError.
     """
     kind, equals, written = (part.strip() for part in text.partition("="))
-    if not equals or kind not in KINDS:
+    if not equals or kind not in _CELLS:
         raise WeightError(
-            f"axis {text!r} says neither of {', '.join(KINDS)}",
-            nearest(kind, KINDS) if equals else "write KIND=CELL,CELL, as values=0,0.5,1 or blocks=BASE,IN01-IN08",
+            f"axis {text!r} says neither of {', '.join(_CELLS)}",
+            nearest(kind, _CELLS) if equals else "write KIND=CELL,CELL, as values=0,0.5,1 or blocks=BASE,IN01-IN08",
         )
     separator = ";" if kind == ELEMENTS or (kind == PRESETS and ";" in written) else ","
     cells = tuple(cell.strip() for cell in written.split(separator))
