@@ -21,7 +21,7 @@ from .modules import Module
 from .updates import Read, Scale, alpha_of
 
 ADAPTER_METADATA = "lora_adapter_metadata"
-_CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"
 _LONGEST_CONFIG = 1 << 24  # bytes
 _ALPHAS = ("lora_alpha", "alpha")
 _MEND = "write plain module names and numbers into it, or give the LoRA tensors of alpha"
@@ -99,7 +99,7 @@ def _adapter_config(lora: Lora, folders: Iterable[Path]) -> dict[str, Any]:
     if text := lora.file.metadata.get(ADAPTER_METADATA):
         return _parsed(text)
     for folder in folders:
-        with suppress(OSError, ValueError), (folder / _CONFIG).open("rb") as file:
+        with suppress(OSError, ValueError), (folder / CONFIG).open("rb") as file:
             return _parsed(file.read(_LONGEST_CONFIG).decode())
     return {}
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
-from .alphas import ADAPTER_METADATA, known_alpha, scales_of
+from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .cuda import algebra_device
 from .edits import fitting
@@ -239,7 +239,14 @@ def _add(
     if total and alpha is not None:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * (total.rank / alpha) for role in INSIDE if role in summed}
     named = _named(layer, addends, total, alpha) if total else {}
-    return named | {f"{layer.stem}.{role}": array for role, array in summed.items()}
+    return named | {_name_of(role, layer): array for role, array in summed.items()}
+
+
+def _name_of(role: str, layer: _Layer) -> str:
+    """What a sum that is no product is called: as in the first file that has it, or as kohya would."""
+    modules = [addend.module for addend in layer.addends if not addend.dense]
+    names = (module.tensors[role][0].name for module in modules if role in module.tensors)
+    return next(names, f"{layer.stem}.{role}")
 
 
 def _truncated(total: LowRank, rank: int, device: str, lost: list[tuple[float, float]]) -> LowRank:
@@ -304,7 +311,9 @@ def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
     for file, module in products:
         if "alpha" in module.tensors:
             with TensorData(file) as data:
-                return known_alpha(file.path, module, data.read) or 1.0
+                return (
+                    abs(known_alpha(file.path, module, data.read)) or 1.0
+                )  # a negative one hangs diffusers
     return float(rank) if rank and not products else None
 
 
@@ -406,6 +415,10 @@ def _warnings(
     yield from filter(None, dict.fromkeys(part.remark for part in parts))
     if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
         yield "the files share no module name; do they spell the same layers differently?"
+    for part in parts:
+        config = part.lora.file.path.with_name(CONFIG)
+        if config.exists() and not any("alpha" in module.tensors for module in part.lora.grouping.modules):
+            yield f"the alphas of {config} are in the numbers now: load the result without it, or they count twice"
     if any(ADAPTER_METADATA in part.lora.file.metadata for part in parts):
         yield f"{ADAPTER_METADATA} left out: its ranks and alphas are no longer those of the file"
     for part, strays in left_out:

@@ -63,8 +63,8 @@ def _whole_file_reason(plan: Plan, data: TensorData) -> str:
     """Why no module of the file may be removed, empty if some may."""
     if ADAPTER_METADATA in plan.lora.file.metadata:
         return "the metadata name the modules, and PEFT would make missing ones anew"
-    alphas = {alpha_of(decision.module, data.read) for decision in plan.decisions}
-    if len(alphas - {None}) > 1:
+    alphas = {alpha_of(decision.module, data.read) for decision in plan.decisions if decision.module.rank}
+    if len(alphas) > 1:
         return "their alphas differ, and diffusers gives attention layers the most common one of those that are left"
     return ""
 

@@ -92,6 +92,11 @@ def _neutral(plan: Plan) -> Iterator[str]:
         yield f"{counted(len(modules), f'{name} module')} at weight 0 {done}: {some(modules, 3)}"
 
 
+def _emptied(plan: Plan) -> Iterator[str]:
+    if any(decision.action == REMOVED for decision in plan.decisions) and not plan.outputs():
+        yield "no tensor is left: no program will load the result"
+
+
 def _inexact(plan: Plan) -> Iterator[str]:
     """What is not exact, block by block."""
     found: dict[tuple[str, str, str], list[float | None]] = defaultdict(list)
@@ -114,5 +119,6 @@ _REMARKS = (
     _idle_elements,
     _fixed,
     _neutral,
+    _emptied,
     _inexact,
 )

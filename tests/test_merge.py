@@ -284,3 +284,48 @@ def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path:
     for pair in ((either, sdxl), (sdxl, either)):
         assert run("merge", *pair, "-o", tmp_path / "c.safetensors", "--force")[0] == 0
         assert json.loads(run("inspect", tmp_path / "c.safetensors", "--json")[1])["family"] == "sdxl"
+
+
+PEFT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+def test_biases_keep_the_names_that_loaders_know(tmp_path: Path, run: Run) -> None:
+    bias = {f"{PEFT}.lora_B.bias": np.ones(8, np.float32)}
+    factors = {
+        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
+        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
+    }
+    source, out = write(tmp_path / "a.safetensors", factors | bias), tmp_path / "b.safetensors"
+    for command in (("merge", source), ("bake", source, "-w", "*=0.5", "--rank", 2)):
+        run.done(*command, "--family", "sd1", "-f", "-o", out)
+        assert load_file(out).keys() == {*factors, *bias}
+
+
+def test_a_configuration_beside_the_file_must_not_count_twice(tmp_path: Path, run: Run) -> None:
+    factors = {
+        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
+        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
+    }
+    source = write(tmp_path / "a.safetensors", factors)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16}')
+    assert "or they count twice" in run.done("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+
+
+def test_a_bake_that_leaves_no_tensor_says_so(tmp_path: Path, run: Run) -> None:
+    dora = {
+        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
+        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
+        f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32),
+    }
+    source = write(tmp_path / "a.safetensors", dora)
+    error = run.done("bake", source, "-w", "*=0", "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert "no tensor is left" in error
+
+
+def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    tensors["lora_unet_middle_block_1_proj_in.alpha"] = np.array(-2, np.float32)
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    run.done("merge", source, "--rank", 2, "-o", out)
+    assert load_file(out)["lora_unet_middle_block_1_proj_in.alpha"] > 0
+    assert run.json("diff", source, out, "--json")["blocks"]["MID"]["weight"] > 0

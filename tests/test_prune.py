@@ -59,8 +59,9 @@ def test_nothing_goes_unless_it_is_asked_for(tmp_path: Path, run: Run) -> None:
     assert "prune" not in json.loads(metadata_of(target)["lbw_bake"])
 
 
-def test_different_alphas_keep_all(bake: Bake) -> None:
-    left, said = bake(lora(ATTENTION) | lora([OUT], alpha=2.0), "OUT=0 *=1")
+@pytest.mark.parametrize("alpha", [2.0, None], ids=["another", "none"])
+def test_different_alphas_keep_all(alpha: float | None, bake: Bake) -> None:
+    left, said = bake(lora(ATTENTION) | lora([OUT], alpha), "OUT=0 *=1")
     assert left == {*ATTENTION, OUT}
     assert "1 module at weight 0 kept as zeros: their alphas differ" in said
 
