@@ -311,9 +311,7 @@ def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
     for file, module in products:
         if "alpha" in module.tensors:
             with TensorData(file) as data:
-                return (
-                    abs(known_alpha(file.path, module, data.read)) or 1.0
-                )  # a negative one hangs diffusers
+                return abs(known_alpha(file.path, module, data.read)) or 1.0  # a negative one hangs diffusers
     return float(rank) if rank and not products else None
 
 
