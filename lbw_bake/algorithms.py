@@ -32,6 +32,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         r"\.lora_linear_layer\.up\.weight",
         r"(?<=_lora[12])\.up\.weight",
     ),
+    "lora_e": (r"\.lora_E*",),
     "up_bias": (r"\.lora_B*\.bias",),
     "mid": (r"\.lora_mid\.weight",),
     "norm_scale": (r"(?<=_norm)\.scale",),
@@ -111,6 +112,7 @@ def _algorithm(name: str, requires: str, *products: tuple[str, str]) -> Algorith
 
 # First match wins. Which factor starts at zero is read from the trainers' initialisers (lycoris-lora 4.1, PEFT 0.21).
 ALGORITHMS: tuple[Algorithm, ...] = (
+    _algorithm("adalora", "down up lora_e", ("down", "up")),
     _algorithm("lora", "down up", ("down", "up")),
     _algorithm("loha", "hada_w1_a hada_w1_b hada_w2_a hada_w2_b", ("hada_w1_b", "hada_w2_a")),
     _algorithm(
@@ -148,6 +150,7 @@ def algorithm_of(roles: Collection[str]) -> Algorithm | None:
 @cache
 def _algorithm_of(roles: frozenset[str]) -> Algorithm | None:
     owners = [algorithm for algorithm in ALGORITHMS if algorithm.owns(roles)]
+    owners = [owner for owner in owners if not any(set(owner.requires) < set(other.requires) for other in owners)]
     rivals = [owner for owner in owners if owner.products or owner.matrices or not owner.exact]
     if len(rivals) > 1:
         return Algorithm(" and ".join(rival.name for rival in rivals), (), exact=False)

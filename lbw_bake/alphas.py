@@ -22,6 +22,7 @@ from .updates import Read, Scale, alpha_of
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 CONFIG = "adapter_config.json"
+_PEFT_ROOT = "base_model.model."  # of every name PEFT writes, and of none its configuration holds
 _LONGEST_CONFIG = 1 << 24  # bytes
 _ALPHAS = ("lora_alpha", "alpha")
 _MEND = "write plain module names and numbers into it, or give the LoRA tensors of alpha"
@@ -43,12 +44,14 @@ def scales_of(lora: Lora, *beside: Path) -> Scale:
         return _adapter_config(lora, (lora.file.path.parent, *beside))
 
     def scale_of(module: Module, read: Read) -> float:
-        if not module.rank or ("lokr_w1" in module.tensors and "lokr_w2" in module.tensors):
-            return 1.0
-        if "alpha" in module.tensors:
+        # LyCORIS takes alpha for the rank where both factors are whole, PEFT does not.
+        whole = "lokr_w1" in module.tensors and "lokr_w2" in module.tensors
+        if "alpha" in module.tensors and not whole and module.rank:
             return known_alpha(lora.file.path, module, read) / module.rank
+        if "alpha" in module.tensors or not (whole or module.rank):
+            return 1.0
         try:
-            return _peft_scale(module, module.rank, config())
+            return _peft_scale(module, config())
         except (AttributeError, OverflowError, TypeError, ValueError) as error:
             raise AlphaError(lora.file.path, f"the alpha of {module.name} cannot be read: {error}", _MEND) from error
 
@@ -63,18 +66,23 @@ def known_alpha(path: Path, module: Module, read: Read) -> float:
     return alpha
 
 
-def _peft_scale(module: Module, rank: int, config: Mapping[str, Any]) -> float:
-    """As `peft.utils.get_pattern_key` finds a module's own alpha: by a pattern for the end of its name."""
+def _peft_scale(module: Module, config: Mapping[str, Any]) -> float:
+    """As `peft.utils.get_pattern_key` finds a module's own numbers: by a pattern for the end of its name."""
     component, _, name = module.name.partition(".")
     prefix = f"{component}."
     if not any(f"{prefix}{key}" in config for key in _ALPHAS):
-        prefix, name = "", module.name
-    alpha = next((config[f"{prefix}{key}"] for key in _ALPHAS if f"{prefix}{key}" in config), rank)
-    for pattern, value in (config.get(f"{prefix}alpha_pattern") or {}).items():
-        if _fits(pattern, name):
-            alpha = value
-            break
-    return float(alpha) / (math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank)
+        prefix, name = "", module.name.removeprefix(_PEFT_ROOT)
+
+    def said(keys: Sequence[str], patterns: str, default: float | None) -> Any:
+        value = next((config[f"{prefix}{key}"] for key in keys if f"{prefix}{key}" in config), default)
+        own = (config.get(f"{prefix}{patterns}") or {}).items()
+        return next((number for pattern, number in own if _fits(pattern, name)), value)
+
+    if (rank := module.rank or said(("r",), "rank_pattern", None)) is None:
+        return 1.0
+    return float(said(_ALPHAS, "alpha_pattern", rank)) / (
+        math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank
+    )
 
 
 def _fits(pattern: str, name: str) -> bool:

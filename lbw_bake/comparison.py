@@ -7,10 +7,12 @@ the error is how far the baked update is from exactly that multiple, relative to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import scales_of
@@ -64,7 +66,10 @@ class MetadataChanges:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two files compared. `shares` holds the modules that could be measured, the lists the names of the others."""
+    """Two files compared. `shares` holds the modules that could be measured, the lists the names of the others.
+
+    `altered` are tensors of no module that are not the same bytes in both files, or in one of them only.
+    """
 
     original: Lora
     baked: Lora
@@ -73,6 +78,7 @@ class Comparison:
     added: tuple[str, ...]
     removed: tuple[str, ...]
     unmeasured: tuple[str, ...]
+    altered: tuple[str, ...]
     contradictions: tuple[str, ...] | None
 
     @property
@@ -119,6 +125,7 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
         for name, (module, place) in old.items():
             if share := _share(module, new.get(name), (a.read, b.read), scales):
                 shares[name] = (module, place, share)
+        altered = tuple(_altered(one, two, known, a, b))
     return Comparison(
         one,
         two,
@@ -127,7 +134,8 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
         tuple(name for name in new if name not in old),
         tuple(name for name in old if name not in new),
         tuple(name for name in old if name not in shares),
-        _contradictions(one, two, shares),
+        altered,
+        _contradictions(one, two, shares, altered),
     )
 
 
@@ -149,6 +157,18 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
     return share if all(map(math.isfinite, (share.original, share.both, share.baked))) else None
 
 
+def _altered(one: Lora, two: Lora, family: Family, a: TensorData, b: TensorData) -> Iterator[str]:
+    """The tensors of no module that are not the same in both files."""
+    old, new = (
+        {tensor.name: tensor for tensor in (*lora.unknown(family), *lora.grouping.shared)} for lora in (one, two)
+    )
+    for name in old | new:
+        first, second = old.get(name), new.get(name)
+        same = first and second and (first.dtype, first.shape) == (second.dtype, second.shape)
+        if not (first and second and same) or not all(map(np.array_equal, a.pieces(first), b.pieces(second))):
+            yield name
+
+
 def _sum(shares: Iterable[Share]) -> Share:
     total = Share()
     for share in shares:
@@ -157,7 +177,7 @@ def _sum(shares: Iterable[Share]) -> Share:
 
 
 def _contradictions(
-    original: Lora, baked: Lora, shares: Mapping[str, tuple[Module, Place, Share]]
+    original: Lora, baked: Lora, shares: Mapping[str, tuple[Module, Place, Share]], altered: Iterable[str]
 ) -> tuple[str, ...] | None:
     """What the records that were added say, against what was measured; None if none was added, or nothing measured."""
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
@@ -174,6 +194,7 @@ def _contradictions(
     written = {module.name: module for module in baked.grouping.modules}
     known = {module.name for module in original.grouping.modules}
     found = [f"{name} was added, of which its record says nothing" for name in written if name not in known]
+    found += [f"{name} is not what it was, of which its record says nothing" for name in altered]
     for name, (_, _, share) in shares.items():
         said = math.prod(weights.get(name, 1.0) for weights in bakes)
         if share.weight is not None and not _agrees(share, said, written.get(name)):

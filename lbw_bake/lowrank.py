@@ -44,8 +44,11 @@ class LowRank:
         return np.tensordot(self.up, self.down, 1)
 
     def times(self, factor: float) -> LowRank:
-        """The update times a factor, put where it costs the least precision: into the larger matrix if it shrinks."""
-        if abs(factor) < 1:
+        """The update times a factor, put where it costs the least precision: into the larger matrix if it shrinks.
+
+        Zeros go into the other one, which trainers begin with zeros.
+        """
+        if 0 < abs(factor) < 1:
             return LowRank(self.up, self.down * factor)
         return LowRank(self.up * factor, self.down)
 
@@ -74,6 +77,8 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
     """
     if update.rank <= rank:
         return update, 0.0
+    if not update.up.any():
+        return LowRank(update.up[:, :rank], update.down[:rank]), 0.0
     if find_spec("torch") is None:
         raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch")
     if algebra_device(device) == "cuda":

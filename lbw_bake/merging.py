@@ -1,9 +1,6 @@
-"""Several LoRAs as one whose update is the exact sum: ranks side by side, one alpha for the whole file.
+"""Several LoRAs as one whose update is the exact sum, layer by layer (see `addition`), and one at a lower rank.
 
-    sum of r_i s_i U_i D_i  =  [g_1 U_1 | g_2 U_2 | ...] [D_1; D_2; ...] x alpha / R,   g_i = r_i s_i R / alpha
-
-with r_i the weight of the module's block in file i, s_i its alpha / rank and R the sum of ranks. One alpha, because
-diffusers gives all attention modules the most common one. Differences, norms and biases add.
+One alpha serves the whole file, because diffusers gives all attention modules the most common one.
 """
 
 from __future__ import annotations
@@ -11,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,27 +17,28 @@ from typing import IO, Any
 
 import numpy as np
 
-from .algorithms import ADDITIVE, INSIDE
+from .addition import Addend, Form, Layer, Sum, add
 from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
-from .factors import carriers_of
-from .families import Place
 from .lora import Lora, read_lora
-from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .metadata import DataHashes, baked_metadata, record_of, records_in
-from .modules import Module, group_modules
+from .modules import group_modules
 from .planning import agree
 from .remedies import Means, Remedies
-from .scaling import FLOAT8, FLOATS, numpy_dtype, round_to
+from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
 from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, read_header
-from .updates import Array, Read, arrays_of, flat
 from .weights import FamilyWeights
+
+_RANK, _ALPHA = "ss_network_dim", "ss_network_alpha"
+
+# Algorithms whose modules need tensors that belong to none of them.
+_SHARING = ("vera",)
 
 # What a half of 0.01 % is: less is not worth a word.
 _ROUNDING = 5e-5
@@ -98,34 +96,6 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     return [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
 
 
-@dataclass(frozen=True, slots=True)
-class _Addend:
-    """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank).
-
-    `dense` makes the whole update of a module whose factors do not tell it: DoRA and OFT on their base model.
-    """
-
-    module: Module
-    weight: float
-    read: Read
-    scale: float
-    dense: Callable[[Read], Array] | None = None
-
-    @property
-    def kind(self) -> str:
-        """The algorithm it adds up as."""
-        return "full" if self.dense else self.module.algorithm.name
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """All modules of one name, in the order of the files."""
-
-    stem: str
-    place: Place
-    addends: list[_Addend]
-
-
 def merge_parts(
     parts: Sequence[Part],
     output: Path,
@@ -151,34 +121,33 @@ def merge_parts(
         algebra_device(device)  # one that is not there is better said now than once it is needed, or never
     _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
-    alpha = _alpha(parts, rank)
+    form = Form(dtype, stored, _alpha(parts, rank), rank, device)
     means = means or Means()
-    lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    tensors: list[Tensor] = []
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
-        spool = None if dry_run else files.enter_context(_temporary(output))
-        layers = _layers(parts, [data.read for data in inputs], means)
+        spool = _Spool(None if dry_run else files.enter_context(_temporary(output)))
+        layers = _layers(parts, inputs, means)
+        sums = []
         for layer in layers:
             with fitting(layer.stem), np.errstate(all="ignore"):
-                added = _add(layer, alpha, rank, device, lost[layer.place.block])
-            for name, array in added.items():
-                tensors.append(_spool(spool, name, array, stored, tensors[-1].end if tensors else 0))
+                summed = add(layer, form)
+                for made in summed.tensors:
+                    spool.put(*made)
+            sums.append(summed)
         for tensor in _strays(parts[0]) if len(parts) == 1 else ():
-            tensors.append(_copied(spool, tensor, inputs[0], tensors[-1].end if tensors else 0))
+            spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:
             data.check_unchanged()
-        header, hashes = _head(parts, output.stem, tensors, rank=rank, means=means)
-        nbytes = len(header.encode(hashes.metadata())) + (tensors[-1].end if tensors else 0)
-        ranks = {module.rank for module in group_modules(tensors).modules if module.rank}
+        header, hashes = _head(parts, output.stem, spool.tensors, form, means)
+        nbytes = len(header.encode(hashes.metadata())) + spool.end
         left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
-        warnings = tuple(_warnings(parts, layers, left_out))
         names = tuple(tensor.name for _, strays in left_out for tensor in strays)
-        merged = Merged(nbytes, len(layers), tuple(sorted(ranks)), _by_block(lost), names, warnings)
+        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums) if rank else ()))
+        merged = Merged(nbytes, len(layers), tuple(_ranks(spool.tensors)), _by_block(layers, sums), names, warnings)
         if strict and (merged.warnings or merged.losses):
             raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
-        if spool:
-            _write(output, header, hashes, spool, replace=replace)
+        if spool.file:
+            _write(output, header, hashes, spool.file, replace=replace)
     return merged
 
 
@@ -194,111 +163,44 @@ def _temporary(output: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _layers(parts: Sequence[Part], reads: Sequence[Read], means: Means) -> list[_Layer]:
-    layers: dict[str, _Layer] = {}
-    for part, read in zip(parts, reads, strict=True):
-        remedies = Remedies(part.lora, part.weights, means, read)
+class _Spool:
+    """Tensors in the order they are put, and the file their data go to, if there is to be one."""
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        self.file, self.tensors = file, list[Tensor]()
+
+    @property
+    def end(self) -> int:
+        """Bytes of all data so far."""
+        return self.tensors[-1].end if self.tensors else 0
+
+    def put(self, tensor: Tensor, pieces: Iterable[Bytes]) -> None:
+        """Append a tensor; its data are made even where nobody wants them, because that may fail."""
+        for piece in pieces:
+            if self.file:
+                self.file.write(piece.data)
+        self.tensors.append(replace(tensor, start=self.end, end=self.end + tensor.nbytes))
+
+
+def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -> list[Layer]:
+    layers: dict[str, Layer] = {}
+    for part, data in zip(parts, inputs, strict=True):
+        remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
         for module, place in part.lora.placed(part.weights.family):
-            whole = not module.linear or bool(module.algorithm.matrices)
-            dense = remedies.difference(module, place) if whole else None
-            if whole and dense is None:
+            if len(parts) > 1 and module.algorithm.name in _SHARING:
                 raise NotBakeableError(
-                    f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, which does not add up",
-                    "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",
+                    f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, whose modules share tensors",
+                    "one file cannot hold those of several; leave this one out",
                 )
+            whole = not module.linear or bool(module.algorithm.matrices)
+            difference = remedies.difference(module, place) if whole else None
             # `oft_unet_` is a name that only OFT has.
-            stem = re.sub("^oft_", "lora_", module.name) if dense else module.name
-            addend = _Addend(module, part.weights.of(place, module.path), read, scale_of(module, read), dense)
-            layers.setdefault(stem, _Layer(stem, place, [])).addends.append(addend)
+            stem = re.sub("^oft_", "lora_", module.name) if difference else module.name
+            weight = part.weights.of(place, module.path)
+            addend = Addend(part.lora.file.path, module, weight, data, scale_of(module, data.read), difference)
+            layers.setdefault(stem, Layer(stem, place, [])).addends.append(addend)
     return list(layers.values())
-
-
-def _add(
-    layer: _Layer, alpha: float | None, rank: int | None, device: str, lost: list[tuple[float, float]]
-) -> dict[str, Array]:
-    """The tensors of a layer's sum, by name."""
-    addends = [addend for addend in layer.addends if addend.weight] or layer.addends[:1]
-    kinds = {addend.kind for addend in addends}
-    products = [addend for addend in addends if addend.kind in FORMS]
-    if len(addends) == 1 and not rank and kinds != {"lora"} and not addends[0].dense:
-        return _scaled(addends[0])
-    if len(products) < len(addends) and not kinds <= {"full", "norm", "bias", "lora", "loha", "lokr"}:
-        raise NotBakeableError(f"{layer.stem}: {' and '.join(sorted(kinds))} do not add up", "leave one of them out")
-    forms = [_form(addend) for addend in products]
-    summed = _additive(addends)
-    total = None
-    if forms and "full" in kinds:
-        summed["diff"] = summed["diff"] + sum(form.dense().reshape(summed["diff"].shape) for form in forms)
-    elif forms:
-        total = concatenate(forms)
-    if rank and "full" in kinds and summed["diff"].ndim > 1 and rank < min(flat(summed["diff"]).shape):
-        total = factored(summed.pop("diff"))
-    if rank and total:
-        total = _truncated(total, rank, device, lost)
-    if total and alpha is not None:  # loaders multiply these by alpha / rank with the product
-        summed |= {role: summed[role] * (total.rank / alpha) for role in INSIDE if role in summed}
-    named = _named(layer, addends, total, alpha) if total else {}
-    return named | {_name_of(role, layer): array for role, array in summed.items()}
-
-
-def _name_of(role: str, layer: _Layer) -> str:
-    """What a sum that is no product is called: as in the first file that has it, or as kohya would."""
-    modules = [addend.module for addend in layer.addends if not addend.dense]
-    names = (module.tensors[role][0].name for module in modules if role in module.tensors)
-    return next(names, f"{layer.stem}.{role}")
-
-
-def _truncated(total: LowRank, rank: int, device: str, lost: list[tuple[float, float]]) -> LowRank:
-    """The product at a lower rank; adds to `lost` how far that is, and the size of the whole. Raises ValueError."""
-    down = flat(total.down)
-    size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
-    total, error = truncate(total, rank, device)
-    if not math.isfinite(error * size):
-        raise ValueError("its numbers are too large, or not finite")
-    lost.append((error * size, size))
-    return total
-
-
-def _form(addend: _Addend) -> LowRank:
-    """A module's whole update, weight and alpha included."""
-    module = addend.module
-    form = FORMS[module.algorithm.name](arrays_of(module, addend.read), module.path)
-    return form.times(addend.weight * addend.scale)
-
-
-def _named(layer: _Layer, addends: Sequence[_Addend], total: LowRank, alpha: float | None) -> dict[str, Array]:
-    """The factors of a sum under the names of the first LoRA of the layer, or kohya's."""
-    lora = next((addend.module for addend in addends if addend.module.algorithm.name == "lora"), None)
-    up, down = (lora.tensors[role][0].name if lora else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
-    kernel = total.down.shape[2:]
-    total = total if alpha is None else total.times(total.rank / alpha)
-    named = {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
-    return named if alpha is None else {**named, f"{layer.stem}.alpha": np.array(alpha)}
-
-
-def _additive(addends: Sequence[_Addend]) -> dict[str, Array]:
-    """The sums of what adds by itself."""
-    summed: dict[str, Array] = {}
-    for addend in addends:
-        arrays = arrays_of(addend.module, addend.read)
-        for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.dense)):
-            factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
-            summed[role] = summed.get(role, 0.0) + arrays[role] * factor
-        if addend.dense:
-            summed["diff"] = summed.get("diff", 0.0) + addend.dense(addend.read) * addend.weight
-    return summed
-
-
-def _scaled(addend: _Addend) -> dict[str, Array]:
-    """A module that is in one file only, in its own algorithm: one factor of each product scaled, as in a bake."""
-    module, weight = addend.module, addend.weight
-    carriers = carriers_of(module, "shrink" if abs(weight) < 1 and weight else "grow")
-    return {
-        tensor.name: addend.read(tensor).astype(np.float64) * (weight if role in carriers else 1.0)
-        for role, group in module.tensors.items()
-        for tensor in group
-    }
 
 
 def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
@@ -321,27 +223,6 @@ def _stored_dtype(lora: Lora) -> str:
     return "BF16" if dtype in FLOAT8 else dtype
 
 
-def _spool(spool: IO[bytes] | None, name: str, array: Array, dtype: str, start: int) -> Tensor:
-    """Append an array, rounded once, to the data that is to become the file's, if there is to be one."""
-    rounded = round_to(np.ascontiguousarray(array), numpy_dtype(dtype))
-    if not np.isfinite(array).all():
-        raise NotBakeableError(
-            f"{name}: the sum is not finite", "leave out what holds NaN or infinity, or use smaller weights"
-        )
-    if not np.isfinite(rounded.astype(np.float64)).all():
-        raise NotBakeableError(f"{name}: the sum overflows {dtype}", "write wider numbers with --dtype f32")
-    if spool:
-        spool.write(rounded.tobytes())
-    return Tensor(name, dtype, array.shape, start, start + rounded.nbytes)
-
-
-def _copied(spool: IO[bytes] | None, tensor: Tensor, data: TensorData, start: int) -> Tensor:
-    """Append a tensor as it is."""
-    if spool:
-        spool.writelines(piece.data for piece in data.pieces(tensor))
-    return replace(tensor, start=start, end=start + tensor.nbytes)
-
-
 def _record(parts: Sequence[Part], rank: int | None, means: Means) -> dict[str, Any]:
     records = [record_of(part.lora, part.weights, part.preset) for part in parts]
     record: dict[str, Any] = {"merged": records} if len(records) > 1 else records[0]
@@ -362,11 +243,12 @@ def merged_before(parts: Sequence[Part], output: Path, *, rank: int | None, dtyp
 
 
 def _head(
-    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], *, rank: int | None, means: Means
+    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], form: Form, means: Means
 ) -> tuple[Header, DataHashes]:
     """The header of a file of this stem, and its metadata, whose hashes are still to be taken."""
-    metadata = baked_metadata(parts[0].lora, _record(parts, rank, means), stem, update=True)
+    metadata = baked_metadata(parts[0].lora, _record(parts, form.rank, means), stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
+    metadata |= {name: value for name, value in _trained(tensors, form.alpha).items() if name in metadata}
     header = Header(tensors)
     return header, DataHashes(header, metadata)
 
@@ -382,13 +264,39 @@ def _write(output: Path, header: Header, hashes: DataHashes, spool: IO[bytes], *
         write_all(target, header.encode(hashes.metadata()))
 
 
-def _by_block(lost: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, float]:
+def _trained(tensors: Sequence[Tensor], alpha: float | None) -> dict[str, str]:
+    """What kohya's trainer says of ranks and alphas, and its resizing script of those that differ."""
+    ranks = _ranks(tensors)
+    said = {_RANK: str(ranks[0]) if len(ranks) == 1 else "Dynamic"} if ranks else {}
+    return said if alpha is None else {**said, _ALPHA: f"{alpha:g}"}
+
+
+def _ranks(tensors: Iterable[Tensor]) -> list[int]:
+    """The distinct ranks of modules."""
+    return sorted({module.rank for module in group_modules(tensors).modules if module.rank})
+
+
+def _by_block(layers: Iterable[Layer], sums: Iterable[Sum]) -> dict[str, float]:
     """Relative distance of each block's update, from the absolute distances and norms of its modules."""
+    lost: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for layer, summed in zip(layers, sums, strict=True):
+        lost[layer.place.block].append(summed.lost)
     return {
         block: math.sqrt(sum(error * error for error, _ in pairs) / total)
         for block, pairs in lost.items()
         if (total := sum(size * size for _, size in pairs))
     }
+
+
+def _untruncated(sums: Iterable[Sum]) -> Iterator[str]:
+    """What is said of modules that keep their own form though a rank was asked for, by algorithm."""
+    kept = [summed.kept for summed in sums if summed.kept and summed.kept.weight]
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for addend in kept:
+        if not addend.module.algorithm.fixed and addend.kind not in ("norm", "bias"):
+            by_name[addend.module.algorithm_name].append(addend.module.name)
+    for name, modules in by_name.items():
+        yield f"{counted(len(modules), f'{name} module')} not truncated (the first is {modules[0]})"
 
 
 def _check_spellings(parts: Sequence[Part]) -> None:
@@ -407,12 +315,20 @@ def _strays(part: Part) -> list[Tensor]:
     return [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]
 
 
+def _common(parts: Sequence[Part]) -> list[str]:
+    """The components that several of the files have modules of."""
+    of_parts = [{place.component for _, place in part.lora.placed(part.weights.family)} for part in parts]
+    return sorted(name for name, files in Counter(name for names in of_parts for name in names).items() if files > 1)
+
+
 def _warnings(
-    parts: Sequence[Part], layers: Sequence[_Layer], left_out: Iterable[tuple[Part, Sequence[Tensor]]]
+    parts: Sequence[Part], layers: Sequence[Layer], left_out: Iterable[tuple[Part, Sequence[Tensor]]]
 ) -> Iterator[str]:
     yield from filter(None, dict.fromkeys(part.remark for part in parts))
-    if len(parts) > 1 and all(len(layer.addends) == 1 for layer in layers):
-        yield "the files share no module name; do they spell the same layers differently?"
+    components = {(layer.place.component, len(layer.addends) > 1) for layer in layers}
+    for component in _common(parts):
+        if (component, True) not in components:
+            yield f"the files share no module name of the {component}; do they spell the same layers differently?"
     for part in parts:
         config = part.lora.file.path.with_name(CONFIG)
         if config.exists() and not any("alpha" in module.tensors for module in part.lora.grouping.modules):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .console import error, error_lines, message, print_json, print_line
 from .jobs import Batch
+from .metadata import RECORD
 from .remarks import some
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
 from .tables import Bar, counted, print_table, shortened, size_text
@@ -187,14 +188,18 @@ def comparison(facts: Comparison, *, quiet: bool = False) -> None:
     for contradiction in (facts.contradictions or ())[:5]:
         message("error", contradiction)
     if facts.contradictions:
-        message("error", f"{len(facts.contradictions)} modules contradict its lbw_bake record")
+        message("error", f"{counted(len(facts.contradictions), 'part')} of it contradict its lbw_bake record")
     elif not quiet:
         message("done", _verdict(facts))
 
 
 def _verdict(facts: Comparison) -> str:
+    if not facts.shares:
+        return "nothing could be measured"
     if facts.contradictions is None:
-        return "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
+        if RECORD in {**facts.metadata.added, **facts.metadata.changed}:
+            return "its lbw_bake record is of a merge or a truncation, to which numbers are not held"
+        return "there is no new lbw_bake record to hold it to"
     unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
     return f"it is what its lbw_bake record says{unsure}"
 
@@ -210,6 +215,8 @@ def _differences(facts: Comparison) -> None:
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
             message("warning", f"{counted(len(names), 'module')} {what}: {', '.join(names[:5])}")
+    if facts.altered:
+        message("warning", f"{counted(len(facts.altered), 'tensor')} of no module not the same: {some(facts.altered)}")
     changes = facts.metadata
     for what, values in (("added", changes.added), ("removed", changes.removed)):
         for key, value in values.items():
@@ -233,6 +240,7 @@ def comparison_json(facts: Comparison) -> Mapping[str, Any]:
         "added": list(facts.added),
         "removed": list(facts.removed),
         "unmeasured": list(facts.unmeasured),
+        "altered": list(facts.altered),
         "metadata": {
             "added": dict(facts.metadata.added),
             "removed": dict(facts.metadata.removed),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
-from .edits import Compute, Drop, Fill, fitting
+from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_hashes
 from .plan import Plan
@@ -22,7 +22,7 @@ from .sink import Sink
 from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
-from .updates import Read
+from .updates import Array
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
@@ -208,8 +208,7 @@ class _Writer:
         if isinstance(edit, Drop):
             return None
         if isinstance(edit, Fill | Compute):
-            size = self._layout[tensor.name].nbytes
-            for piece in _constant(edit, size) if isinstance(edit, Fill) else _computed(edit, self._data.read):
+            for piece in remade(tensor, edit, self._data):
                 self._sink.put(piece)
             return None
         if edit is None:
@@ -265,18 +264,33 @@ def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:
         yield piece[: nbytes - start]
 
 
-def _computed(edit: Compute, read: Read) -> Iterator[Bytes]:
-    """The bytes of a computed tensor, in pieces. Raises NotBakeableError for a value that is not finite."""
-    with fitting(edit.name), np.errstate(all="ignore"):
-        values = np.ascontiguousarray(edit.values(read), np.float64).reshape(-1)
-    dtype = numpy_dtype(edit.dtype)
-    step = PIECE // dtype.itemsize
+def rounded(name: str, dtype: str, values: Array) -> Iterator[Bytes]:
+    """The bytes of float64 values rounded once to a safetensors dtype, in pieces.
+
+    Raises NotBakeableError, naming the tensor, for a value that is not finite.
+    """
+    target = numpy_dtype(dtype)
+    values = np.ascontiguousarray(values, np.float64).reshape(-1)
+    step = PIECE // target.itemsize
     for start in range(0, len(values), step):
         piece = values[start : start + step]
         if not np.isfinite(piece).all():
             hint = "use a smaller weight, or leave out the file: it may hold NaN or infinity"
-            raise NotBakeableError(f"{edit.name}: comes out as NaN or infinity", hint)
-        rounded = round_to(piece, dtype)
-        if not np.isfinite(rounded.astype(np.float64)).all():
-            raise NotBakeableError(f"{edit.name}: overflows {edit.dtype}", "write wider numbers with --dtype f32")
-        yield rounded.view(np.uint8)
+            raise NotBakeableError(f"{name}: comes out as NaN or infinity", hint)
+        stored = round_to(piece, target)
+        if not np.isfinite(stored.astype(np.float64)).all():
+            raise NotBakeableError(f"{name}: overflows {dtype}", "write wider numbers with --dtype f32")
+        yield stored.view(np.uint8)
+
+
+def remade(tensor: Tensor, edit: Multiply | Fill | Compute | None, data: TensorData) -> Iterator[Bytes]:
+    """The bytes an edit makes of a tensor, in pieces. Raises NotBakeableError for computed values not finite."""
+    if isinstance(edit, Fill):
+        yield from _constant(edit, edited(tensor, edit).nbytes)
+    elif isinstance(edit, Compute):
+        with fitting(edit.name), np.errstate(all="ignore"):
+            values = edit.values(data.read)
+        yield from rounded(edit.name, edit.dtype, values)
+    else:
+        for piece in data.pieces(tensor):
+            yield edit.applied(piece) if edit else piece

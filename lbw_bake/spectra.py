@@ -97,6 +97,7 @@ def _kron_factor(arrays: Arrays, factor: str) -> Array:
 
 _VALUES: dict[str, Callable[[Arrays, str], Array]] = {
     "lora": partial(_low_rank, "lora"),
+    "adalora": partial(_low_rank, "lora"),
     "lora_embedding": lambda arrays, _: _of_product(arrays["embedding_b"], arrays["embedding_a"]),
     "loha": _loha,
     "lokr": lambda arrays, _: np.outer(*(_kron_factor(arrays, f"lokr_w{n}") for n in "12")).reshape(-1),

@@ -45,7 +45,7 @@ def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
     if not measurable(module):
         return None
     try:
-        arrays = arrays_of(module, read)
+        arrays = {role: array for role, array in arrays_of(module, read).items() if role not in _ON_BASE}
         squared = inner(module, arrays, arrays, scale_of(module, read) ** 2)
     except MISFIT:
         return None
@@ -68,17 +68,30 @@ def alpha_of(module: Module, read: Read) -> float | None:
         return None
 
 
+def unread(module: Module) -> list[str]:
+    """The roles by which a module is more than what `arrays_of` reads of it: others, several of one, empty ones."""
+    return [
+        role
+        for role, group in module.tensors.items()
+        if role not in (*_ROLES, "alpha", "scalar") or len(group) > 1 or not group[0].size
+    ]
+
+
 @np.errstate(invalid="ignore")  # a signalling NaN is a value like another
 def arrays_of(module: Module, read: Read) -> dict[str, Array]:
-    """The module's tensors that make up its update, by role, in float64."""
-    return {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
+    """The module's tensors that make up its update, by role, in float64; AdaLoRA's singular values in a factor."""
+    arrays = {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
+    if (values := arrays.pop("lora_e", None)) is not None:
+        arrays["down"] = arrays["down"] * values
+    return arrays
 
 
 @np.errstate(all="ignore")  # NaN and infinity in a file make a product that says so
 def inner(module: Module, a: Arrays, b: Arrays, scale: float) -> float:
     """The inner product of the updates of two modules of one algorithm and layer.
 
-    Given their arrays, and the product of what multiplies their products.
+    Given their arrays, and the product of what multiplies their products. GLoRA's second product counts as an update
+    of its own.
     """
     sums = {role: float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b}
     total = sum(value * (scale if role in INSIDE else 1.0) for role, value in sums.items())
@@ -159,17 +172,24 @@ def _low_rank(arrays: Arrays, n: str) -> Factors:
     return _matrix(left if core is None else left.T, right, core)
 
 
+def _glora(a: Arrays, b: Arrays) -> float:
+    products = [factors for factors in (("a1", "a2", ""), ("b1", "b2", "bm")) if factors[0] in a and factors[0] in b]
+    return sum(_product(*factors, a, b) for factors in products)
+
+
 _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
     "lora": partial(_product, "up", "down", "mid"),
+    "adalora": partial(_product, "up", "down", ""),
     "lora_embedding": partial(_product, "embedding_b", "embedding_a", ""),
-    "glora": partial(_product, "b1", "b2", "bm"),
+    "glora": _glora,
     "loha": _loha,
     "lokr": _lokr,
 }
 _SUMS = ("full", "norm", "bias")
+_ON_BASE = ("a1", "a2")  # GLoRA's product that multiplies the base weight
 _ROLES = frozenset(
     {
-        *("up", "down", "mid", "embedding_a", "embedding_b", "b1", "b2", "bm", *ADDITIVE),
+        *("up", "down", "lora_e", "mid", "embedding_a", "embedding_b", "b1", "b2", "bm", *_ON_BASE, *ADDITIVE),
         *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
         *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
     }

@@ -114,6 +114,10 @@ def _glora(t: Roles) -> Array:
     return (_scale(t) * (a + t["b1.weight"] @ t["b2.weight"])).ravel()
 
 
+def _adalora(t: Roles) -> Array:
+    return (t["lora_B"] @ (t["lora_A"] * t["lora_E"])).ravel()
+
+
 def _vera(t: Roles) -> Array:
     return ((t["vera_lambda_b"][:, None] * t["vera_B"]) @ (t["vera_lambda_d"][:, None] * t["vera_A"])).ravel()
 
@@ -217,6 +221,9 @@ FORMULAS = (
         },
         _glora,
         (("a1.weight", "a2.weight"), ("b1.weight", "b2.weight")),
+    ),
+    Formula(
+        "adalora", {"lora_A": (RANK, IN), "lora_B": (OUT, RANK), "lora_E": (RANK, 1)}, _adalora, (("lora_A", "lora_B"),)
     ),
     Formula(
         "vera",

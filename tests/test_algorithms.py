@@ -70,6 +70,7 @@ ROWS = {
     ),
     "glora": Row("glora", {**_GLORA, "alpha": ()}, ("a2.weight", "b2.weight")),
     "glora with a core": Row("glora", {**_GLORA, "bm.weight": (2, 2, 3, 3)}, ("a2.weight", "b2.weight")),
+    "adalora": Row("adalora", {"lora_A": (2, 8), "lora_B": (8, 2), "lora_E": (2, 1)}, ("lora_B",)),
     "vera": Row("vera", {"vera_lambda_b": (8,), "vera_lambda_d": (2,)}, ("vera_lambda_b",)),
     "embedding": Row("lora_embedding", {"lora_embedding_A": (2, 9), "lora_embedding_B": (8, 2)}, ("lora_embedding_A",)),
     "ia3": Row("ia3", {"weight": (8,), "on_input": ()}, ("weight",), integers=("on_input",)),

@@ -199,3 +199,35 @@ def test_what_cannot_be_measured_is_not_certified(tmp_path: Path, bake_file: Bak
     code, out, _ = run("diff", source, bake_file(source, "-w", "*=1"), "--json")
     assert code == 0
     assert json.loads(out)["matches_record"] is None
+
+
+def test_both_products_of_glora_are_measured(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    case = next(case for case in FORMULAS if case.name == "glora")
+    source = write(tmp_path / "a.safetensors", case.tensors(MODULE))
+    baked = bake_file(source, "-w", "*=0.5")
+    for factor in ("a1", "b2"):
+        altered = rewritten(baked, {f"{MODULE}.{factor}.weight": 2 * load_file(baked)[f"{MODULE}.{factor}.weight"]})
+        assert MODULE in compared(run, source, altered, expect=1)["contradictions"][0]
+
+
+def test_a_tensor_of_no_module_that_is_not_what_it_was_contradicts_the_record(
+    tmp_path: Path, bake_file: BakeFile, run: Run
+) -> None:
+    strays = {"stray": np.arange(4.0), "bundle_emb.puppy.string_to_param.*": np.ones((2, 8), np.float16)}
+    source = write(tmp_path / "a.safetensors", unet_lora() | strays)
+    baked = bake_file(source, "-w", "*=0.5")
+    assert compared(run, source, baked)["altered"] == []
+    for name, array in strays.items():
+        for other in (array + 1, array.astype(np.float32)[:1]):
+            facts = compared(run, source, rewritten(baked, {name: other}), expect=1)
+            assert facts["altered"] == [name]
+            assert facts["contradictions"] == [f"{name} is not what it was, of which its record says nothing"]
+    assert (
+        "1 tensor of no module not the same: stray" in run("diff", source, rewritten(baked, {"stray": np.ones(1)}))[2]
+    )
+
+
+def test_a_record_of_more_than_weights_is_said_not_to_be_checked(original: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out.safetensors"
+    run.done("bake", original, "-w", "*=0.5", "--rank", 2, "-o", out)
+    assert "record is of a merge or a truncation" in run.done("diff", original, out)

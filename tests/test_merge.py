@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, kohya_lora, metadata_of, unet_lora, write
+from conftest import MODULE, Run, kohya_lora, metadata_of, unet_lora, write
+from formulas import FORMULAS, Formula
 from safetensors.numpy import load_file
 
 from lbw_bake import merge
@@ -16,7 +18,7 @@ from lbw_bake.errors import StrictError, WeightError
 from lbw_bake.sources import Weights, parse_part
 from lbw_bake.weights import Options
 
-NAME = "lora_unet_middle_block_1_proj_in"
+NAME = MODULE
 
 
 @pytest.fixture
@@ -329,3 +331,123 @@ def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
     run.done("merge", source, "--rank", 2, "-o", out)
     assert load_file(out)["lora_unet_middle_block_1_proj_in.alpha"] > 0
     assert run.json("diff", source, out, "--json")["blocks"]["MID"]["weight"] > 0
+
+
+# What a merge writes anew: a LoRA of the same update.
+ANEW = {"lora", "lora without alpha", "convolution", "tucker", "lora with bias difference", "peft with bias"}
+
+
+@pytest.mark.parametrize("case", [case for case in FORMULAS if case.name not in ANEW], ids=attrgetter("name"))
+def test_a_module_of_one_file_keeps_its_form(case: Formula, tmp_path: Path, run: Run) -> None:
+    tensors = case.tensors(MODULE)
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    run.done("merge", f"{source}:0.5", "--family", "sd1", "-o", out)
+    merged = load_file(out)
+    assert {name: (one.dtype, one.shape) for name, one in merged.items()} == {
+        name: (one.dtype, one.shape) for name, one in tensors.items()
+    }
+    np.testing.assert_allclose(case.update(merged, MODULE), 0.5 * case.update(tensors, MODULE), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
+def test_a_rank_that_nothing_can_have_leaves_the_module_and_says_so(name: str, tmp_path: Path, run: Run) -> None:
+    case = next(case for case in FORMULAS if case.name == name)
+    lora = kohya_lora(["unet_middle_block_1_proj_out"], dtype="float32")
+    tensors = lora | case.tensors(MODULE)
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    error = run.done("bake", source, "-w", "*=0.5", "--rank", 1, "--family", "sd1", "-o", out)
+    assert f"module not truncated (the first is {MODULE})" in error
+    small = load_file(out)
+    assert small["lora_unet_middle_block_1_proj_out.lora_down.weight"].shape == (1, 8)
+    np.testing.assert_allclose(case.update(small, MODULE), 0.5 * case.update(tensors, MODULE), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
+def test_what_has_no_sum_is_refused(name: str, tmp_path: Path, run: Run) -> None:
+    tensors = next(case for case in FORMULAS if case.name == name).tensors(MODULE)
+    source = write(tmp_path / "a.safetensors", tensors)
+    error = run.refused("merge", source, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert MODULE in error
+
+
+def test_modules_that_share_tensors_are_not_merged_with_others(tmp_path: Path, run: Run) -> None:
+    vera = next(case for case in FORMULAS if case.name == "vera").tensors(MODULE)
+    lora = write(tmp_path / "lora.safetensors", kohya_lora(["unet_middle_block_1_proj_out"]))
+    source = write(tmp_path / "vera.safetensors", vera)
+    assert "share tensors" in run.refused("merge", lora, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+
+
+def test_dora_at_weight_one_or_zero_is_kept_or_switched_off(tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
+    names = (NAME, "lora_unet_output_blocks_3_1_proj_in")
+    tensors |= {f"{name}.dora_scale": np.ones((8, 1), np.float32) for name in names}
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    for command in (("merge", f"{source}:1:MID=1 *=0"), ("bake", source, "-w", "MID=1 *=0", "--rank", 2)):
+        run.done(*command, "--family", "sd1", "-f", "-o", out)
+        kept = load_file(out)
+        assert all((kept[key] == one).all() for key, one in tensors.items() if key.startswith(NAME))
+        assert not kept[f"{names[1]}.lora_up.weight"].any()
+        assert f"{names[1]}.dora_scale" not in kept
+    assert "give their base model" in run.refused("merge", f"{source}:0.5", "--family", "sd1", "-f", "-o", out)
+
+
+def test_a_dora_whose_alpha_only_the_configuration_tells_is_not_kept(tmp_path: Path, run: Run) -> None:
+    dora = {
+        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
+        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
+        f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32),
+    }
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})}
+    source = write(tmp_path / "a.safetensors", dora, metadata)
+    assert "does not add up" in run.refused("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+
+
+def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    for command, rank in ((("merge", f"{source}:0"), 4), (("bake", source, "-w", "*=0", "--rank", 2), 2)):
+        run.done(*command, "--family", "sd1", "-f", "-o", out)
+        zero = load_file(out)
+        assert not zero[f"{NAME}.lora_up.weight"].any()
+        assert zero[f"{NAME}.lora_down.weight"].shape == (rank, 8)
+        assert zero[f"{NAME}.lora_down.weight"].all()
+
+
+@pytest.mark.parametrize("alpha", [1e5, 10.1])
+def test_alpha_is_stored_as_it_was_reckoned_with(alpha: float, tmp_path: Path, run: Run) -> None:
+    """In half precision one of them would be infinite, the other off by a thousandth."""
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"]) | {f"{NAME}.alpha": np.array(alpha, np.float32)}
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    run.done("merge", source, "--family", "sd1", "-o", out)
+    merged = load_file(out)
+    assert merged[f"{NAME}.alpha"] == np.float32(alpha)
+    for role in ("lora_up", "lora_down"):
+        assert (merged[f"{NAME}.{role}.weight"] == tensors[f"{NAME}.{role}.weight"]).all()
+
+
+def test_what_the_trainer_says_of_rank_and_alpha_stays_true(tmp_path: Path, run: Run) -> None:
+    names = ["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"]
+    said = {"ss_network_dim": "4", "ss_network_alpha": "4.0"}
+    source = write(tmp_path / "a.safetensors", kohya_lora(names, dtype="float32"), said)
+    other = write(tmp_path / "b.safetensors", kohya_lora(names[:1], dtype="float32"))
+    alpha = f"{kohya_lora(names)[f'lora_{names[0]}.alpha']:g}"
+    for command, rank in (
+        (("bake", source, "-w", "*=0.5", "--rank", 2), "2"),
+        (("merge", source, other), "Dynamic"),
+        (("merge", other, source), None),
+    ):
+        run.done(*command, "--family", "sd1", "-f", "-o", tmp_path / "out.safetensors")
+        metadata = metadata_of(tmp_path / "out.safetensors")
+        wanted = (rank, alpha if rank else None)
+        assert (metadata.get("ss_network_dim"), metadata.get("ss_network_alpha")) == wanted
+
+
+def test_layers_that_are_spelled_differently_are_said_of_each_component(tmp_path: Path, run: Run) -> None:
+    """The names of text encoders are the same in both."""
+    te = "te_text_model_encoder_layers_0_mlp_fc1"
+    files = [
+        write(tmp_path / f"{i}.safetensors", kohya_lora([te, layer]))
+        for i, layer in enumerate(("unet_middle_block_1_proj_in", "unet_mid_block_attentions_0_proj_in"))
+    ]
+    out = tmp_path / "out.safetensors"
+    assert "share no module name of the unet" in run.done("merge", *files, "--family", "sd1", "-o", out)

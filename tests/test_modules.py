@@ -13,7 +13,7 @@ from lbw_bake.tensorfile import Tensor
 
 CASES = pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
 ALGORITHMS = {
-    **{name: name for name in ("lora", "loha", "glora", "vera", "full", "norm")},
+    **{name: name for name in ("lora", "adalora", "loha", "glora", "vera", "full", "norm")},
     "lora without alpha": "lora",
     "convolution": "lora",
     "tucker": "lora",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Run
+from safetensors.torch import load_file
 from torch import nn
 
 from .conftest import (
@@ -175,8 +176,34 @@ def test_what_cannot_be_baked_is_refused(case: Case, model: nn.Module, run: Run,
     assert not target.exists()
 
 
-# VeRA and AdaLoRA have no norm of their own; whole LoKr factors are multiplied by alpha / rank in PEFT alone.
-MEASURED = [case for case in LINEAR_CASES if case.name not in {"vera", "adalora", "lokr"}]
+def with_plain_alphas(case: Case) -> Case:
+    """The same kind of adapter with alphas that multiply nothing."""
+    rank = case.options.get("init_r", case.options.get("r"))
+    alphas = {key: rank for key in ("alpha", "lora_alpha") if key in case.options}
+    alphas |= {"alpha_pattern": case.options["rank_pattern"]} if "rank_pattern" in case.options else {}
+    return replace(
+        case, options={**case.options, **alphas, **({"use_rslora": False} if "use_rslora" in case.options else {})}
+    )
+
+
+@pytest.mark.parametrize("case", LINEAR_CASES, ids=str)
+def test_a_merge_of_one_file_has_the_alphas_of_its_configuration_in_its_numbers(
+    case: Case, model: nn.Module, run: Run, tmp_path: Path
+) -> None:
+    adapted = case.adapt(model)
+    perturb(adapted)
+    adapted.float().save_pretrained(tmp_path)
+    merged, weights = tmp_path / "merged.safetensors", vector(WEIGHTS).removeprefix("--weights=")
+    run.done("merge", f"{tmp_path / 'adapter_model.safetensors'}:1:{weights}", "--family", "sd1", "-o", merged)
+    after = with_plain_alphas(case).adapt(model, load_file(merged))
+    for path, block in case.layers.items():
+        _, expected = outputs(adapted.double(), path, WEIGHTS[block])
+        _, got = outputs(after, path, 1.0)
+        assert_close(got, expected, TOLERANCES[torch.float32])
+
+
+# VeRA has no norm of its own.
+MEASURED = [case for case in LINEAR_CASES if case.name != "vera"]
 
 
 @pytest.mark.parametrize("case", MEASURED, ids=str)

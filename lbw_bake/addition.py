@@ -1,0 +1,226 @@
+"""One layer of several LoRAs as one: the tensors of the exact sum of its modules, or a single module as it is baked.
+
+    sum of r_i s_i U_i D_i  =  [g_1 U_1 | g_2 U_2 | ...] [D_1; D_2; ...] x alpha / R,   g_i = r_i s_i R / alpha
+
+with r_i the weight of the module's block in file i, s_i its alpha / rank and R the sum of ranks. Differences, norms and
+biases add. What has no such sum keeps its own form, if it is the only one of its layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .algorithms import ADDITIVE, INSIDE
+from .edits import Drop, Edit, edited
+from .errors import NotBakeableError
+from .factors import weigh
+from .families import Place
+from .lowrank import FORMS, LowRank, concatenate, factored, truncate
+from .modules import Module
+from .rewrite import remade, rounded
+from .scaling import Bytes, itemsize, numpy_dtype, round_to
+from .tensordata import TensorData
+from .tensorfile import Tensor
+from .updates import Array, Read, arrays_of, flat, unread
+
+# A tensor to be written, and its bytes in pieces.
+Made = tuple[Tensor, Iterator[Bytes]]
+
+_WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What is made of sums: `dtype` is what the file's floats become (None keeps), `stored` what sums are stored as.
+
+    `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`.
+    """
+
+    dtype: str | None
+    stored: str
+    alpha: float | None
+    rank: int | None
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Addend:
+    """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank).
+
+    `difference` makes the whole update of a module whose factors do not tell it: DoRA and OFT on their base model.
+    """
+
+    path: Path
+    module: Module
+    weight: float
+    data: TensorData
+    scale: float
+    difference: Callable[[Read], Array] | None = None
+
+    @property
+    def kind(self) -> str:
+        """The algorithm it adds up as."""
+        return "full" if self.difference else self.module.algorithm.name
+
+    @property
+    def adds(self) -> bool:
+        """Whether its whole update is a product or a summand that can be read."""
+        known = self.module.linear and self.kind in (*FORMS, *_WHOLE) and not unread(self.module)
+        return self.difference is not None or known
+
+    @property
+    def unsaid(self) -> float:
+        """The part of its scale that its own tensors do not hold: a configuration told it, which is left out."""
+        return 1.0 if "alpha" in self.module.tensors else self.scale
+
+    @property
+    def bakes(self) -> bool:
+        """Whether its own tensors can hold its weight."""
+        return self.module.linear or self.weight == 0.0 or (self.weight == 1.0 and self.unsaid == 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """All modules of one name, in the order of the files."""
+
+    stem: str
+    place: Place
+    addends: list[Addend]
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """What becomes of a layer: its tensors; the module, if it keeps its own form; and what truncation did to a product.
+
+    `lost` is how far it is from the product, and how large that is, in Frobenius norms.
+    """
+
+    tensors: tuple[Made, ...]
+    kept: Addend | None = None
+    lost: tuple[float, float] = (0.0, 0.0)
+
+
+def add(layer: Layer, form: Form) -> Sum:
+    """What becomes of a layer. Raises NotBakeableError for modules without a sum, ValueError for what does not fit."""
+    addends = [addend for addend in layer.addends if addend.weight] or layer.addends[:1]
+    first, strange = addends[0], [addend for addend in addends if not addend.adds]
+    # With one alpha for the file, and with a rank, a product is made anew even if it is the only one.
+    anew = not strange and first.kind in ((*FORMS, "full") if form.rank else ("lora",))
+    if len(addends) == 1 and first.bakes and not anew:
+        return Sum(tuple(_baked(first, form.dtype)), kept=first)
+    if strange:
+        raise _does_not_add(strange[0])
+    summed = _additive(addends)
+    total, lost = _product(addends, summed, form)
+    arrays = {} if total is None else _factors(layer, addends, total)
+    arrays |= {_name_of(role, layer): array for role, array in summed.items()}
+    made = [_made(name, array, form.stored) for name, array in arrays.items()]
+    if total and form.alpha is not None:
+        alpha = np.array(form.alpha)
+        exact = round_to(alpha, numpy_dtype(form.stored)) == alpha
+        made.append(_made(f"{layer.stem}.alpha", alpha, form.stored if exact else "F32"))
+    return Sum(tuple(made), lost=lost)
+
+
+def _baked(addend: Addend, dtype: str | None) -> Iterator[Made]:
+    """A module in its own form, as a bake writes it."""
+    edits: dict[str, Edit] = {}
+    weigh(addend.module, addend.weight * addend.unsaid, dtype, addend.data.survey, edits)
+    for tensor in addend.module.all_tensors:
+        edit = edits.get(tensor.name)
+        if not isinstance(edit, Drop):
+            yield edited(tensor, edit), remade(tensor, edit, addend.data)
+
+
+def _made(name: str, array: Array, dtype: str) -> Made:
+    return Tensor(name, dtype, array.shape, 0, array.size * itemsize(dtype)), rounded(name, dtype, array)
+
+
+def _does_not_add(addend: Addend) -> NotBakeableError:
+    module, odd = addend.module, unread(addend.module)
+    what = f"{module.algorithm_name} with {', '.join(odd)}" if module.linear and odd else module.algorithm_name
+    return NotBakeableError(
+        f"{addend.path}: {module.name} is {what}, which does not add up",
+        "leave one of the files out"
+        if module.linear
+        else "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",
+    )
+
+
+def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
+    """The sums of what adds by itself, by role."""
+    summed: dict[str, Array] = {}
+    for addend in addends:
+        arrays = arrays_of(addend.module, addend.data.read)
+        for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.difference)):
+            factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
+            summed[role] = summed.get(role, 0.0) + arrays[role] * factor
+        if addend.difference:
+            summed["diff"] = summed.get("diff", 0.0) + addend.difference(addend.data.read) * addend.weight
+    return summed
+
+
+def _product(
+    addends: Sequence[Addend], summed: dict[str, Array], form: Form
+) -> tuple[LowRank | None, tuple[float, float]]:
+    """The sum of the products, if it is to be one, and what truncation lost; the sum of differences takes part.
+
+    Its factors are those of the files, each with all that multiplies it, unless truncation makes new ones.
+    """
+
+    def unloaded(rank: int) -> float:
+        return 1.0 if form.alpha is None else rank / form.alpha
+
+    products = [(addend, _low_rank(addend)) for addend in addends if addend.kind in FORMS]
+    rank, full = sum(one.rank for _, one in products), any(addend.kind == "full" for addend in addends)
+    anew = full or bool(form.rank and rank > form.rank)
+    factor = 1.0 if anew else unloaded(rank)
+    scaled = [one.times(addend.weight * addend.scale * factor) for addend, one in products]
+    total, lost = concatenate(scaled) if scaled else None, (0.0, 0.0)
+    if full:
+        difference = summed["diff"]
+        if total:
+            summed["diff"] = difference = difference + total.dense().reshape(difference.shape)
+        lower = form.rank and difference.ndim > 1 and form.rank < min(flat(difference).shape)
+        total = factored(summed.pop("diff")) if lower else None
+    if anew and form.rank and total:
+        total, lost = _truncated(total, form.rank, form.device)
+        total = total.times(unloaded(total.rank))
+    if total:  # loaders multiply these by alpha / rank with the product
+        summed |= {role: summed[role] * unloaded(total.rank) for role in INSIDE if role in summed}
+    return total, lost
+
+
+def _low_rank(addend: Addend) -> LowRank:
+    """A module's product, without its weight and alpha."""
+    return FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
+
+
+def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[float, float]]:
+    """The product at a lower rank, how far that is, and the size of the whole. Raises ValueError."""
+    down = flat(total.down)
+    size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
+    total, error = truncate(total, rank, device)
+    if not math.isfinite(error * size):
+        raise ValueError("its numbers are too large, or not finite")
+    return total, (error * size, size)
+
+
+def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank) -> dict[str, Array]:
+    """The factors of a sum under the names of the first LoRA of the layer, or kohya's."""
+    lora = next((addend.module for addend in addends if addend.module.algorithm.name == "lora"), None)
+    up, down = (lora.tensors[role][0].name if lora else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
+    kernel = total.down.shape[2:]
+    return {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
+
+
+def _name_of(role: str, layer: Layer) -> str:
+    """What a sum that is no product is called: as in the first file that has it, or as kohya would."""
+    modules = [addend.module for addend in layer.addends if not addend.difference]
+    names = (module.tensors[role][0].name for module in modules if role in module.tensors)
+    return next(names, f"{layer.stem}.{role}")
