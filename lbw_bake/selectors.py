@@ -31,7 +31,9 @@ def select(text: str, family: Family) -> frozenset[str]:
 def block_range(name: str, family: Family) -> range:
     """Where a block, or all blocks of a letter, lie in the family's longest block list. Raises WeightError."""
     name = "MID" if name == "M00" else name
-    positions = [i for i, block in enumerate(_vocabulary(family)) if name in (block, block.rstrip("0123456789"))]
+    named = family.text_encoder_blocks if name == "BASE" else (name,)
+    blocks = enumerate(_vocabulary(family))
+    positions = [i for i, block in blocks if block in named or block.rstrip("0123456789") in named]
     if not positions:
         raise WeightError(f"{family.name} has no block {name!r}", lambda: slip(name) or nearest(name, family.blocks))
     return range(positions[0], positions[-1] + 1)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from .errors import LbwError, NotBakeableError, WeightError
-from .values import NUMBER, parse_number
+from .values import NOT_FINITE, NUMBER, parse_number
 
 _TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
 _SAMPLING = ("start", "stop", "step")
@@ -62,7 +62,7 @@ def _token(name: str, fields: list[str]) -> Token:
             raise WeightError(
                 f"{field!r} after {early!r} could mean several things", f"write x={field}, unet={field} or lbwe={field}"
             )
-        elif NUMBER.fullmatch(field):
+        elif NUMBER.fullmatch(field) or NOT_FINITE.fullmatch(field):
             strengths.append(parse_number(field, "a strength"))
         elif "@" in field:
             raise NotBakeableError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 NUMBER = re.compile(rf"[+-]?{_UNSIGNED}", re.ASCII)
+NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
 RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
 
 

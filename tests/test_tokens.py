@@ -89,6 +89,7 @@ class TestErrors:
             ("<lora:x:1:w=A:lbw=B>", "gives lbw twice"),
             ("<lora:x:1:te=0.5:te=0.5>", "gives te twice"),
             ("<lora:x:1:0.5:0.2>", "has 3 strengths"),
+            ("<lora:x:nan>", "not a finite number"),
             ("<lora:x:1:te=a>", "te is 'a'"),
             ("<lora:x:1:te=>", "te= is empty"),
             ("<lora:x:1:lbw=>", "lbw= is empty"),

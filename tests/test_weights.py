@@ -156,6 +156,7 @@ class TestRules:
             ("D=1", FLUX_BLOCKS[3:22]),
             ("IN=1 OUT=1", ["IN", "OUT"]),
             ("D18-S00=1", ["D18", "S00"]),
+            ("BASE-D00=1", FLUX_BLOCKS[:4]),
         ],
     )
     def test_base_is_every_text_encoder_and_letters_are_a_family_s_own(self, text: str, blocks: list[str]) -> None:

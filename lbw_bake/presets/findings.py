@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = _table(
     ("LBW506", ERROR, "wrong kind of value", "write a vector, a list of vectors or a mapping of blocks"),
     ("LBW507", ERROR, "too large or too deeply nested", "split the file"),
     ("LBW508", WARNING, "preset without weights or element rules", "give it values or remove it"),
+    ("LBW509", ERROR, "two vectors of one length", "remove one: only the first would ever count"),
 )
 
 

@@ -17,16 +17,16 @@ from ..families import FAMILIES, Family
 from ..positions import Positions
 from ..selectors import block_range, select
 from ..tables import counted
-from ..values import NUMBER, are_several, slip, variable_of
+from ..values import NOT_FINITE, NUMBER, are_several, slip, variable_of
 from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
 from .findings import Finding
 from .text import WIDE_COMMA, Piece
 
 RESERVED = ("XYZ", "ZYX")
+NAMED = "name the blocks: IN04=-0.5"
 MOST_ITEMS = 500  # in one selector or list of rules: no family has so many blocks
 USUAL = 2.0  # weights beyond it are more often a lost decimal point than meant
 _BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
-_NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
         yield value.finding("LBW302", "a value is empty", name)
     elif NUMBER.fullmatch(text):
         yield from _check_number(value, name, dialect)
-    elif _NOT_FINITE.fullmatch(text):
+    elif NOT_FINITE.fullmatch(text):
         yield value.finding("LBW305", f"{text} is not a finite number", name)
     elif variable and not dialect.variables.fullmatch(text):
         yield value.finding("LBW309", f"{dialect.tool} does not know {text}, {variable.what}", name)
@@ -169,8 +169,11 @@ def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterat
         rules = [(written.part(*match.span(1)), written.part(*match.span(2))) for match in split_rules(written.text)]
         yield from check_rules(rules, name, families)
     elif isinstance(source, Positions):
-        for _, value in source.rules:
-            yield from check_value(written.with_text(value), name, LBW)
+        for selector, value in source.rules:
+            found = list(check_value(written.with_text(value), name, LBW))
+            yield from found
+            if not found and value.startswith("-") and float(value):
+                yield written.finding("LBW303", f"{selector}={value} is negative, which % rules cannot be", name, NAMED)
     yield source
 
 
@@ -232,15 +235,17 @@ def knows(family: Family, selector: str) -> bool:
     return True
 
 
-def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Element | Finding]:
-    """An element rule `BLOCKS:WORDS:WEIGHT`."""
+def read_element(
+    written: Piece, name: str, dialect: Dialect, families: Sequence[Family] = tuple(FAMILIES.values())
+) -> Iterator[Element | Finding]:
+    """An element rule `BLOCKS:WORDS:WEIGHT`, for any of some families."""
     parts = [part.strip() for part in written.split(":")]
     if len(parts) != 3:
         colons = "1 colon" if len(parts) == 2 else f"{len(parts) - 1} colons"
         yield written.strip().finding("LBW401", f"element rule {written.strip().shown()} has {colons}, not 2", name)
         return
     blocks, words, weight = parts
-    findings = list(_check_element_blocks(blocks, name, dialect))
+    findings = list(_check_element_blocks(blocks, name, dialect, families))
     if variable_of(weight.text):
         message = f"{weight.shown()} is not a number, which element rules need"
         findings.append(weight.finding("LBW303", message, name))
@@ -251,8 +256,7 @@ def read_element(written: Piece, name: str, dialect: Dialect) -> Iterator[Elemen
         yield Element(blocks.text, words.text, float(weight.text))
 
 
-def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
-    families = tuple(FAMILIES.values())
+def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect, families: Sequence[Family]) -> Iterator[Finding]:
     findings = list(check_selector(blocks, name, families))
     yield from findings
     if findings:

@@ -7,6 +7,7 @@ silence, and leave scalars as written, so that a preset named `NO` is not the bo
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 from ..errors import nearest
 from ..families import FAMILIES, Family
 from ..values import NUMBER
-from ..weights import Element, Rules
+from ..weights import Element, Rules, Vector
 from .findings import Finding
 from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
 from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset, of_type
@@ -136,18 +137,24 @@ class _Reader:
         said = [
             (self._piece(key) or self._whole(key) if key else name.with_text(ANY_FAMILY), part) for key, part in parts
         ]
+        families = [FAMILIES[key.text] for key, _ in said if key.text in FAMILIES]
+        if not families or any(key.text == ANY_FAMILY for key, _ in said):
+            families = list(FAMILIES.values())
         for key, part in said:
             if key.text == DESCRIPTION:
                 text = self._piece(part)
                 description = text.text if text else ""
                 items: list[Any] = [] if text else [self._wrong_kind(part, preset_name, "a text")]
             elif key.text == ELEMENTS:
-                items = list(self._elements(part, preset_name))
+                items = list(self._elements(part, preset_name, families))
                 elements += of_type(Element, items)
             elif key.text in (ANY_FAMILY, *FAMILIES):
                 family = key.text if key.text in FAMILIES else None
-                families = [FAMILIES[family]] if family else list(FAMILIES.values())
-                items = list(self._sources(part, preset_name, families))
+                meant = [FAMILIES[family]] if family else list(FAMILIES.values())
+                items = list(self._sources(part, preset_name, meant))
+                lengths = Counter(len(vector.values) for vector in of_type(Vector, items))
+                twice = (length for length, times in lengths.items() if times > 1)
+                items += [self._whole(part).finding("LBW509", f"two vectors of {n} values", preset_name) for n in twice]
                 sources = (item for item in items if not isinstance(item, Finding))
                 entries += (Entry(family, source, key.line, key.column) for source in sources)
             else:
@@ -200,7 +207,7 @@ class _Reader:
             yield Rules(tuple((selector.text, weight.text) for selector, weight in rules))
         yield from self._repeated(node.value, name)
 
-    def _elements(self, node: yaml.Node, name: str) -> Iterator[Element | Finding]:
+    def _elements(self, node: yaml.Node, name: str, families: Sequence[Family]) -> Iterator[Element | Finding]:
         for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
             piece = self._piece(item)
             if piece is None:
@@ -208,7 +215,7 @@ class _Reader:
                 continue
             for rule in piece.split(r"[,\n]"):
                 if rule.text.strip():
-                    yield from read_element(rule, name, LBW)
+                    yield from read_element(rule, name, LBW, families)
 
     def _repeated(self, pairs: Pairs, name: str) -> Iterator[Finding]:
         seen: set[str] = set()
