@@ -20,6 +20,7 @@ import numpy as np
 from .addition import Addend, Form, Layer, Sum, add
 from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
+from .basemodel import canonical
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
@@ -108,7 +109,7 @@ def merge_parts(
     strict: bool = False,
     dry_run: bool = False,
 ) -> Merged:
-    """Write the sum of several LoRAs of one family and key spelling; metadata are those of the first.
+    """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 
     `rank` truncates every product and full difference to that rank; `dtype` (`F16`) is what is stored, by default what
     the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. One file
@@ -183,7 +184,7 @@ class _Spool:
 
 
 def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -> list[Layer]:
-    layers: dict[str, Layer] = {}
+    layers: dict[object, Layer] = {}
     for part, data in zip(parts, inputs, strict=True):
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
@@ -199,7 +200,9 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -
             stem = re.sub("^oft_", "lora_", module.name) if difference else module.name
             weight = part.weights.of(place, module.path)
             addend = Addend(part.lora.file.path, module, weight, data, scale_of(module, data.read), difference)
-            layers.setdefault(stem, Layer(stem, place, [])).addends.append(addend)
+            # Trainers spell one layer in several ways; all modules of one file are of different ones.
+            key = stem if len(parts) == 1 else (place.component, canonical(module.path))
+            layers.setdefault(key, Layer(stem, place, [])).addends.append(addend)
     return list(layers.values())
 
 
@@ -300,7 +303,7 @@ def _untruncated(sums: Iterable[Sum]) -> Iterator[str]:
 
 
 def _check_spellings(parts: Sequence[Part]) -> None:
-    """Layers are matched by name, so the names must be of one kind. Raises NotBakeableError."""
+    """No loader is known to read names of both kinds in one file. Raises NotBakeableError."""
     kinds = {part.lora.file.path: "." in part.lora.grouping.modules[0].name for part in parts}
     if len(set(kinds.values())) > 1:
         flat, dotted = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (False, True))
@@ -328,7 +331,7 @@ def _warnings(
     components = {(layer.place.component, len(layer.addends) > 1) for layer in layers}
     for component in _common(parts):
         if (component, True) not in components:
-            yield f"the files share no module name of the {component}; do they spell the same layers differently?"
+            yield f"the files share no layer of the {component}; do they spell the same ones differently?"
     for part in parts:
         config = part.lora.file.path.with_name(CONFIG)
         if config.exists() and not any("alpha" in module.tensors for module in part.lora.grouping.modules):

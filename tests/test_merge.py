@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, Run, kohya_lora, metadata_of, unet_lora, write
+from conftest import MODULE, Run, kohya_lora, metadata_of, unet_lora, update_of, write
 from formulas import FORMULAS, Formula
 from safetensors.numpy import load_file
 
@@ -442,12 +442,30 @@ def test_what_the_trainer_says_of_rank_and_alpha_stays_true(tmp_path: Path, run:
         assert (metadata.get("ss_network_dim"), metadata.get("ss_network_alpha")) == wanted
 
 
-def test_layers_that_are_spelled_differently_are_said_of_each_component(tmp_path: Path, run: Run) -> None:
+def test_layers_that_are_nowhere_the_same_are_said_of_each_component(tmp_path: Path, run: Run) -> None:
     """The names of text encoders are the same in both."""
     te = "te_text_model_encoder_layers_0_mlp_fc1"
     files = [
         write(tmp_path / f"{i}.safetensors", kohya_lora([te, layer]))
-        for i, layer in enumerate(("unet_middle_block_1_proj_in", "unet_mid_block_attentions_0_proj_in"))
+        for i, layer in enumerate(("unet_middle_block_1_proj_in", "unet_middle_block_1_proj_out"))
     ]
     out = tmp_path / "out.safetensors"
-    assert "share no module name of the unet" in run.done("merge", *files, "--family", "sd1", "-o", out)
+    assert "share no layer of the unet" in run.done("merge", *files, "--family", "sd1", "-o", out)
+
+
+@pytest.mark.parametrize(
+    ("family", "one", "other"),
+    [
+        ("sdxl", "unet_middle_block_1_proj_in", "unet_mid_block_attentions_0_proj_in"),
+        ("sdxl", "unet_input_blocks_4_0_in_layers_2", "unet_down_blocks_1_resnets_0_conv1"),
+        ("flux", "unet_double_blocks_3_img_mlp_0", "transformer_transformer_blocks_3_ff_net_0_proj"),
+    ],
+)
+def test_one_layer_may_have_several_names(family: str, one: str, other: str, tmp_path: Path, run: Run) -> None:
+    tensors = [kohya_lora([one], dtype="float32"), kohya_lora([other], dtype="float32", seed=1)]
+    files = [write(tmp_path / f"{i}.safetensors", each) for i, each in enumerate(tensors)]
+    run.done("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")
+    assert merged.keys() == tensors[0].keys()
+    expected = update_of(tensors[0], f"lora_{one}") + update_of(tensors[1], f"lora_{other}")
+    np.testing.assert_allclose(update_of(merged, f"lora_{one}"), expected, atol=1e-5)
