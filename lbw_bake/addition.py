@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +112,7 @@ def add(layer: Layer, form: Form) -> Sum:
     # With one alpha for the file, and with a rank, a product is made anew even if it is the only one.
     anew = not strange and first.kind in ((*FORMS, "full") if form.rank else ("lora",))
     if len(addends) == 1 and first.bakes and not anew:
-        return Sum(tuple(_baked(first, form.dtype)), kept=first)
+        return Sum(tuple(_baked(layer, first, form.dtype)), kept=first)
     if strange:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
@@ -127,14 +127,15 @@ def add(layer: Layer, form: Form) -> Sum:
     return Sum(tuple(made), lost=lost)
 
 
-def _baked(addend: Addend, dtype: str | None) -> Iterator[Made]:
-    """A module in its own form, as a bake writes it."""
+def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
+    """A module in its own form, as a bake writes it, under the layer's name."""
     edits: dict[str, Edit] = {}
     weigh(addend.module, addend.weight * addend.unsaid, dtype, addend.data.survey, edits)
     for tensor in addend.module.all_tensors:
         edit = edits.get(tensor.name)
         if not isinstance(edit, Drop):
-            yield edited(tensor, edit), remade(tensor, edit, addend.data)
+            name = tensor.name.replace(addend.module.name, layer.stem, 1)
+            yield replace(edited(tensor, edit), name=name), remade(tensor, edit, addend.data)
 
 
 def _made(name: str, array: Array, dtype: str) -> Made:
@@ -212,15 +213,16 @@ def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[f
 
 
 def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank) -> dict[str, Array]:
-    """The factors of a sum under the names of the first LoRA of the layer, or kohya's."""
-    lora = next((addend.module for addend in addends if addend.module.algorithm.name == "lora"), None)
-    up, down = (lora.tensors[role][0].name if lora else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
+    """The factors of a sum under the names of the first LoRA of the layer's own name, or kohya's."""
+    loras = (addend.module for addend in addends if addend.module.algorithm.name == "lora")
+    own = next((module for module in loras if module.name == layer.stem), None)
+    up, down = (own.tensors[role][0].name if own else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
     kernel = total.down.shape[2:]
     return {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
 
 
 def _name_of(role: str, layer: Layer) -> str:
-    """What a sum that is no product is called: as in the first file that has it, or as kohya would."""
-    modules = [addend.module for addend in layer.addends if not addend.difference]
-    names = (module.tensors[role][0].name for module in modules if role in module.tensors)
-    return next(names, f"{layer.stem}.{role}")
+    """What a sum that is no product is called: as in the first file that has it, but for the layer's name."""
+    modules = (addend.module for addend in layer.addends if not addend.difference and role in addend.module.tensors)
+    names = ((module.tensors[role][0].name, module.name) for module in modules)
+    return next((name.replace(stem, layer.stem, 1) for name, stem in names), f"{layer.stem}.{role}")

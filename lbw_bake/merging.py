@@ -120,7 +120,6 @@ def merge_parts(
     check_output(output, [part.lora.file.path for part in parts], replace=replace)
     if device == "cuda":
         algebra_device(device)  # one that is not there is better said now than once it is needed, or never
-    _check_spellings(parts)
     stored = dtype or _stored_dtype(parts[0].lora)
     form = Form(dtype, stored, _alpha(parts, rank), rank, device)
     means = means or Means()
@@ -185,6 +184,7 @@ class _Spool:
 
 def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -> list[Layer]:
     layers: dict[object, Layer] = {}
+    prefixes = _prefixes(parts)
     for part, data in zip(parts, inputs, strict=True):
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
@@ -198,6 +198,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -
             difference = remedies.difference(module, place) if whole else None
             # `oft_unet_` is a name that only OFT has.
             stem = re.sub("^oft_", "lora_", module.name) if difference else module.name
+            stem = f"{prefixes[place.component]}{module.path}" if prefixes and "." in stem else stem
             weight = part.weights.of(place, module.path)
             addend = Addend(part.lora.file.path, module, weight, data, scale_of(module, data.read), difference)
             # Trainers spell one layer in several ways; all modules of one file are of different ones.
@@ -302,15 +303,28 @@ def _untruncated(sums: Iterable[Sum]) -> Iterator[str]:
         yield f"{counted(len(modules), f'{name} module')} not truncated (the first is {modules[0]})"
 
 
-def _check_spellings(parts: Sequence[Part]) -> None:
-    """No loader is known to read names of both kinds in one file. Raises NotBakeableError."""
-    kinds = {part.lora.file.path: "." in part.lora.grouping.modules[0].name for part in parts}
-    if len(set(kinds.values())) > 1:
-        flat, dotted = (next(path for path, kind in kinds.items() if kind is wanted) for wanted in (False, True))
+def _prefixes(parts: Sequence[Part]) -> dict[str, str]:
+    """What kohya's names begin with in the first file, by component, where other files have dotted names.
+
+    No loader is known to read names of both kinds in one file, and all know kohya's of any layer of a UNet. Raises
+    NotBakeableError where dotted names cannot be turned into those.
+    """
+    dotted = {part.lora.file.path: "." in part.lora.grouping.modules[0].name for part in parts}
+    if len(set(dotted.values())) == 1:
+        return {}
+    named = [part.lora.placed(part.weights.family) for part in parts]
+    flat = [(module, place) for module, place in named[0] if "." not in module.name]
+    prefixes = {place.component: module.name.removesuffix(module.path) for module, place in flat}
+    missing = sorted({place.component for modules in named for _, place in modules} - prefixes.keys())
+    if missing or parts[0].weights.family.denoiser != "unet":
+        one, other = (next(path for path, kind in dotted.items() if kind is wanted) for wanted in (False, True))
         raise NotBakeableError(
-            f"{flat} names its modules as kohya does (lora_unet_...), {dotted} as diffusers or PEFT do",
-            "convert one of them to the other spelling first",
+            f"{one} names its modules as kohya does (lora_unet_...), {other} as diffusers or PEFT do",
+            f"name a file first that has kohya's names of the {' and the '.join(missing)}"
+            if parts[0].weights.family.denoiser == "unet"
+            else "convert one of them to the other spelling first",
         )
+    return prefixes
 
 
 def _strays(part: Part) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -120,13 +121,45 @@ def test_an_output_that_cannot_be_is_refused(
     assert (tmp_path / "old.safetensors").read_bytes() == b"old"
 
 
-def test_spellings_do_not_mix(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
-    rng = np.random.default_rng(0)
-    stem = "unet.mid_block.attentions.0.proj_in"
-    peft = {f"{stem}.lora_A.weight": rng.random((2, 8)), f"{stem}.lora_B.weight": rng.random((8, 2))}
-    other = write(tmp_path / "peft.safetensors", peft)
-    error = run.refused("merge", loras[0], other, "-o", tmp_path / "out.safetensors")
+def peft_lora(paths: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
+    """A LoRA of rank 2 as diffusers names it."""
+    rng = np.random.default_rng(seed)
+    shapes = {"lora_A": (2, 8), "lora_B": (8, 2)}
+    return {
+        f"{path}.{role}.weight": rng.standard_normal(shape).astype(np.float32)
+        for path in paths
+        for role, shape in shapes.items()
+    }
+
+
+def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
+    paths = [f"unet.mid_block.attentions.0.proj_{end}" for end in ("in", "out")]
+    kohya = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    peft = peft_lora(paths) | {"unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.diff": np.ones((8, 8))}
+    files = [write(tmp_path / "kohya.safetensors", kohya), write(tmp_path / "peft.safetensors", peft)]
+    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")
+    stems = [MODULE, "lora_unet_mid_block_attentions_0_proj_out"]
+    full = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.diff"
+    roles = ("alpha", "lora_down.weight", "lora_up.weight")
+    assert merged.keys() == {full, *(f"{stem}.{role}" for stem in stems for role in roles)}
+    updates = [peft[f"{path}.lora_B.weight"] @ peft[f"{path}.lora_A.weight"] for path in paths]
+    np.testing.assert_allclose(update_of(merged, stems[0]), update_of(kohya, MODULE) + updates[0], atol=1e-5)
+    np.testing.assert_allclose(update_of(merged, stems[1]), updates[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_names_that_cannot_be_turned_into_others_are_refused(family: str, tmp_path: Path, run: Run) -> None:
+    layers = {
+        "sd1": ("unet_middle_block_1_proj_in", "unet.mid_block.attentions.0.proj_in"),
+        "flux": ("unet_double_blocks_0_img_mlp_0", "transformer.transformer_blocks.0.ff.net.0.proj"),
+    }[family]
+    kohya = write(tmp_path / "kohya.safetensors", kohya_lora(layers[:1]))
+    peft = write(tmp_path / "peft.safetensors", peft_lora(layers[1:]))
+    order = (peft, kohya) if family == "sd1" else (kohya, peft)
+    error = run.refused("merge", *order, "--family", family, "-o", tmp_path / "out.safetensors")
     assert "as kohya does" in error
+    assert ("name a file first that has kohya's names of the unet" in error) is (family == "sd1")
 
 
 def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
