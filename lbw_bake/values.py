@@ -24,20 +24,17 @@ RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws th
 class Variable:
     """A token that is no number yet: how it is spelled, what it is, and the option that settles it."""
 
-    spelling: re.Pattern[str]
+    spelling: str
     what: str
     option: str
 
 
-def _variable(spelling: str, what: str, option: str) -> Variable:
-    return Variable(re.compile(spelling, re.ASCII), what, option)
-
-
+# Regular expressions as text here: few files need them, and compiling them would be a part of every start.
 VARIABLES = (
-    _variable(r"[RU]", "a random weight", "--seed"),
-    _variable(rf"X(?:[+-]{_UNSIGNED})?", "a variable", "--x"),
-    _variable(r"[Aa]", "a variable of the Inspire Pack, 4 by its default", "--a"),
-    _variable(r"[Bb]", "a variable of the Inspire Pack, 1 by its default", "--b"),
+    Variable(r"[RU]", "a random weight", "--seed"),
+    Variable(rf"X(?:[+-]{_UNSIGNED})?", "a variable", "--x"),
+    Variable(r"[Aa]", "a variable of the Inspire Pack, 4 by its default", "--a"),
+    Variable(r"[Bb]", "a variable of the Inspire Pack, 1 by its default", "--b"),
 )
 
 
@@ -45,7 +42,7 @@ VARIABLES = (
 class Slip:
     """Weights written as other tools have them: what shows it, what to say, and what is wrong there and what right."""
 
-    shape: re.Pattern[str]
+    shape: str
     hint: str
     wrong: str = ""
     right: str = ""
@@ -53,14 +50,14 @@ class Slip:
 
 _N = NUMBER.pattern
 SLIPS = (
-    Slip(re.compile(rf"{_N}(?:\s+{_N})+"), "separate the values with commas: {}", r"\s+", ","),
-    Slip(re.compile(rf"[\w-]+\s*:\s*{_N}(?:[\s,]+[\w-]+\s*:\s*{_N})*"), "write {}", r"\s*:\s*", "="),
-    Slip(re.compile(r"\w+(?:\.\.+|[~:\u2013])\w+"), "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
+    Slip(rf"{_N}(?:\s+{_N})+", "separate the values with commas: {}", r"\s+", ","),
+    Slip(rf"[\w-]+\s*:\s*{_N}(?:[\s,]+[\w-]+\s*:\s*{_N})*", "write {}", r"\s*:\s*", "="),
+    Slip(r"\w+(?:\.\.+|[~:\u2013])\w+", "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
 )
 NAME_SLIPS = (
     *SLIPS,
-    Slip(re.compile(rf"{_N}(?:\s*,\s*{_N})+|[^=]+=.*"), "that is no name: give it as --weights"),
-    Slip(re.compile(r"[^,]+(?:,[^,]+)+"), "give each by itself: --preset {}", r"\s*,\s*", " --preset "),
+    Slip(rf"{_N}(?:\s*,\s*{_N})+|[^=]+=.*", "that is no name: give it as --weights"),
+    Slip(r"[^,]+(?:,[^,]+)+", "give each by itself: --preset {}", r"\s*,\s*", " --preset "),
 )
 _LONGEST = 500  # characters of what is worth writing again
 
@@ -68,7 +65,7 @@ _LONGEST = 500  # characters of what is worth writing again
 def slip(text: str, slips: Iterable[Slip] = SLIPS) -> str:
     """A hint how to write what was probably meant; empty if nothing is known."""
     text = text.strip()
-    found = next((one for one in slips if len(text) <= _LONGEST and one.shape.fullmatch(text)), None)
+    found = next((one for one in slips if len(text) <= _LONGEST and re.fullmatch(one.shape, text)), None)
     return found.hint.format(re.sub(found.wrong, found.right, text)) if found else ""
 
 
@@ -99,7 +96,7 @@ def number_text(number: float) -> str:
 
 def variable_of(text: str) -> Variable | None:
     """The variable this text spells, if it spells one."""
-    return next((variable for variable in VARIABLES if variable.spelling.fullmatch(text)), None)
+    return next((variable for variable in VARIABLES if re.fullmatch(variable.spelling, text, re.ASCII)), None)
 
 
 def are_several(text: str) -> bool:
