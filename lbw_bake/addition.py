@@ -128,13 +128,14 @@ def add(layer: Layer, form: Form) -> Sum:
 
 
 def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
-    """A module in its own form, as a bake writes it, under the layer's name."""
+    """A module in its own form, as a bake writes it; only a dotted name may have to become the layer's."""
     edits: dict[str, Edit] = {}
+    own = addend.module.name
     weigh(addend.module, addend.weight * addend.unsaid, dtype, addend.data.survey, edits)
     for tensor in addend.module.all_tensors:
         edit = edits.get(tensor.name)
         if not isinstance(edit, Drop):
-            name = tensor.name.replace(addend.module.name, layer.stem, 1)
+            name = tensor.name.replace(own, layer.stem, 1) if "." in own else tensor.name
             yield replace(edited(tensor, edit), name=name), remade(tensor, edit, addend.data)
 
 

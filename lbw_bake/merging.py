@@ -72,9 +72,9 @@ class Merged:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """What truncation lost of each block, where it is more than rounding."""
-        to = f"truncated to rank {max(self.ranks, default=0)}"
-        return tuple(f"{to}, {block} lost {lost:.2%}" for block, lost in self.errors.items() if lost > _ROUNDING)
+        """What truncation lost of each block, where it is more than rounding: one line, or none."""
+        lost = ", ".join(f"{block} lost {part:.2%}" for block, part in self.errors.items() if part > _ROUNDING)
+        return (f"truncated to rank {max(self.ranks, default=0)}: {lost}",) if lost else ()
 
 
 def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:

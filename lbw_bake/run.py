@@ -15,6 +15,7 @@ from pathlib import Path
 from .atomic import check_output
 from .cuda import algebra_device, choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
+from .factors import COPIED, SCALED
 from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
@@ -136,7 +137,7 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     weights = agree(lora, recipe.weights.for_family)
     with TensorData(lora.file) as data:
         plan = plan_by(recipe, lora, weights, data)
-    outcome = _planned(job, output, plan, began)
+    outcome = _planned(job, output, recipe, plan, began)
     if output is None:
         return outcome, None
     target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
@@ -147,7 +148,7 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     return outcome, None if recipe.dry_run else target
 
 
-def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome:
+def _planned(job: Job, output: Path | None, recipe: Recipe, plan: Plan, began: float) -> Outcome:
     warnings = list(plan.warnings)
     if records_in(plan.lora.file.metadata):
         warnings.append("was baked before; the weights of both bakes multiply")
@@ -161,13 +162,19 @@ def _planned(job: Job, output: Path | None, plan: Plan, began: float) -> Outcome
         tuple(family.name for family in plan.lora.candidates),
         plan.weights.layout,
         plan.weights.blocks,
-        plan.counts,
+        _counts(plan, recipe),
         _by_block(plan),
         seconds=time.perf_counter() - began,
         strength=plan.weights.options.strength * plan.weights.options.unet,
         unknown=tuple(tensor.name for tensor in plan.lora.unknown(plan.weights.family)),
         warnings=tuple(warnings),
     )
+
+
+def _counts(plan: Plan, recipe: Recipe) -> dict[str, int]:
+    """How many modules get what; truncation writes anew what would be copied or scaled."""
+    counts = plan.counts
+    return {"rewritten": counts.pop(COPIED) + counts.pop(SCALED), **counts} if recipe.rank else counts
 
 
 def _by_block(plan: Plan) -> dict[str, dict[float, int]]:

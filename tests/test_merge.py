@@ -165,7 +165,8 @@ def test_names_that_cannot_be_turned_into_others_are_refused(family: str, tmp_pa
 def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     error = run.done("bake", loras[0], "-w", "*=0.5", "--rank", 2, "-o", out)
-    assert "truncated to rank 2, MID lost" in error
+    assert "truncated to rank 2: BASE lost" in error
+    assert "(17 rewritten; " in error
     original, small = load_file(loras[0]), load_file(out)
     assert small[f"{NAME}.lora_down.weight"].shape[0] == 2
 
@@ -227,7 +228,7 @@ def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Pa
     got = up.reshape(shape[0], 3) @ down.reshape(3, -1)
     np.testing.assert_allclose(got, (left[:, :3] * values[:3]) @ right[:3], atol=1e-5)
     lost = np.sqrt((values[3:] ** 2).sum() / (values**2).sum())
-    assert f"truncated to rank 3, MID lost {lost:.2%}" in error
+    assert f"truncated to rank 3: MID lost {lost:.2%}" in error
 
 
 def test_a_full_difference_of_no_higher_rank_stays_one(tmp_path: Path, run: Run) -> None:
@@ -249,7 +250,7 @@ def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(tmp_path:
 def test_strict_refuses_what_truncation_loses(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     for command in (("bake", loras[0], "-w", "*=0.5"), ("merge", loras[0], f"{loras[1]}:0.5")):
-        assert "truncated to rank 2, MID lost" in run.refused(*command, "--rank", 2, "--strict", "-o", out)
+        assert "truncated to rank 2: BASE lost" in run.refused(*command, "--rank", 2, "--strict", "-o", out)
         assert not out.exists()
     run.done("bake", loras[0], "-w", "*=0.5", "--rank", 4, "--strict", "-o", out)
 
