@@ -134,24 +134,22 @@ def merge(
     The options are those of `lbw merge`. Raises what `bake` raises.
     """
     from .merging import merge_parts, read_parts
-    from .planning import DTYPES
-    from .recipes import check_choices
-    from .remedies import Means
+    from .recipes import Recipe
 
-    check_choices(rank, dtype=dtype, device=device, dora_norm=dora_norm)
-    given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
-    parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
-    means = Means(_path(base), dora_norm, device=device)
-    return merge_parts(
-        parts,
-        Path(output),
+    how = Recipe(
+        family=family,
         rank=rank,
-        dtype=DTYPES[dtype],
+        dtype=dtype,
+        base=_path(base),
+        dora_norm=dora_norm,
         device=device,
-        replace=replace,
-        means=means,
         strict=strict,
+        replace=replace,
         dry_run=dry_run,
+    )
+    given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
+    return merge_parts(
+        read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family), Path(output), how
     )
 
 

@@ -27,7 +27,8 @@ from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyErr
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
-from .planning import agree
+from .planning import DTYPES, agree
+from .recipes import Recipe
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
@@ -97,36 +98,23 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     return [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
 
 
-def merge_parts(
-    parts: Sequence[Part],
-    output: Path,
-    *,
-    rank: int | None = None,
-    dtype: str | None = None,
-    device: str = "auto",
-    replace: bool = False,
-    means: Means | None = None,
-    strict: bool = False,
-    dry_run: bool = False,
-) -> Merged:
+def merge_parts(parts: Sequence[Part], output: Path, how: Recipe) -> Merged:
     """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 
-    `rank` truncates every product and full difference to that rank; `dtype` (`F16`) is what is stored, by default what
-    the first file stores; `means` name the base model, on which DoRA and OFT add up as full differences. One file
-    alone keeps the tensors that belong to no module. `dry_run` computes all of it and writes nothing. Raises
-    NotBakeableError for modules that do not add (DoRA and OFT without it, GLoRA with another kind), OutputError,
-    DeviceError, and with `strict` StrictError for warnings and for what truncation lost.
+    Of the recipe, weights and the options of a bake alone say nothing here; floats are stored as the first file stores
+    them unless it says otherwise. One file alone keeps the tensors that belong to no module. A dry run computes all of
+    it and writes nothing. Raises NotBakeableError for modules that do not add (DoRA and OFT without their base model,
+    GLoRA with another kind), OutputError, DeviceError, StrictError.
     """
-    check_output(output, [part.lora.file.path for part in parts], replace=replace)
-    if device == "cuda":
-        algebra_device(device)  # one that is not there is better said now than once it is needed, or never
-    stored = dtype or _stored_dtype(parts[0].lora)
-    form = Form(dtype, stored, _alpha(parts, rank), rank, device)
-    means = means or Means()
+    check_output(output, [part.lora.file.path for part in parts], replace=how.replace)
+    if how.device == "cuda":
+        algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
+    dtype = DTYPES[how.dtype]
+    form = Form(dtype, dtype or _stored_dtype(parts[0].lora), _alpha(parts, how.rank), how.rank, how.device)
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
-        spool = _Spool(None if dry_run else files.enter_context(_temporary(output)))
-        layers = _layers(parts, inputs, means)
+        spool = _Spool(None if how.dry_run else files.enter_context(_temporary(output)))
+        layers = _layers(parts, inputs, how)
         sums = []
         for layer in layers:
             with fitting(layer.stem), np.errstate(all="ignore"):
@@ -138,16 +126,16 @@ def merge_parts(
             spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:
             data.check_unchanged()
-        header, hashes = _head(parts, output.stem, spool.tensors, form, means)
+        header, hashes = _head(parts, output.stem, spool.tensors, form.alpha, how)
         nbytes = len(header.encode(hashes.metadata())) + spool.end
         left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
         names = tuple(tensor.name for _, strays in left_out for tensor in strays)
-        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums) if rank else ()))
+        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums) if how.rank else ()))
         merged = Merged(nbytes, len(layers), tuple(_ranks(spool.tensors)), _by_block(layers, sums), names, warnings)
-        if strict and (merged.warnings or merged.losses):
+        if how.strict and (merged.warnings or merged.losses):
             raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
         if spool.file:
-            _write(output, header, hashes, spool.file, replace=replace)
+            _write(output, header, hashes, spool.file, replace=how.replace)
     return merged
 
 
@@ -182,9 +170,10 @@ class _Spool:
         self.tensors.append(replace(tensor, start=self.end, end=self.end + tensor.nbytes))
 
 
-def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], means: Means) -> list[Layer]:
+def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) -> list[Layer]:
     layers: dict[object, Layer] = {}
     prefixes = _prefixes(parts)
+    means = Means(how.base, how.dora_norm, device=how.device)
     for part, data in zip(parts, inputs, strict=True):
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
@@ -227,32 +216,32 @@ def _stored_dtype(lora: Lora) -> str:
     return "BF16" if dtype in FLOAT8 else dtype
 
 
-def _record(parts: Sequence[Part], rank: int | None, means: Means) -> dict[str, Any]:
+def _record(parts: Sequence[Part], how: Recipe) -> dict[str, Any]:
     records = [record_of(part.lora, part.weights, part.preset) for part in parts]
     record: dict[str, Any] = {"merged": records} if len(records) > 1 else records[0]
-    record |= {"rank": rank} if rank else {}
-    return record | ({"base": means.base.name} if means.base else {})
+    record |= {"rank": how.rank} if how.rank else {}
+    return record | ({"base": how.base.name} if how.base else {})
 
 
-def merged_before(parts: Sequence[Part], output: Path, *, rank: int | None, dtype: str | None, means: Means) -> bool:
+def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:
     """Whether the output is there, younger than the inputs, with the record of this merge and numbers of its dtype.
 
     Raises FileFormatError.
     """
     there = read_header(output)
-    stored = dtype or _stored_dtype(parts[0].lora)
-    same = records_in(there.metadata)[-1:] == [_record(parts, rank, means)]
+    stored = DTYPES[how.dtype] or _stored_dtype(parts[0].lora)
+    same = records_in(there.metadata)[-1:] == [_record(parts, how)]
     younger = all(part.lora.file.modified_ns <= there.modified_ns for part in parts)
     return same and younger and any(tensor.dtype == stored for tensor in there.tensors)
 
 
 def _head(
-    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], form: Form, means: Means
+    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], alpha: float | None, how: Recipe
 ) -> tuple[Header, DataHashes]:
     """The header of a file of this stem, and its metadata, whose hashes are still to be taken."""
-    metadata = baked_metadata(parts[0].lora, _record(parts, form.rank, means), stem, update=True)
+    metadata = baked_metadata(parts[0].lora, _record(parts, how), stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
-    metadata |= {name: value for name, value in _trained(tensors, form.alpha).items() if name in metadata}
+    metadata |= {name: value for name, value in _trained(tensors, alpha).items() if name in metadata}
     header = Header(tensors)
     return header, DataHashes(header, metadata)
 

@@ -16,17 +16,6 @@ from .weights import FamilyWeights
 _CHOICES = {"dtype": tuple(DTYPES), "device": ("auto", "cpu", "cuda"), "dora_norm": ("comfyui", "lycoris")}
 
 
-def check_choices(rank: int | None, **given: str) -> None:
-    """Raise LbwError for a rank below 1, and for a `dtype`, `device` or `dora_norm` that there is not."""
-    for name, value in given.items():
-        if value not in _CHOICES[name]:
-            raise LbwError(
-                f"{name} {value!r} is not one of {', '.join(_CHOICES[name])}", nearest(value, _CHOICES[name])
-            )
-    if rank is not None and rank < 1:
-        raise LbwError(f"rank {rank} is less than 1", "give the rank that products are truncated to, or None")
-
-
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """What to do to a file: where its weights come from and how it is written.
@@ -52,7 +41,11 @@ class Recipe:
     skip_existing: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self.rank, dtype=self.dtype, device=self.device, dora_norm=self.dora_norm)
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise LbwError(f"{name} {value!r} is not one of {', '.join(known)}", nearest(value, known))
+        if self.rank is not None and self.rank < 1:
+            raise LbwError(f"rank {self.rank} is less than 1", "give the rank that products are truncated to, or None")
         if not isinstance(self.inexact, bool):
             raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .atomic import check_output
 from .cuda import algebra_device, choose_backend
@@ -25,6 +26,9 @@ from .planning import agree
 from .recipes import Recipe, plan_by
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
+
+if TYPE_CHECKING:
+    from .merging import Part
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -105,12 +109,20 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> li
 def _write(targets: Sequence[Target], how: Recipe) -> tuple[str, Rewritten]:
     """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
-        from .truncating import truncate
+        from .merging import merge_parts
 
         (target,) = targets
-        return algebra_device(how.device), truncate(target, how)
+        merged = merge_parts([_part(target)], target.output, how)
+        return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
     device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
     return device, rewrite(targets, backend, strict=how.strict, verify=how.verify)
+
+
+def _part(target: Target) -> Part:
+    """What a target is to a merge: the only file of one, which truncates its products."""
+    from .merging import Part
+
+    return Part(target.plan.lora, target.plan.weights, target.preset)
 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
@@ -189,9 +201,9 @@ def _differences(target: Target, how: Recipe) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
         if how.rank:
-            from .truncating import truncated_before
+            from .merging import merged_before
 
-            same = truncated_before(target, how)
+            same = merged_before([_part(target)], target.output, how)
         else:
             same = target.written_before()
     except FileFormatError as error:
