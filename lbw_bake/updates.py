@@ -173,8 +173,10 @@ def _low_rank(arrays: Arrays, n: str) -> Factors:
 
 
 def _glora(a: Arrays, b: Arrays) -> float:
-    products = [factors for factors in (("a1", "a2", ""), ("b1", "b2", "bm")) if factors[0] in a and factors[0] in b]
-    return sum(_product(*factors, a, b) for factors in products)
+    pairs = [pair for pair in (("a1", "a2"), ("b1", "b2")) if {*pair} <= a.keys() & b.keys()]
+    # Before LyCORIS 2.0 the first of each pair was the inner one.
+    pairs = [pair if len(a[pair[0]]) >= a[pair[0]].shape[1] else pair[::-1] for pair in pairs]
+    return sum(_product(*pair, "bm" if "b1" in pair else "", a, b) for pair in pairs)
 
 
 _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from operator import attrgetter
 
@@ -57,6 +58,15 @@ def test_glora_counts_without_the_base_weight() -> None:
     alone = tensors | {f"{MODULE}.a1.weight": 0 * tensors[f"{MODULE}.a1.weight"]}
     case = next(case for case in FORMULAS if case.name == "glora")
     assert norm(*module_of(tensors), scale_of) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
+
+
+def test_the_factors_of_glora_may_be_swapped_as_before_lycoris_2() -> None:
+    tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    swapped = {
+        re.sub(r"([ab])([12])", lambda m: m[1] + "21"[int(m[2]) - 1], name): one for name, one in tensors.items()
+    }
+    one, other = (norm(*module_of(each), lambda *_: 1.0) for each in (tensors, swapped))
+    assert one == pytest.approx(other)
 
 
 @pytest.mark.parametrize("case", [case for case in FORMULAS if case.name in UNMEASURED], ids=attrgetter("name"))
