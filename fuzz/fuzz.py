@@ -128,7 +128,7 @@ def _fuzz_presets(kind: str | None) -> Callable[[bytes], None]:
         from lbw_bake import reports
         from lbw_bake.checks import check
         from lbw_bake.errors import LbwError
-        from lbw_bake.presets import read_document
+        from lbw_bake.presets.formats import read_document
         from lbw_bake.presets.writers import WRITERS
 
         checked = check(data, Path("presets"), kind)

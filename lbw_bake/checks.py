@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FileFormatError, LbwError, WeightError
-from .presets import Document, Finding, Preset, builtin_path, read_document, read_presets
-from .presets.findings import in_order
-from .presets.formats import read_data
+from .presets import Preset, builtin_path
+from .presets.findings import Finding, in_order
+from .presets.formats import read_data, read_document, read_presets
+from .presets.model import Document
 from .values import number_text
 from .weights import resolve
 

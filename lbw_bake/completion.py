@@ -66,7 +66,8 @@ def element_rules(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _presets(ctx: typer.Context) -> Iterator[Preset]:
     """All presets in force, of every file that can be read; the file named on the line included."""
-    from .presets import preset_paths, usable_presets
+    from .presets import preset_paths
+    from .presets.formats import usable_presets
 
     named = ctx.params.get("presets")
     found: dict[str, Preset] = {}

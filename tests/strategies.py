@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lbw_bake.algorithms import ALGORITHMS, ROLES
 from lbw_bake.families import FAMILIES
-from lbw_bake.presets import READERS
+from lbw_bake.presets.formats import READERS
 
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "I64": 64, "I32": 32, "U8": 8, "BOOL": 8}
 

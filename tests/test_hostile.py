@@ -29,9 +29,8 @@ from lbw_bake.console import escape, json_text
 from lbw_bake.errors import FileFormatError, LbwError, WeightError
 from lbw_bake.families import FAMILIES
 from lbw_bake.keys import LONGEST_NAME, parse_key
-from lbw_bake.presets import READERS, read_document
 from lbw_bake.presets.findings import RULES
-from lbw_bake.presets.formats import LONGEST
+from lbw_bake.presets.formats import LONGEST, READERS, read_document
 from lbw_bake.presets.model import MOST_FINDINGS
 from lbw_bake.scaling import FLOATS
 from lbw_bake.tensordata import TensorData
@@ -779,11 +778,14 @@ RUNS = (" ", "a", "1", ".", "_", ":", ",", "-", "\t", "x ", "1.", "a:", "IN01=",
 MATCH_ALL = f"""
 import re
 from lbw_bake import alphas, axes, lora, positions, selectors, sources, sweeps, tokens, values, weights
-from lbw_bake.presets import READERS, grammar, lines, writers
+from lbw_bake.presets import grammar, lines, writers
+from lbw_bake.presets.formats import READERS
 MODULES = (alphas, axes, lora, positions, selectors, sources, sweeps, tokens, values, weights, grammar, lines, writers)
 found = [(value, name) for module in MODULES
          for name, value in vars(module).items() if isinstance(value, re.Pattern)]
 found += [(re.compile(format_.line), kind) for kind, format_ in READERS.items()]
+found += [(re.compile(slip.shape), slip.hint) for slip in values.NAME_SLIPS]
+found += [(re.compile(variable.spelling), variable.what) for variable in values.VARIABLES]
 assert len(found) > 20
 for pattern, name in found:
     print(name, flush=True)

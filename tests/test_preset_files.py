@@ -17,10 +17,10 @@ from lbw_bake import cli_presets, reports
 from lbw_bake.checks import check
 from lbw_bake.errors import PresetError
 from lbw_bake.families import FAMILIES, family_named
-from lbw_bake.presets import READERS, Preset, kind_of, read_document, read_presets
+from lbw_bake.presets import Preset
 from lbw_bake.presets.editing import with_preset, without_preset
 from lbw_bake.presets.findings import RULES
-from lbw_bake.presets.formats import parse_presets
+from lbw_bake.presets.formats import READERS, kind_of, parse_presets, read_document, read_presets
 from lbw_bake.presets.model import Entry
 from lbw_bake.presets.schema import preset_schema
 from lbw_bake.presets.writers import WRITERS, source_text

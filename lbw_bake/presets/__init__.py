@@ -9,26 +9,9 @@ from pathlib import Path
 
 from ..errors import PresetError, nearest
 from ..values import NAME_SLIPS, slip
-from .findings import Finding
-from .formats import READERS, error_of, kind_of, read_document, read_presets, usable_presets
-from .model import Document, Entry, Preset, builtin_path
+from .model import Entry, Preset, builtin_path
 
-__all__ = [
-    "READERS",
-    "Document",
-    "Entry",
-    "Finding",
-    "Preset",
-    "builtin_path",
-    "find_preset",
-    "kind_of",
-    "load_presets",
-    "preset_paths",
-    "read_document",
-    "read_presets",
-    "usable_presets",
-    "user_path",
-]
+__all__ = ["Entry", "Preset", "builtin_path", "find_preset", "load_presets", "preset_paths", "user_path"]
 
 
 def user_path() -> Path:
@@ -53,6 +36,8 @@ def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Prese
     Raises PresetError if a file cannot be read or has errors. In the text formats of other tools an error in a line
     keeps only its own preset from use.
     """
+    from .formats import usable_presets  # vectors and rules do without files
+
     known: dict[str, Preset] = {}
     for path in preset_paths(named):
         usable = usable_presets(path)
@@ -67,6 +52,8 @@ def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
     try:
         return presets[name]
     except KeyError:
+        from .formats import error_of
+
         for preset in presets.values():
             if wrong := next((finding for finding in preset.unused if finding.name == name), None):
                 raise error_of(wrong, preset.path) from None
