@@ -8,7 +8,7 @@ import typer
 
 from .completion import all_preset_names, element_rules, family_names
 
-app = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
+presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
 PresetsFile = Annotated[Path | None, typer.Option("--presets", help="A presets file on top of your own.")]
 ChangedFile = Annotated[Path | None, typer.Option("--presets", help="The presets.yaml to change, if not your own.")]
@@ -58,7 +58,7 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command("list")
+@presets.command("list")
 def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_output: Json = False) -> None:
     """List the presets in force, where each comes from, and what it does: ▁ is a weight of 0, █ of 1."""
     from . import console, load_presets, render_presets
@@ -70,7 +70,7 @@ def list_presets(family: FamilyName = None, presets: PresetsFile = None, json_ou
         render_presets.presets_table(known, family)
 
 
-@app.command()
+@presets.command()
 def show(
     name: PresetName,
     family: FamilyName = None,
@@ -97,7 +97,7 @@ def show(
         render_presets.weights_table(preset, weights)
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@presets.command(context_settings={"ignore_unknown_options": True})
 def add(
     name: PresetName,
     weights: Annotated[
@@ -135,7 +135,7 @@ def add(
         console.message(label, text)
 
 
-@app.command()
+@presets.command()
 def remove(
     name: PresetName,
     presets: ChangedFile = None,
@@ -146,7 +146,7 @@ def remove(
     console.message("removed", f"{name} from {remove_preset(name, presets=presets)}")
 
 
-@app.command()
+@presets.command()
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, - for standard output.")],
@@ -172,7 +172,7 @@ def convert(
         console.message("lost", lost)
 
 
-@app.command("schema")
+@presets.command("schema")
 def print_schema() -> None:
     """Print the JSON Schema of presets.yaml, for editors that check as you type."""
     from . import console, preset_schema

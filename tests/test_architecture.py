@@ -51,7 +51,9 @@ def test_no_arrow_points_up() -> None:
         if dots > 0 and (imported := name.split(".")[0]) != importer:
             graph[importer].add(imported)
     order = list(TopologicalSorter(graph).static_order())
-    assert order.index("errors") < order.index("keys") < order.index("plan") < order.index("run") < order.index("cli")
+    assert (
+        order.index("errors") < order.index("keys") < order.index("plan") < order.index("run") < order.index("cli_bake")
+    )
 
 
 @pytest.mark.parametrize("library", HOMES)
