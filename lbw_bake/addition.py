@@ -116,7 +116,7 @@ def add(layer: Layer, form: Form) -> Sum:
     if strange:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
-    total, lost = _product(addends, summed, form)
+    total, lost = _product(layer, addends, summed, form)
     arrays = {} if total is None else _factors(layer, addends, total)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
     made = [_made(name, array, form.stored) for name, array in arrays.items()]
@@ -168,7 +168,7 @@ def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
 
 
 def _product(
-    addends: Sequence[Addend], summed: dict[str, Array], form: Form
+    layer: Layer, addends: Sequence[Addend], summed: dict[str, Array], form: Form
 ) -> tuple[LowRank | None, tuple[float, float]]:
     """The sum of the products, if it is to be one, and what truncation lost; the sum of differences takes part.
 
@@ -193,9 +193,16 @@ def _product(
     if anew and form.rank and total:
         total, lost = _truncated(total, form.rank, form.device)
         total = total.times(unloaded(total.rank))
+    if "up_bias" in summed and not (total and any(_has_bias(addend, layer) for addend in addends)):
+        summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
     if total:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * unloaded(total.rank) for role in INSIDE if role in summed}
     return total, lost
+
+
+def _has_bias(addend: Addend, layer: Layer) -> bool:
+    """Whether the product is written under names that have a place for PEFT's bias."""
+    return addend.module.name == layer.stem and "up_bias" in addend.module.tensors
 
 
 def _low_rank(addend: Addend) -> LowRank:

@@ -322,6 +322,7 @@ def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path:
         assert json.loads(run("inspect", tmp_path / "c.safetensors", "--json")[1])["family"] == "sdxl"
 
 
+KOHYA = "unet_middle_block_1_transformer_blocks_0_attn1_to_q"
 PEFT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -335,6 +336,21 @@ def test_biases_keep_the_names_that_loaders_know(tmp_path: Path, run: Run) -> No
     for command in (("merge", source), ("bake", source, "-w", "*=0.5", "--rank", 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
         assert load_file(out).keys() == {*factors, *bias}
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_bias_of_peft_becomes_a_difference_where_names_have_no_place_for_it(
+    kind: str, tmp_path: Path, run: Run
+) -> None:
+    bias = np.arange(8, dtype=np.float32)
+    peft = write(tmp_path / "a.safetensors", peft_lora([PEFT]) | {f"{PEFT}.lora_B.bias": bias})
+    other = {"full": {f"{PEFT}.diff": np.ones((8, 8), np.float32)}, "lora": kohya_lora([KOHYA])}[kind]
+    files = (write(tmp_path / "b.safetensors", other), f"{peft}:0.5")
+    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    merged = load_file(tmp_path / "c.safetensors")
+    stem = {"full": PEFT, "lora": f"lora_{KOHYA}"}[kind]
+    assert not any("lora_B" in name for name in merged)
+    np.testing.assert_allclose(merged[f"{stem}.diff_b"], bias / 2, rtol=1e-3)
 
 
 def test_a_configuration_beside_the_file_must_not_count_twice(tmp_path: Path, run: Run) -> None:
