@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
-from .errors import FileFormatError, OutputError, WeightError
+from .errors import FileFormatError, OutputError, PresetError, WeightError
 from .families import Family
 from .jobs import SUFFIX
 from .lora import Lora, read_lora
@@ -136,7 +137,9 @@ def make_sweep(
     options = Options(strength=base.options.strength, seed=base.options.seed)
     labels = dict.fromkeys(label for axis in parsed.values() if axis.kind == PRESETS for label in axis.labels)
     read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
-    cells = _cells(lora, parsed, {None: base, **{label: read(label) for label in labels}}, at)
+    starts: _Starts = {None: base, **{label: read(label) for label in labels}}
+    _check_values(lora, parsed, [starts[label] for label in labels])
+    cells = _cells(lora, parsed, starts, at)
     return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
 
 
@@ -171,6 +174,21 @@ def _check_kinds(axes: Mapping[str, Axis]) -> None:
             raise WeightError(f"{count} axes of {kind}", "leave one of them out, or bake in two sweeps")
 
 
+def _check_values(lora: Lora, axes: Mapping[str, Axis], presets: Iterable[Weights]) -> None:
+    """Raise WeightError where there are values, and nothing that takes them."""
+    kinds = {axis.kind for axis in axes.values()}
+    if not {VALUES, PRESETS} <= kinds or kinds & {BLOCKS, ANALYSE}:
+        return
+    for weights, family in itertools.product(presets, lora.candidates):
+        with suppress(PresetError):  # those of other families count
+            if _has_variable(weights.source_for(family)):
+                return
+    raise WeightError(
+        "no preset of the axis has an X that the values could set",
+        'add the blocks they are for, as --z "blocks=17ALL", or leave the values out',
+    )
+
+
 def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, family: Family) -> FamilyWeights:
     """The weights of the cell with these (kind, label) choices."""
     by_kind = dict(choices)
@@ -182,7 +200,7 @@ def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, 
     blocks = _combined([one.blocks for one in weights])
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
         blocks |= dict.fromkeys(select(selector, family), at if value is None else value)
-    elif value is not None and not any(_has_variable(one.source_for(family)) for one in asked):
+    elif value is not None and PRESETS not in by_kind and not _has_variable(asked[0].source_for(family)):
         blocks |= dict.fromkeys(family.blocks, value)
     elements = tuple(element for one in weights for element in one.options.elements)
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()

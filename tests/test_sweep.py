@@ -135,6 +135,14 @@ def test_presets_may_be_written_out(source: Path, run: Run) -> None:
     assert weights_of(source, cells["MID=1 *=0", None, None]) == {block: float(block == "MID") for block in SD1_BLOCKS}
 
 
+def test_values_go_where_a_preset_has_its_x(source: Path, run: Run) -> None:
+    cells = by_label(swept(run, source, "--x", "values=0.25,0.5", "--y", "presets=MIDD; MID=X *=0"))
+    for value in ("0.25", "0.5"):
+        only = {block: float(value) if block == "MID" else 0.0 for block in SD1_BLOCKS}
+        assert weights_of(source, cells[value, "MID=X *=0", None]) == only
+    assert cells["0.25", "MIDD", None]["file"] == cells["0.5", "MIDD", None]["file"]
+
+
 def test_elements_are_added_to_the_cell(source: Path, run: Run) -> None:
     manifest = swept(run, source, "--x", "elements=MID:proj:0; ::0.5,MID:proj:0.25", "--y", "values=1")
     cells = by_label(manifest)
@@ -307,6 +315,7 @@ WRONG = {
     "an unknown block": (["--x", "blocks=BASE,IN99"], "no block 'IN99'"),
     "an unknown layout": (["--x", "blocks=61ALL"], "17ALL, 20ALL, 26ALL"),
     "an unknown preset": (["--x", "presets=MIDE"], "did you mean MIDD?"),
+    "values for nothing": (["--x", "values=0,1", "--y", "presets=MIDD,OUTALL"], "no preset of the axis has an X"),
     "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
