@@ -235,14 +235,19 @@ def load(model: Model, net: Any, path: Path, name: str) -> None:
     into(tensors, alphas, **{model.network: net}, adapter_name=name, metadata=metadata)
 
 
+@pytest.mark.parametrize("options", [(), ("--rank", 4)], ids=["plain", "of a rank that all have"])
 @pytest.mark.parametrize("write", [write_kohya, write_pipeline, write_adapter], ids=lambda write: write.__name__[6:])
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_baked_file_equals_per_block_scales(
-    model: Model, write: Callable[[Model, Any, Path], Path], bake_file: BakeFile, tmp_path: Path
+    model: Model,
+    write: Callable[[Model, Any, Path], Path],
+    options: tuple[object, ...],
+    bake_file: BakeFile,
+    tmp_path: Path,
 ) -> None:
     net = model.make().eval()
     original = write(model, net, tmp_path)
-    for name, path in {"original": original, "baked": bake_file(original, "--weights", model.rules)}.items():
+    for name, path in {"original": original, "baked": bake_file(original, "--weights", model.rules, *options)}.items():
         load(model, net, path, name)
     # From here on in double precision, which keeps the network's own rounding out of the comparison.
     torch.set_default_dtype(torch.float64)
@@ -269,3 +274,25 @@ def test_norms_are_those_of_peft(write: Callable[[Model, Any, Path], Path], run:
     for module in modules:
         layer = net.get_submodule(module["name"].removeprefix(f"{model.network}."))
         assert module["norm"] == pytest.approx(float(layer.get_delta_weight("trained").norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS[:2], ids=str)
+def test_a_merge_is_both_adapters_at_once(model: Model, run: Run, tmp_path: Path) -> None:
+    """One file has kohya's names, the other those of diffusers, and alphas in its metadata."""
+    net = model.make().eval()
+    kohya, pipeline = write_kohya(model, net, tmp_path), write_pipeline(model, net, tmp_path)
+    net.delete_adapters("trained")
+    merged = tmp_path / "merged.safetensors"
+    run.done("merge", f"{kohya}:0.7", f"{pipeline}:-0.4", "-o", merged, "--family", str(model))
+    for path in (kohya, pipeline, merged):
+        load(model, net, path, path.stem)
+    torch.set_default_dtype(torch.float64)
+    inputs = model.inputs(net.double())
+
+    def output(adapters: list[str], weights: list[float]) -> torch.Tensor:
+        net.set_adapters(adapters, weights)
+        return net(**inputs).sample
+
+    base = output(["kohya"], [0.0])
+    expected = output(["kohya", "pipeline"], [0.7, -0.4]) - base
+    assert_close(output(["merged"], [1.0]) - base, expected, TOLERANCES[torch.float32])
