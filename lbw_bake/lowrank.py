@@ -75,8 +75,6 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
     QR of both factors leaves a rank x rank core to decompose. Runs in torch, on CUDA where there is one with room.
     Raises DeviceError without torch, and without CUDA where that is asked for.
     """
-    if update.rank <= rank:
-        return update, 0.0
     if not update.up.any():
         return LowRank(update.up[:, :rank], update.down[:rank]), 0.0
     if find_spec("torch") is None:
