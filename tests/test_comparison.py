@@ -218,7 +218,7 @@ def test_a_tensor_of_no_module_that_is_not_what_it_was_contradicts_the_record(
     baked = bake_file(source, "-w", "*=0.5")
     assert compared(run, source, baked)["altered"] == []
     for name, array in strays.items():
-        for other in (array + 1, array.astype(np.float32)[:1]):
+        for other in (array + 1, array.astype(np.float32)[:1], array[None]):
             facts = compared(run, source, rewritten(baked, {name: other}), expect=1)
             assert facts["altered"] == [name]
             assert facts["contradictions"] == [f"{name} is not what it was, of which its record says nothing"]

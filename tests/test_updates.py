@@ -60,6 +60,15 @@ def test_glora_counts_without_the_base_weight() -> None:
     assert norm(*module_of(tensors), scale_of) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
 
 
+def test_glora_may_have_a_core() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a1": (8, 2), "a2": (2, 8), "b1": (6, 2), "b2": (2, 8), "bm": (2, 2, 3, 3)}
+    t = {role: rng.standard_normal(shape) for role, shape in shapes.items()}
+    dense = np.einsum("op,pqhw,qi->oihw", t["b1"], t["bm"], t["b2"])
+    measured = norm(*module_of({f"{MODULE}.{role}.weight": array for role, array in t.items()}), lambda *_: 1.0)
+    assert measured == pytest.approx(float(np.linalg.norm(dense)))
+
+
 def test_the_factors_of_glora_may_be_swapped_as_before_lycoris_2() -> None:
     tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
     swapped = {
