@@ -30,7 +30,7 @@ _COMMANDS = {
 
 
 @cache
-def app(command: str = "") -> typer.Typer:
+def command_line(command: str = "") -> typer.Typer:
     """The command line with one of its commands, or with all."""
     whole = typer.Typer(
         name="lbw",
@@ -44,6 +44,13 @@ def app(command: str = "") -> typer.Typer:
         found = getattr(import_module(f".{_COMMANDS[name]}", __package__), name)
         whole.add_typer(found) if isinstance(found, typer.Typer) else whole.command()(found)
     return whole
+
+
+def __getattr__(name: str) -> typer.Typer:
+    """`app`, the whole of it, is what typer's own tools look for."""
+    if name == "app":
+        return command_line()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _version(value: bool) -> None:
@@ -94,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(args: Sequence[str] | None) -> None:
     first, *_ = (*(sys.argv[1:] if args is None else args), "")
-    called = app(first if first in _COMMANDS else "")
+    called = command_line(first if first in _COMMANDS else "")
     try:
         called(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
     finally:

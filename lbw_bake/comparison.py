@@ -7,6 +7,7 @@ the error is how far the baked update is from exactly that multiple, relative to
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from .families import OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
+from .scaling import FLOATS
 from .tensordata import TensorData
+from .tensorfile import Tensor
 from .updates import MISFIT, Read, Scale, arrays_of, inner, measurable
 from .weights import FamilyWeights, Options, parse_element
 
@@ -158,15 +161,27 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
 
 
 def _altered(one: Lora, two: Lora, family: Family, a: TensorData, b: TensorData) -> Iterator[str]:
-    """The tensors of no module that are not the same in both files."""
-    old, new = (
-        {tensor.name: tensor for tensor in (*lora.unknown(family), *lora.grouping.shared)} for lora in (one, two)
-    )
+    """The tensors that every bake copies and that are not the same in both files."""
+    old, new = ({tensor.name: tensor for tensor in _copied(lora, family)} for lora in (one, two))
+    ours, theirs = ({tensor.name: tensor for tensor in _integers(lora)} for lora in (one, two))
+    both = ours.keys() & theirs.keys()  # modules may be made anew, and removed
+    old, new = ({**copied, **{name: own[name] for name in both}} for copied, own in ((old, ours), (new, theirs)))
     for name in old | new:
         first, second = old.get(name), new.get(name)
         same = first and second and (first.dtype, first.shape) == (second.dtype, second.shape)
         if not (first and second and same) or not all(map(np.array_equal, a.pieces(first), b.pieces(second))):
             yield name
+
+
+def _copied(lora: Lora, family: Family) -> tuple[Tensor, ...]:
+    """Tensors of no module."""
+    return (*lora.unknown(family), *lora.grouping.shared)
+
+
+def _integers(lora: Lora) -> Iterator[Tensor]:
+    """Tensors of modules that hold no floats."""
+    tensors = (tensor for module in lora.grouping.modules for tensor in module.all_tensors)
+    return (tensor for tensor in tensors if tensor.dtype not in FLOATS)
 
 
 def _sum(shares: Iterable[Share]) -> Share:
@@ -193,17 +208,25 @@ def _contradictions(
         return ("its lbw_bake record cannot be read",)
     written = {module.name: module for module in baked.grouping.modules}
     known = {module.name for module in original.grouping.modules}
-    found = [f"{name} was added, of which its record says nothing" for name in written if name not in known]
+    # What a full difference in place of such a module is called.
+    names = {name: {name, re.sub("^oft_", "lora_", name)} for name in known}
+    new = (name for name in written if name not in known.union(*names.values()))
+    found = [f"{name} was added, of which its record says nothing" for name in new]
     found += [f"{name} is not what it was, of which its record says nothing" for name in altered]
+    said_of = {name: math.prod(weights.get(name, 1.0) for weights in bakes) for name in known}
+    gone = (name for name in said_of if not names[name] & written.keys())
+    found += [f"{name} was removed, its record says {said_of[name]:.4g}" for name in gone if said_of[name]]
     for name, (_, _, share) in shares.items():
-        said = math.prod(weights.get(name, 1.0) for weights in bakes)
-        if share.weight is not None and not _agrees(share, said, written.get(name)):
+        said = said_of[name]
+        if share.weight is None and share.baked:
+            found.append(f"{name} was zero, and is not now")
+        elif share.weight is not None and not _agrees(share, said, written.get(name)):
             found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
     return tuple(found)
 
 
 def _agrees(share: Share, said: float, written: Module | None) -> bool:
-    dtypes = {tensor.dtype for tensor in written.all_tensors} if written else set()
+    dtypes = {tensor.dtype for tensor in written.all_tensors} & FLOATS if written else set()
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
     weight = share.weight or 0.0
     error = share.error or 0.0

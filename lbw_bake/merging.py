@@ -220,7 +220,7 @@ def _record(parts: Sequence[Part], how: Recipe) -> dict[str, Any]:
     records = [record_of(part.lora, part.weights, part.preset) for part in parts]
     record: dict[str, Any] = {"merged": records} if len(records) > 1 else records[0]
     record |= {"rank": how.rank} if how.rank else {}
-    return record | ({"base": how.base.name} if how.base else {})
+    return record | ({"base": how.base.name, "dora_norm": how.dora_norm} if how.base else {})
 
 
 def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:

@@ -87,7 +87,7 @@ class TestExitCodes:
 
     def test_nothing_is_cut_from_a_help_page_of_80_columns(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "80")
-        pages = [run(*command, "--help")[1] for command in commands(typer.main.get_command(app()))]
+        pages = [run(*command, "--help")[1] for command in commands(typer.main.get_command(app))]
         assert len(pages) > 10
         assert [line for page in pages for line in page.splitlines() if "\u2026" in line or len(line) > 80] == []
         assert [kind for page in pages for kind in re.findall(r"<\w*_\w*>", page)] == []  # no names of functions

@@ -231,3 +231,34 @@ def test_a_record_of_more_than_weights_is_said_not_to_be_checked(original: Path,
     out = tmp_path / "out.safetensors"
     run.done("bake", original, "-w", "*=0.5", "--rank", 2, "-o", out)
     assert "record is of a merge or a truncation" in run.done("diff", original, out)
+
+
+def test_what_cannot_be_measured_must_be_there_still(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    ia3 = next(case for case in FORMULAS if case.name == "ia3 on the input").tensors(MODULE)
+    source = write(tmp_path / "a.safetensors", unet_lora(["OUT03"]) | ia3)
+    baked = bake_file(source, "-w", "*=0.5", "--family", "sd1")
+    assert compared(run, source, baked)["matches_record"] is True
+    rest = {name: array for name, array in load_file(baked).items() if name not in ia3}
+    gone = write(tmp_path / "gone.safetensors", rest, metadata_of(baked))
+    assert compared(run, source, gone, expect=1)["contradictions"] == [f"{MODULE} was removed, its record says 0.5"]
+
+
+def test_a_module_of_zeros_must_stay_one(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    up = f"{MODULE}.lora_up.weight"
+    tensors = unet_lora()
+    source = write(tmp_path / "a.safetensors", tensors | {up: 0 * tensors[up]})
+    baked = bake_file(source, "-w", "*=0.5")
+    assert compared(run, source, baked)["matches_record"] is True
+    facts = compared(run, source, rewritten(baked, {up: tensors[up]}), expect=1)
+    assert facts["contradictions"] == [f"{MODULE} was zero, and is not now"]
+
+
+def test_integers_are_no_excuse_for_other_numbers(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    tensors = next(case for case in FORMULAS if case.name == "sparse bias").tensors(MODULE)
+    source = write(tmp_path / "a.safetensors", tensors)
+    baked = bake_file(source, "-w", "*=0.5", "--family", "sd1")
+    up, indices = f"{MODULE}.lora_up.weight", f"{MODULE}.bias_indices"
+    assert (
+        "got 0.5" in compared(run, source, rewritten(baked, {up: 1.05 * load_file(baked)[up]}), 1)["contradictions"][0]
+    )
+    assert compared(run, source, rewritten(baked, {indices: 2 * tensors[indices]}), 1)["altered"] == [indices]

@@ -92,7 +92,7 @@ def test_commands_that_are_only_named_exist(page: Path) -> None:
 
 def options_of(words: list[str]) -> set[str]:
     """The options of the command that these words call."""
-    command = typer.main.get_command(app())
+    command = typer.main.get_command(app)
     known = {"-h", "--help"}
     for word in words:
         known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
