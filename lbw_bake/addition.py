@@ -32,6 +32,7 @@ from .updates import Array, Read, arrays_of, flat, unread
 Made = tuple[Tensor, Iterator[Bytes]]
 
 _WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
+_PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same names everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,11 @@ class Layer:
     place: Place
     addends: list[Addend]
 
+    @property
+    def bare(self) -> str:
+        """Its name without that of PEFT's adapter, which modules of several in one file are told apart by."""
+        return self.stem.partition("[")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -123,7 +129,7 @@ def add(layer: Layer, form: Form) -> Sum:
     if total and form.alpha is not None:
         alpha = np.array(form.alpha)
         exact = round_to(alpha, numpy_dtype(form.stored)) == alpha
-        made.append(_made(f"{layer.stem}.alpha", alpha, form.stored if exact else "F32"))
+        made.append(_made(f"{layer.bare}.alpha", alpha, form.stored if exact else "F32"))
     return Sum(tuple(made), lost=lost)
 
 
@@ -131,6 +137,11 @@ def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
     """A module in its own form, as a bake writes it; only a dotted name may have to become the layer's."""
     edits: dict[str, Edit] = {}
     own = addend.module.name
+    if "." in own and own != layer.stem and addend.module.algorithm.name not in _PORTABLE | {*_WHOLE}:
+        raise NotBakeableError(
+            f"{addend.path}: {own} is {addend.module.algorithm_name}, which kohya's names have no place for",
+            "leave this file out, or merge it with files of its own spelling",
+        )
     weigh(addend.module, addend.weight * addend.unsaid, dtype, addend.data.survey, edits)
     for tensor in addend.module.all_tensors:
         edit = edits.get(tensor.name)
@@ -161,7 +172,7 @@ def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
         arrays = arrays_of(addend.module, addend.data.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.difference)):
             factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
-            summed[role] = summed.get(role, 0.0) + arrays[role] * factor
+            summed[role] = summed.get(role, 0.0) + (arrays[role] * factor if factor else np.zeros_like(arrays[role]))
         if addend.difference:
             summed["diff"] = summed.get("diff", 0.0) + addend.difference(addend.data.read) * addend.weight
     return summed
@@ -179,6 +190,10 @@ def _product(
         return 1.0 if form.alpha is None else rank / form.alpha
 
     products = [(addend, _low_rank(addend)) for addend in addends if addend.kind in FORMS]
+    sizes = {f"{len(one.up)} x {one.down.shape[1]}": addend.path for addend, one in products}
+    if len(sizes) > 1:
+        found = ", ".join(f"{size} in {path}" for size, path in sizes.items())
+        raise NotBakeableError(f"{layer.stem} is of several sizes: {found}", "merge LoRAs of one model")
     rank, full = sum(one.rank for _, one in products), any(addend.kind == "full" for addend in addends)
     anew = full or bool(form.rank and rank > form.rank)
     factor = 1.0 if anew else unloaded(rank)
@@ -193,6 +208,9 @@ def _product(
     if anew and form.rank and total:
         total, lost = _truncated(total, form.rank, form.device)
         total = total.times(unloaded(total.rank))
+    elif form.rank:
+        size = _size(total) / unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
+        lost = (0.0, size)
     if "up_bias" in summed and not (total and any(_has_bias(addend, layer) for addend in addends)):
         summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
     if total:  # loaders multiply these by alpha / rank with the product
@@ -210,10 +228,15 @@ def _low_rank(addend: Addend) -> LowRank:
     return FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
 
 
+def _size(product: LowRank) -> float:
+    """The Frobenius norm of a product."""
+    down = flat(product.down)
+    return float(np.sqrt(max(((product.up.T @ product.up) * (down @ down.T)).sum(), 0.0)))
+
+
 def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[float, float]]:
     """The product at a lower rank, how far that is, and the size of the whole. Raises ValueError."""
-    down = flat(total.down)
-    size = float(np.sqrt(((total.up.T @ total.up) * (down @ down.T)).sum()))
+    size = _size(total)
     total, error = truncate(total, rank, device)
     if not math.isfinite(error * size):
         raise ValueError("its numbers are too large, or not finite")
@@ -224,7 +247,7 @@ def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank) -> dict[st
     """The factors of a sum under the names of the first LoRA of the layer's own name, or kohya's."""
     loras = (addend.module for addend in addends if addend.module.algorithm.name == "lora")
     own = next((module for module in loras if module.name == layer.stem), None)
-    up, down = (own.tensors[role][0].name if own else f"{layer.stem}.lora_{role}.weight" for role in ("up", "down"))
+    up, down = (own.tensors[role][0].name if own else f"{layer.bare}.lora_{role}.weight" for role in ("up", "down"))
     kernel = total.down.shape[2:]
     return {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
 
@@ -233,4 +256,4 @@ def _name_of(role: str, layer: Layer) -> str:
     """What a sum that is no product is called: as in the first file that has it, but for the layer's name."""
     modules = (addend.module for addend in layer.addends if not addend.difference and role in addend.module.tensors)
     names = ((module.tensors[role][0].name, module.name) for module in modules)
-    return next((name.replace(stem, layer.stem, 1) for name, stem in names), f"{layer.stem}.{role}")
+    return next((name.replace(stem, layer.stem, 1) for name, stem in names), f"{layer.bare}.{role}")

@@ -74,6 +74,9 @@ def lbw(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `lbw`: exits 0 when done, 1 when the tool says no, 2 on wrong usage, 130 when interrupted."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a name or a bar still shows the rest
             stream.reconfigure(errors="backslashreplace")

@@ -27,8 +27,8 @@ Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", parser=path, h
 
 def bake(
     inputs: Inputs,
-    output: Annotated[Path | None, writing("--output", "-o", help="The file to write.")] = None,
-    out_dir: Annotated[Path | None, writing("--out-dir", help="The folder to write to, names kept.")] = None,
+    output: Annotated[Path | None, writing("--output", "-o", parser=path, help="The file to write.")] = None,
+    out_dir: Annotated[Path | None, writing("--out-dir", parser=path, help="The folder to write to.")] = None,
     name: Annotated[
         str | None, writing("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
     ] = None,
@@ -121,7 +121,7 @@ def bake(
     modified = not plain or element or element_preset
     ways = sum((bool(preset), weights is not None, token is not None))
     places = sum((output is not None, out_dir is not None, in_place))
-    single = {"--weights": weights, "--token": token, "--name": name, "--family": family}
+    single = {"--weights": weights, "--token": token, "--name": name, "--family": family, "--cluster": cluster}
     several = {"--preset": preset, "--element": element, "--element-preset": element_preset}
     texts = [(option, text) for option, text in single.items() if text is not None]
     texts += [(option, text) for option, given in several.items() for text in given or ()]
@@ -198,7 +198,7 @@ def merge(
     inputs: Annotated[
         list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
-    output: Annotated[Path, writing("--output", "-o", help="The file to write.")],
+    output: Annotated[Path, writing("--output", "-o", parser=path, help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,
     dtype: Dtype = "keep",
     base: BaseModelPath = None,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from .cli_options import path
 from .completion import all_preset_names, element_rules, family_names
 
 presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
@@ -24,7 +25,8 @@ Format = Literal["text", "json", "github", "sarif"]
 
 def validate(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Preset files, folders of them, or - for standard input.")
+        list[Path],
+        typer.Argument(metavar="FILE...", parser=path, help="Preset files or folders, - is standard input."),
     ],
     format_: Annotated[
         Format | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .cli_inspect import Theme
-from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, writing
+from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, path, writing
 from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
@@ -17,10 +17,11 @@ _grid = partial(typer.Option, rich_help_panel="Pictures")
 
 def sweep(
     source: Annotated[
-        Path | None, typer.Argument(metavar="INPUT", help="A LoRA file; for --grid, the folder of a sweep.")
+        Path | None,
+        typer.Argument(metavar="INPUT", parser=path, help="A LoRA; for --grid, the folder of a sweep."),
     ] = None,
     output: Annotated[
-        Path | None, writing("--output", "-o", help="The folder to write to; for --grid, the picture.")
+        Path | None, writing("--output", "-o", parser=path, help="The folder to write to; for --grid, the picture.")
     ] = None,
     x: Annotated[
         str | None,
@@ -60,7 +61,7 @@ def sweep(
     ] = False,
     dry_run: Annotated[bool, writing("--dry-run", "-n", help="Say what would be written, write nothing.")] = False,
     grid: Annotated[
-        Path | None, _grid("--grid", help="Put the pictures in this folder, named as the files, into one.")
+        Path | None, _grid("--grid", parser=path, help="Put the pictures in this folder, named as the files, into one.")
     ] = None,
     tile: Annotated[int, _grid("--tile", min=16, help="The longer side of each picture in it.")] = 512,
     threshold: Annotated[int, _grid("--threshold", min=0, max=255, help="A change below this is none.")] = 20,
@@ -74,6 +75,8 @@ def sweep(
     """
     from . import console, render_sweep
 
+    if grid and dry_run:
+        raise typer.BadParameter("is for sweeps, not for putting their pictures together", param_hint="--dry-run")
     if grid:
         from . import assemble_grid
 

@@ -18,7 +18,7 @@ import numpy as np
 from .algorithms import ADDITIVE
 from .alphas import scales_of
 from .errors import LbwError, NotALoraError
-from .families import OTHER, Family, Place
+from .families import FAMILIES, OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
@@ -122,8 +122,10 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
     if not old.keys() & new.keys():
         raise NotALoraError(baked, f"has no module in common with {original}", "compare a LoRA with what became of it")
     shares: dict[str, tuple[Module, Place, Share]] = {}
-    # A file baked elsewhere has left PEFT's configuration behind; its loader will be given it.
-    scales = scales_of(one), scales_of(two, original.parent)
+    # A file baked elsewhere has left PEFT's configuration behind; its loader will be given it. What was merged or
+    # truncated has it in its numbers.
+    beside = () if _is_unverifiable(records_in(two.file.metadata)) else (original.parent,)
+    scales = scales_of(one), scales_of(two, *beside)
     with TensorData(one.file) as a, TensorData(two.file) as b:
         for name, (module, place) in old.items():
             if share := _share(module, new.get(name), (a.read, b.read), scales):
@@ -196,11 +198,7 @@ def _contradictions(
 ) -> tuple[str, ...] | None:
     """What the records that were added say, against what was measured; None if none was added, or nothing measured."""
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
-    if (
-        not records
-        or not shares
-        or any(isinstance(record, dict) and record.keys() & _UNVERIFIABLE for record in records)
-    ):
+    if not records or not shares or _is_unverifiable(records):
         return None
     try:
         bakes = [_recorded_weights(record, original) for record in records]
@@ -225,6 +223,10 @@ def _contradictions(
     return tuple(found)
 
 
+def _is_unverifiable(records: Iterable[Any]) -> bool:
+    return any(isinstance(record, dict) and record.keys() & _UNVERIFIABLE for record in records)
+
+
 def _agrees(share: Share, said: float, written: Module | None) -> bool:
     dtypes = {tensor.dtype for tensor in written.all_tensors} & FLOATS if written else set()
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
@@ -234,8 +236,8 @@ def _agrees(share: Share, said: float, written: Module | None) -> bool:
 
 
 def _recorded_weights(record: Mapping[str, Any], lora: Lora) -> dict[str, float]:
-    """Module -> weight, as the record's family has it if that is one the file fits."""
-    family = next((one for one in lora.candidates if one.name == record["family"]), lora.candidates[0])
+    """Module -> weight, as the record's family has it."""
+    family = FAMILIES.get(record["family"], lora.candidates[0])
     blocks = {block: float(record["weights"][block]) for block in (*family.blocks, OTHER)}
     elements = tuple(map(parse_element, record["elements"]))
     strength, te, unet = (float(record[name]) for name in ("strength", "te", "unet"))

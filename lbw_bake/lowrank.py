@@ -48,7 +48,9 @@ class LowRank:
 
         Zeros go into the other one, which trainers begin with zeros.
         """
-        if 0 < abs(factor) < 1:
+        if factor == 0:  # whatever was there: NaN and infinity too
+            return LowRank(np.zeros_like(self.up), self.down)
+        if abs(factor) < 1:
             return LowRank(self.up, self.down * factor)
         return LowRank(self.up * factor, self.down)
 

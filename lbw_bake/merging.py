@@ -58,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did, or would do: bytes of the file, how many modules it has, and the distinct ranks of these.
+    """What a merge did, or would do: bytes of the file, its modules, their distinct ranks, the rank that was asked for.
 
     `errors` are the relative distances of truncation by block, empty without `rank`; `left_out` names the tensors of
     several inputs that belong to no module.
@@ -67,6 +67,7 @@ class Merged:
     nbytes: int
     modules: int
     ranks: tuple[int, ...]
+    rank: int | None
     errors: Mapping[str, float]
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -75,7 +76,7 @@ class Merged:
     def losses(self) -> tuple[str, ...]:
         """What truncation lost of each block, where it is more than rounding: one line, or none."""
         lost = ", ".join(f"{block} lost {part:.2%}" for block, part in self.errors.items() if part > _ROUNDING)
-        return (f"truncated to rank {max(self.ranks, default=0)}: {lost}",) if lost else ()
+        return (f"truncated to rank {self.rank}: {lost}",) if lost else ()
 
 
 def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:
@@ -130,8 +131,10 @@ def merge_parts(parts: Sequence[Part], output: Path, how: Recipe) -> Merged:
         nbytes = len(header.encode(hashes.metadata())) + spool.end
         left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
         names = tuple(tensor.name for _, strays in left_out for tensor in strays)
-        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums) if how.rank else ()))
-        merged = Merged(nbytes, len(layers), tuple(_ranks(spool.tensors)), _by_block(layers, sums), names, warnings)
+        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums, how.rank) if how.rank else ()))
+        merged = Merged(
+            nbytes, len(layers), tuple(_ranks(spool.tensors)), how.rank, _by_block(layers, sums), names, warnings
+        )
         if how.strict and (merged.warnings or merged.losses):
             raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
         if spool.file:
@@ -231,8 +234,10 @@ def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:
     there = read_header(output)
     stored = DTYPES[how.dtype] or _stored_dtype(parts[0].lora)
     same = records_in(there.metadata)[-1:] == [_record(parts, how)]
-    younger = all(part.lora.file.modified_ns <= there.modified_ns for part in parts)
-    return same and younger and any(tensor.dtype == stored for tensor in there.tensors)
+    configs = (part.lora.file.path.with_name(CONFIG) for part in parts)
+    ages = [config.stat().st_mtime_ns for config in configs if config.exists()]
+    younger = max((*ages, *(part.lora.file.modified_ns for part in parts))) <= there.modified_ns
+    return same and younger and any(tensor.dtype == stored for tensor in there.tensors if tensor.size > 1)
 
 
 def _head(
@@ -281,12 +286,13 @@ def _by_block(layers: Iterable[Layer], sums: Iterable[Sum]) -> dict[str, float]:
     }
 
 
-def _untruncated(sums: Iterable[Sum]) -> Iterator[str]:
-    """What is said of modules that keep their own form though a rank was asked for, by algorithm."""
+def _untruncated(sums: Iterable[Sum], rank: int) -> Iterator[str]:
+    """What is said of modules that keep their own form though a lower rank was asked for, by algorithm."""
     kept = [summed.kept for summed in sums if summed.kept and summed.kept.weight]
     by_name: dict[str, list[str]] = defaultdict(list)
     for addend in kept:
-        if not addend.module.algorithm.fixed and addend.kind not in ("norm", "bias"):
+        lower = addend.module.rank is None or addend.module.rank > rank
+        if lower and not addend.module.algorithm.fixed and addend.kind not in ("norm", "bias"):
             by_name[addend.module.algorithm_name].append(addend.module.name)
     for name, modules in by_name.items():
         yield f"{counted(len(modules), f'{name} module')} not truncated (the first is {modules[0]})"

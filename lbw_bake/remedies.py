@@ -102,7 +102,17 @@ class Remedies:
             if kind == "oft":
                 return self._turn(module, place)[1]
             _, _, dora = self._dora(module, place)
-        return lambda read: dora(read).update().cpu().numpy()
+        return self._whole(module, dora)
+
+    @staticmethod
+    def _whole(module: Module, dora: Callable[[Read], Dora]) -> Callable[[Read], Array]:
+        """The update of a DoRA in the layer's shape: an embedding is stored the other way around."""
+
+        def update(read: Read) -> Array:
+            whole = dora(read).update()
+            return (whole.mT if module.algorithm.name == "lora_embedding" else whole).cpu().numpy()
+
+        return update
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -140,7 +150,7 @@ class Remedies:
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
             return self._exactly(
-                _in_full(module, base, dtype, lambda read: (weight * dora(read).update()).cpu().numpy()), **used
+                _in_full(module, base, dtype, lambda read: weight * self._whole(module, dora)(read)), **used
             )
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 

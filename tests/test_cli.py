@@ -498,3 +498,33 @@ class TestProcess:
         refused = python("-c", code, "bake", lora, *HALF, "-o", lora.with_name("cuda.safetensors"), "--device", "cuda")
         assert refused.returncode == 1
         assert "torch is not installed" in refused.stderr
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_a_stream_that_is_closed_is_no_traceback(closed: str, tmp_path: Path) -> None:
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    for words in (f"bake {source} -w '*=0.5' -o {tmp_path / 'b.safetensors'} -f", f"inspect {source}", "validate -"):
+        result = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m lbw_bake {words} {closed}"],
+            capture_output=True, text=True, check=False, input="", timeout=60,
+        )  # fmt: skip
+        assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert (tmp_path / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("bake", "a.safetensors", "-w", "*=0.5", "--out-dir", ""),
+        ("bake", "a.safetensors", "-w", "*=0.5", "-o", ""),
+        ("bake", "a.safetensors", "-w", "*=0.5", "-o", "b.safetensors", "--cluster", ""),
+        ("merge", "a.safetensors", "-o", ""),
+        ("sweep", "a.safetensors", "--x", "values=1", "-o", ""),
+        ("sweep", "a", "--grid", ""),
+        ("sweep", "a", "--grid", "pictures", "--dry-run"),
+        ("validate", ""),
+    ],
+)
+def test_what_must_not_mean_the_current_folder_is_wrong_usage(command: tuple[str, ...], run: Run) -> None:
+    assert run(*command)[0] == 2

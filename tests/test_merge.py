@@ -227,7 +227,7 @@ def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Pa
     left, values, right = np.linalg.svd(difference.reshape(shape[0], -1) / 2, full_matrices=False)
     got = up.reshape(shape[0], 3) @ down.reshape(3, -1)
     np.testing.assert_allclose(got, (left[:, :3] * values[:3]) @ right[:3], atol=1e-5)
-    lost = np.sqrt((values[3:] ** 2).sum() / (values**2).sum())
+    lost = np.sqrt((values[3:] ** 2).sum() / ((values**2).sum() + (bias**2).sum() / 4))  # of all in the block
     assert f"truncated to rank 3: MID lost {lost:.2%}" in error
 
 
@@ -519,3 +519,66 @@ def test_one_layer_may_have_several_names(family: str, one: str, other: str, tmp
     assert merged.keys() == tensors[0].keys()
     expected = update_of(tensors[0], f"lora_{one}") + update_of(tensors[1], f"lora_{other}")
     np.testing.assert_allclose(update_of(merged, f"lora_{one}"), expected, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_switched_off(tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
+    tensors[f"{NAME}.lora_up.weight"][0, 0] = np.nan
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    for command in (("merge", f"{source}:1:MID=0 *=1"), ("bake", source, "-w", "MID=0 *=1", "--rank", 2)):
+        run.done(*command, "--family", "sd1", "-f", "-o", out)
+        assert not load_file(out)[f"{NAME}.lora_up.weight"].any()
+
+
+def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run: Run) -> None:
+    small = write(tmp_path / "small.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
+    large = write(tmp_path / "large.safetensors", kohya_lora(["unet_middle_block_1_proj_in"], width=16))
+    error = run.refused("merge", small, large, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert f"8 x 8 in {small}, 16 x 16 in {large}" in error
+
+
+def test_a_rank_that_a_module_has_already_is_no_warning(tmp_path: Path, run: Run) -> None:
+    glora = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    lora = kohya_lora(["unet_middle_block_1_proj_out"], dtype="float32")
+    source = write(tmp_path / "a.safetensors", lora | glora)
+    run.done(
+        "bake", source, "-w", "*=0.5", "--rank", 4, "--strict", "--family", "sd1", "-o", tmp_path / "b.safetensors"
+    )
+
+
+def test_what_only_peft_names_is_not_given_names_of_kohyas(tmp_path: Path, run: Run) -> None:
+    kohya = write(tmp_path / "a.safetensors", kohya_lora([KOHYA]))
+    dora = write(
+        tmp_path / "b.safetensors", peft_lora([PEFT]) | {f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32)}
+    )
+    other = write(tmp_path / "c.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
+    assert "no place for" in run.refused("merge", other, dora, "--family", "sd1", "-o", tmp_path / "d.safetensors")
+    run.done("merge", kohya, f"{dora}:0", "--family", "sd1", "-o", tmp_path / "d.safetensors")
+
+
+def test_a_name_of_an_adapter_is_no_part_of_a_layers(tmp_path: Path, run: Run) -> None:
+    one = peft_lora([PEFT]) | {f"{PEFT}.alpha": np.array(4, np.float32)}
+    other = {name.replace("lora_A.", "lora_A.foo.").replace("lora_B.", "lora_B.foo."): array
+             for name, array in peft_lora(["unet.mid_block.attentions.0.proj_in"]).items()}  # fmt: skip
+    files = (write(tmp_path / "a.safetensors", one), write(tmp_path / "b.safetensors", other))
+    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    assert load_file(tmp_path / "c.safetensors").keys() == one.keys() | other.keys() | {
+        "unet.mid_block.attentions.0.proj_in.alpha"
+    }
+
+
+def test_a_truncation_is_made_anew_when_what_it_was_made_of_changes(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", peft_lora([PEFT]))
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"r": 2, "lora_alpha": 4}')
+    command = ("bake", source, "-w", "*=0.5", "--rank", 1, "--family", "sd1", "--skip-existing")
+    out = tmp_path / "elsewhere" / "b.safetensors"
+    out.parent.mkdir()
+    run.done(*command, "-o", out)
+    assert "the existing output is kept" not in run.done(*command, "-o", out)
+    after = out.stat().st_mtime_ns + 1
+    os.utime(config, ns=(after, after))
+    assert "the existing output is kept" in run.done(*command, "-o", out)
+    # Its alphas are in the numbers, which the configuration must not multiply again.
+    run.done("bake", source, "-w", "*=0.5", "--rank", 2, "--family", "sd1", "-f", "-o", out)
+    assert run.json("diff", source, out, "--family", "sd1", "--json")["blocks"]["MID"]["weight"] == pytest.approx(0.5)

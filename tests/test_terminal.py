@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,3 +70,14 @@ def test_colours_can_be_refused(loras: Path, on_terminal: OnTerminal) -> None:
     command = ("bake", loras / "a.safetensors", "-w", "*=0.5", "--dry-run")
     assert "\x1b[" in on_terminal(*command, NO_COLOR="")
     assert "\x1b[3" not in on_terminal(*command, NO_COLOR="1")
+
+
+def test_what_programs_read_does_not_go_to_the_terminal(loras: Path, on_terminal: OnTerminal, tmp_path: Path) -> None:
+    found = tmp_path / "outcomes.jsonl"
+    script = f"import subprocess, sys; subprocess.run(sys.argv[1:], stdout=open({str(found)!r}, 'wb'), check=True)"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lbw_bake", "bake", loras, "-w", "*=0.5", "--out-dir", tmp_path / "o", "--json"]
+    subprocess.run([sys.executable, "-c", script, *map(str, command)], stderr=theirs, check=True, timeout=60)
+    os.close(theirs)
+    os.close(ours)
+    assert [json.loads(line)["status"] for line in found.read_text("utf-8").splitlines()] == ["baked"] * 3
