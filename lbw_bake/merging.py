@@ -29,6 +29,7 @@ from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
 from .planning import DTYPES, agree
 from .recipes import Recipe
+from .remarks import some
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
@@ -96,7 +97,11 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
             )
         common = shared
     alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
-    return [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
+    parts = [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
+    if len(parts) == 1 and (strange := parts[0].lora.unknown(parts[0].weights.family)):
+        copied = f"{counted(len(strange), 'unknown tensor')} copied untouched: {some((one.name for one in strange), 5)}"
+        return [replace(parts[0], remark="; ".join(filter(None, (parts[0].remark, copied))))]
+    return parts
 
 
 def merge_parts(parts: Sequence[Part], output: Path, how: Recipe) -> Merged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from conftest import ROOT, Run, python
+from conftest import ROOT, Run, lbw_on_path, python
 
 from lbw_bake.presets.findings import RULES
 
@@ -250,6 +251,31 @@ class TestWithoutTorch:
         assert action["runs"]["using"] == "composite"
         for step in action["runs"]["steps"]:
             assert "${{" not in step.get("run", ""), "inputs go through env, where nobody can write a command into them"
+
+    @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("git")), reason="needs bash and git")
+    @pytest.mark.parametrize(
+        ("names", "said"), [((), "no preset files"), (("presets-\u00e9.yaml",), "1 preset of 1 file")]
+    )
+    def test_the_action_checks_what_is_named_like_presets(
+        self, names: tuple[str, ...], said: str, tmp_path: Path
+    ) -> None:
+        step = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))["runs"]["steps"][-1]
+        environment = lbw_on_path(tmp_path) | {"RUNNER_TEMP": str(tmp_path), "PYTHONPATH": str(ROOT)}
+        environment |= {"FILES": "", "STRICT": "false", "FORMAT": "text", "OUTPUT": ""}
+        (tmp_path / "lbw").mkdir()
+        (tmp_path / "lbw" / "bin").symlink_to(tmp_path / "bin")
+        repository = tmp_path / "repository"
+        repository.mkdir()
+        subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
+        for name in names:
+            (repository / name).write_text("A: {MID: 1}\n", encoding="utf-8")
+        subprocess.run(["git", "add", "."], cwd=repository, check=True)
+        result = subprocess.run(
+            ["bash", "-e", "-c", step["run"]], cwd=repository, env=environment, capture_output=True, text=True,
+            check=False, timeout=60,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert said in result.stderr
 
     def test_the_hooks_find_preset_files(self) -> None:
         hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))

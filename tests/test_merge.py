@@ -182,8 +182,10 @@ def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run)
 def test_truncation_keeps_what_belongs_to_no_module(tmp_path: Path, run: Run) -> None:
     strays = {"stray": np.arange(6).reshape(2, 3), "bundle_emb.puppy.string_to_param.*": np.ones((2, 8), np.float16)}
     source, out = write(tmp_path / "a.safetensors", unet_lora() | strays), tmp_path / "out.safetensors"
-    error = run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out)
-    assert "1 unknown tensor copied untouched: stray" in error
+    error = run.done("merge", f"{source}:0.5", "-o", out)
+    assert error.count("1 unknown tensor copied untouched: stray") == 1
+    error = run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-f", "-o", out)
+    assert error.count("1 unknown tensor copied untouched: stray") == 1
     assert "left out" not in error
     small = load_file(out)
     assert all(small[name].dtype == one.dtype and (small[name] == one).all() for name, one in strays.items())
@@ -582,3 +584,18 @@ def test_a_truncation_is_made_anew_when_what_it_was_made_of_changes(tmp_path: Pa
     # Its alphas are in the numbers, which the configuration must not multiply again.
     run.done("bake", source, "-w", "*=0.5", "--rank", 2, "--family", "sd1", "-f", "-o", out)
     assert run.json("diff", source, out, "--family", "sd1", "--json")["blocks"]["MID"]["weight"] == pytest.approx(0.5)
+
+
+def test_the_difference_of_an_embedding_has_its_layers_shape(tmp_path: Path, run: Run) -> None:
+    """Whose rows are tokens, where the factors have them as columns."""
+    rng = np.random.default_rng(0)
+    name = "text_encoder.text_model.embeddings.token_embedding"
+    a, b, w = (rng.standard_normal(shape) for shape in ((2, 10), (6, 2), (10, 6)))
+    tensors = {"lora_embedding_A": a, "lora_embedding_B": b, "lora_magnitude_vector": np.ones(6)}
+    source = write(tmp_path / "a.safetensors", {f"{name}.{role}": array for role, array in tensors.items()})
+    key = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    base, out = write(tmp_path / "base.safetensors", {key: w}), tmp_path / "b.safetensors"
+    run.done("merge", f"{source}:0.5", "--base", base, "--family", "sd1", "-o", out)
+    turned = w.T + b @ a
+    wanted = 0.5 * (turned / np.linalg.norm(turned, axis=1, keepdims=True) - w.T)
+    np.testing.assert_allclose(load_file(out)[f"{name}.diff"].T, wanted, rtol=1e-6)
