@@ -37,13 +37,12 @@ _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same name
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What is made of sums: `dtype` is what the file's floats become (None keeps), `stored` what sums are stored as.
+    """What is made of sums: `dtype` is what the file's floats become, None keeps theirs.
 
     `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`.
     """
 
     dtype: str | None
-    stored: str
     alpha: float | None
     rank: int | None
     device: str
@@ -87,10 +86,11 @@ class Addend:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """All modules of one name, in the order of the files."""
+    """All modules of one name, in the order of the files; `stored` is the dtype their sum is stored as."""
 
     stem: str
     place: Place
+    stored: str
     addends: list[Addend]
 
     @property
@@ -125,11 +125,11 @@ def add(layer: Layer, form: Form) -> Sum:
     total, lost = _product(layer, addends, summed, form)
     arrays = {} if total is None else _factors(layer, addends, total)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
-    made = [_made(name, array, form.stored) for name, array in arrays.items()]
+    made = [_made(name, array, layer.stored) for name, array in arrays.items()]
     if total and form.alpha is not None:
         alpha = np.array(form.alpha)
-        exact = round_to(alpha, numpy_dtype(form.stored)) == alpha
-        made.append(_made(f"{layer.bare}.alpha", alpha, form.stored if exact else "F32"))
+        exact = round_to(alpha, numpy_dtype(layer.stored)) == alpha
+        made.append(_made(f"{layer.bare}.alpha", alpha, layer.stored if exact else "F32"))
     return Sum(tuple(made), lost=lost)
 
 

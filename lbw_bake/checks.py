@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import FileFormatError, LbwError, WeightError
+from .folders import files_in
 from .presets import Preset, builtin_path
 from .presets.findings import Finding, in_order
 from .presets.formats import read_data, read_document, read_presets
@@ -37,18 +38,21 @@ class Checked:
 def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
     """The files named, and those of the folders named, subfolders included, that end like preset files.
 
-    Raises FileFormatError for a folder that holds none.
+    Raises FileFormatError for a folder that holds none, or cannot be looked into.
     """
     for path in paths:
         if path == STDIN or not path.is_dir():
             yield path
             continue
-        found = (inside for inside in path.rglob("*") if inside.suffix.lower() in SUFFIXES and inside.is_file())
-        insides = [inside.relative_to(path) for inside in found]
-        visible = sorted(inside for inside in insides if not any(part.startswith(".") for part in inside.parts))
-        if not visible:
+        found = False
+        for file in files_in(path, recursive=True):
+            if isinstance(file, FileFormatError):
+                raise file
+            if file.suffix.lower() in SUFFIXES:
+                found = True
+                yield file
+        if not found:
             raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
-        yield from (path / inside for inside in visible)
 
 
 def check_file(path: Path, kind: str | None = None) -> Checked:

@@ -16,6 +16,7 @@ from .cli_options import (
     Quiet,
     Strict,
     path,
+    refuse,
     running,
     weighing,
     writing,
@@ -125,7 +126,7 @@ def bake(
     several = {"--preset": preset, "--element": element, "--element-preset": element_preset}
     texts = [(option, text) for option, text in single.items() if text is not None]
     texts += [(option, text) for option, given in several.items() for text in given or ()]
-    mistakes = (
+    refuse(
         *((not text.strip(), option, "an empty text says nothing") for option, text in texts),
         (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
@@ -145,9 +146,6 @@ def bake(
         ),
         (skip_existing and (in_place or force), "--skip-existing", "is the opposite of --in-place and --force"),
     )
-    for wrong, option, message in mistakes:
-        if wrong:
-            raise typer.BadParameter(message, param_hint=option)
     recipes = [
         Recipe(
             Weights.parse(

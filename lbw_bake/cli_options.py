@@ -21,6 +21,13 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def refuse(*mistakes: tuple[bool, str, str]) -> None:
+    """Raise BadParameter for the first mistake that is made, each given as whether it is, the option, what is wrong."""
+    for made, option, message in mistakes:
+        if made:
+            raise typer.BadParameter(message, param_hint=option)
+
+
 FamilyName = Annotated[
     str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
 ]

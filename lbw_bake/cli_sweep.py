@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .cli_inspect import Theme
-from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, path, writing
+from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, path, refuse, writing
 from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
@@ -73,12 +73,19 @@ def sweep(
 
     [dim]lbw sweep x.safetensors -o plot --x "values=0,0.5,1" --y "blocks=17ALL"[/dim]
     """
-    from . import console, render_sweep
-
-    if grid and dry_run:
-        raise typer.BadParameter("is for sweeps, not for putting their pictures together", param_hint="--dry-run")
+    given = {name: text for name, text in (("x", x), ("y", y), ("z", z)) if text is not None}
+    sweeping = (bool(given), analyse, base_weights is not None, dry_run, skip_existing)
+    drawing = (tile, threshold, theme) != (512, 20, "light")
+    no_sweep, no_grid = bool(grid) and any(sweeping), not grid
+    refuse(
+        (no_sweep, "--grid", "puts the pictures of a sweep together; leave out axes, weights, -n, --skip-existing"),
+        (no_grid and drawing, "--grid", "--tile, --threshold and --theme are for pictures; give their folder"),
+        (no_grid and not given and not analyse, "--x", "give an axis, or --analyse"),
+        (analyse and bool(set(given) - {"x"}), "--analyse", "analyses one row of blocks; give no other axis than --x"),
+        (skip_existing and force, "--skip-existing", "is the opposite of --force"),
+    )
     if grid:
-        from . import assemble_grid
+        from . import assemble_grid, render_sweep
 
         picture = output or grid / "grid.png"
         made = assemble_grid(source or grid, grid, picture, tile=tile, threshold=threshold, theme=theme, replace=force)
@@ -86,16 +93,8 @@ def sweep(
         return
     if source is None or (output is None and not dry_run):
         raise typer.BadParameter("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
-    given = {name: text for name, text in (("x", x), ("y", y), ("z", z)) if text is not None}
-    if not given and not analyse:
-        raise typer.BadParameter("give an axis, or --analyse", param_hint="--x")
-    if analyse and (set(given) - {"x"}):
-        raise typer.BadParameter("analyses one row of blocks; give no other axis than --x", param_hint="--analyse")
 
-    if skip_existing and force:
-        raise typer.BadParameter("is the opposite of --force", param_hint="--skip-existing")
-
-    from . import Options, Recipe, Weights, make_sweep, tables, write_sweep
+    from . import Options, Recipe, Weights, console, make_sweep, render_sweep, tables, write_sweep
 
     limit = tables.parse_size(max_size)
     recipe = Recipe(
@@ -109,8 +108,9 @@ def sweep(
     )
     plot = make_sweep(source, given, recipe, analyse=analyse, at=at, presets=presets)
     render_sweep.planned(plot, quiet=quiet)
-    if not dry_run and output:
-        sizes = write_sweep(plot, output, limit=None if yes else limit, replace=force, skip_existing=skip_existing)
-        render_sweep.written(plot, output, sizes, quiet=quiet)
+    if output:
+        most = None if yes else limit
+        sizes = write_sweep(plot, output, limit=most, replace=force, skip_existing=skip_existing, dry_run=dry_run)
+        render_sweep.written(plot, output, sizes, quiet=quiet or dry_run)
     if json_output:
         console.print_json(plot.manifest)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import scales_of
-from .errors import LbwError, NotALoraError
+from .edits import Compute, Drop, Edit, edited
+from .errors import LbwError, NotALoraError, NotBakeableError
+from .factors import weigh
 from .families import FAMILIES, OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
+from .rewrite import remade
 from .scaling import FLOATS
 from .tensordata import TensorData
 from .tensorfile import Tensor
@@ -131,6 +135,7 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
             if share := _share(module, new.get(name), (a.read, b.read), scales):
                 shares[name] = (module, place, share)
         altered = tuple(_altered(one, two, known, a, b))
+        contradictions = _contradictions(one, two, shares, altered, partial(_is_baked, a=a, b=b))
     return Comparison(
         one,
         two,
@@ -140,7 +145,7 @@ def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
         tuple(name for name in old if name not in new),
         tuple(name for name in old if name not in shares),
         altered,
-        _contradictions(one, two, shares, altered),
+        contradictions,
     )
 
 
@@ -194,9 +199,16 @@ def _sum(shares: Iterable[Share]) -> Share:
 
 
 def _contradictions(
-    original: Lora, baked: Lora, shares: Mapping[str, tuple[Module, Place, Share]], altered: Iterable[str]
+    original: Lora,
+    baked: Lora,
+    shares: Mapping[str, tuple[Module, Place, Share]],
+    altered: Iterable[str],
+    is_baked: Callable[[Module, Module, float], bool],
 ) -> tuple[str, ...] | None:
-    """What the records that were added say, against what was measured; None if none was added, or nothing measured."""
+    """What the records that were added say, against what was measured; None if none was added, or nothing measured.
+
+    What was measured is off where 16 bits leave small numbers few digits: `is_baked` knows such a module as it is.
+    """
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
     if not records or not shares or _is_unverifiable(records):
         return None
@@ -214,11 +226,11 @@ def _contradictions(
     said_of = {name: math.prod(weights.get(name, 1.0) for weights in bakes) for name in known}
     gone = (name for name in said_of if not names[name] & written.keys())
     found += [f"{name} was removed, its record says {said_of[name]:.4g}" for name in gone if said_of[name]]
-    for name, (_, _, share) in shares.items():
-        said = said_of[name]
+    for name, (module, _, share) in shares.items():
+        said, now = said_of[name], written.get(name)
         if share.weight is None and share.baked:
             found.append(f"{name} was zero, and is not now")
-        elif share.weight is not None and not _agrees(share, said, written.get(name)):
+        elif share.weight is not None and not (_agrees(share, said, now) or (now and is_baked(module, now, said))):
             found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
     return tuple(found)
 
@@ -233,6 +245,37 @@ def _agrees(share: Share, said: float, written: Module | None) -> bool:
     weight = share.weight or 0.0
     error = share.error or 0.0
     return abs(weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
+
+
+def _is_baked(module: Module, written: Module, weight: float, a: TensorData, b: TensorData) -> bool:
+    """Whether a module is, bit for bit, what a bake at the weight writes, in its own dtypes or in one of those it has.
+
+    `a` and `b` have the original's data and the written one's.
+    """
+    there = {tensor.name: tensor for tensor in written.all_tensors}
+    dtypes = sorted({tensor.dtype for tensor in there.values()} & FLOATS)
+    return any(_is_baked_to(dtype, module, there, weight, a, b) for dtype in (None, *dtypes))
+
+
+def _is_baked_to(
+    dtype: str | None, module: Module, there: Mapping[str, Tensor], weight: float, a: TensorData, b: TensorData
+) -> bool:
+    edits: dict[str, Edit] = {}
+    try:
+        weigh(module, weight, dtype, a.survey, edits)
+    except NotBakeableError:
+        return False
+    for tensor in module.all_tensors:
+        edit = edits.get(tensor.name)
+        if isinstance(edit, Drop | Compute):
+            return False
+        wanted, got = edited(tensor, edit), there.get(tensor.name)
+        if not got or (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
+            return False
+        made = np.concatenate([*remade(tensor, edit, a)])
+        if not np.array_equal(made, np.concatenate([*b.pieces(got)])):
+            return False
+    return True
 
 
 def _recorded_weights(record: Mapping[str, Any], lora: Lora) -> dict[str, float]:

@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 from .atomic import make_folder
 from .errors import FileFormatError, LbwError, OutputError
+from .folders import files_in
 from .recipes import Recipe
 
 SUFFIX = ".safetensors"
@@ -24,12 +25,17 @@ _FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned."""
+    """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned.
+
+    `named` says that the input was itself given, not found in a folder; `makes_folders` that those of the outputs are
+    made before work starts, so that a dry run need not find them.
+    """
 
     input: Path
     outputs: tuple[tuple[Path | None, Recipe], ...]
     named: bool = True
     nbytes: int = 0
+    makes_folders: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +117,25 @@ def find_inputs(
     """The files named, and the safetensors files of the folders named, in sorted order.
 
     Glob patterns choose among a folder's files by their path in it. Files there that may be LoRAs of another format
-    are yielded as mere paths; a folder that holds no LoRA as the error it is, so that the others can go on.
+    are yielded as mere paths; a folder that holds no LoRA, or cannot be looked into, as the error it is, so that the
+    others can go on.
     """
     paths = list(dict.fromkeys(paths))
-    named = {path.resolve() for path in paths if path.is_file()}
+    named = {Path(os.path.realpath(path)) for path in paths if path.is_file()}
     for path in paths:
         if not path.is_dir():
             yield Found(path, Path(path.name))
             continue
-        files = sorted(file for file in path.glob("**/*" if recursive else "*") if file.suffix.lower() in _SUFFIXES)
-        insides = [file.relative_to(path) for file in files if file.is_file()]
+        insides = []
+        for file in files_in(path, recursive=recursive):
+            if isinstance(file, LbwError):
+                yield file
+            elif file.suffix.lower() in _SUFFIXES:
+                insides.append(file.relative_to(path))
         chosen = [
             inside
             for inside in insides
-            if not inside.name.startswith(".")
-            and (path / inside).resolve() not in named
+            if Path(os.path.realpath(path / inside)) not in named
             and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]
@@ -185,8 +195,11 @@ def make_batch(
     paths = [Path(path) for path in inputs]
     found = list(find_inputs(paths, recursive=recursive, include=include, exclude=exclude))
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
-    if naming.out_dir and not all(recipe.dry_run for recipe in recipes):
-        make_folders(jobs, paths, naming.out_dir, recursive=recursive)
+    if naming.out_dir:
+        if recursive:
+            _check_outside(naming.out_dir, paths)
+        if not all(recipe.dry_run for recipe in recipes):
+            _make_folders(jobs)
     problems = tuple(item for item in found if isinstance(item, LbwError))
     return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 
@@ -211,14 +224,17 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
             if named.get(os.path.realpath(output), item.file) != item.file:
                 raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
         size = item.file.stat().st_size if item.file.is_file() else 0
-        jobs.append(Job(item.file, outputs, item.named, size))
+        jobs.append(Job(item.file, outputs, item.named, size, makes_folders=naming.out_dir is not None))
     return jobs
 
 
-def make_folders(jobs: Iterable[Job], inputs: Iterable[Path], out_dir: Path, *, recursive: bool) -> None:
-    """Make the folders of the outputs. Raises OutputError where outputs would be found as inputs another time."""
+def _check_outside(out_dir: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError where outputs would be found as inputs another time."""
     for folder in inputs:
-        if recursive and folder.is_dir() and out_dir.resolve().is_relative_to(folder.resolve()):
+        if folder.is_dir() and out_dir.resolve().is_relative_to(folder.resolve()):
             raise OutputError(f"{out_dir}: lies inside the input folder {folder}", "choose a folder outside of it")
+
+
+def _make_folders(jobs: Iterable[Job]) -> None:
     for folder in {output.parent for job in jobs for output, _ in job.outputs if output}:
         make_folder(folder, "choose another --out-dir")

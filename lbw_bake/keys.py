@@ -97,7 +97,7 @@ def parse_key(name: str) -> Key | None:
         return None
     length, role, adapter = found
     stem = name[:-length]
-    component, path = _split_prefix(stem)
+    component, _, path = split_prefix(stem)
     named = adapter not in ("", "default")
     path = path.replace(".", "_")
     for old, new in _RENAMED.items():
@@ -105,8 +105,9 @@ def parse_key(name: str) -> Key | None:
     return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
 
 
-def _split_prefix(stem: str) -> tuple[str, str]:
+def split_prefix(stem: str) -> tuple[str, str, str]:
+    """The component a stem names, what of it says so, and the path that follows."""
     match = _PREFIX.match(stem)
     if match is None or match.lastgroup is None:
-        return DENOISER, stem
-    return _COMPONENTS[match.lastgroup], stem[match.end() :]
+        return DENOISER, "", stem
+    return _COMPONENTS[match.lastgroup], match[0], stem[match.end() :]

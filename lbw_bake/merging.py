@@ -24,6 +24,7 @@ from .basemodel import canonical
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
+from .keys import split_prefix
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
@@ -104,22 +105,24 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     return parts
 
 
-def merge_parts(parts: Sequence[Part], output: Path, how: Recipe) -> Merged:
+def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merged:
     """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 
-    Of the recipe, weights and the options of a bake alone say nothing here; floats are stored as the first file stores
-    them unless it says otherwise. One file alone keeps the tensors that belong to no module. A dry run computes all of
-    it and writes nothing. Raises NotBakeableError for modules that do not add (DoRA and OFT without their base model,
-    GLoRA with another kind), OutputError, DeviceError, StrictError.
+    Of the recipe, weights and the options of a bake alone say nothing here. Floats are stored as the first file stores
+    those of the layer, or most of its own, unless the recipe says otherwise. One file alone keeps the tensors that
+    belong to no module. A dry run computes all of it and writes nothing, for which it needs no output. Raises
+    NotBakeableError for modules that do not add (DoRA and OFT without their base model, GLoRA with another kind),
+    OutputError, DeviceError, StrictError.
     """
-    check_output(output, [part.lora.file.path for part in parts], replace=how.replace)
+    first = parts[0].lora.file.path
+    if output:
+        check_output(output, [part.lora.file.path for part in parts], replace=how.replace)
     if how.device == "cuda":
         algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
-    dtype = DTYPES[how.dtype]
-    form = Form(dtype, dtype or _stored_dtype(parts[0].lora), _alpha(parts, how.rank), how.rank, how.device)
+    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device)
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
-        spool = _Spool(None if how.dry_run else files.enter_context(_temporary(output)))
+        spool = _Spool(files.enter_context(_temporary(output)) if output and not how.dry_run else None)
         layers = _layers(parts, inputs, how)
         sums = []
         for layer in layers:
@@ -132,17 +135,21 @@ def merge_parts(parts: Sequence[Part], output: Path, how: Recipe) -> Merged:
             spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:
             data.check_unchanged()
-        header, hashes = _head(parts, output.stem, spool.tensors, form.alpha, how)
+        header, hashes = _head(parts, (output or first).stem, spool.tensors, form.alpha, how)
         nbytes = len(header.encode(hashes.metadata())) + spool.end
         left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
         names = tuple(tensor.name for _, strays in left_out for tensor in strays)
-        warnings = (*_warnings(parts, layers, left_out), *(_untruncated(sums, how.rank) if how.rank else ()))
+        warnings = (
+            *_warnings(parts, layers, left_out),
+            *_unloaded(parts, spool.tensors),
+            *(_untruncated(sums, how.rank) if how.rank else ()),
+        )
         merged = Merged(
             nbytes, len(layers), tuple(_ranks(spool.tensors)), how.rank, _by_block(layers, sums), names, warnings
         )
         if how.strict and (merged.warnings or merged.losses):
-            raise StrictError(parts[0].lora.file.path if len(parts) == 1 else output, merged.warnings + merged.losses)
-        if spool.file:
+            raise StrictError(output if output and len(parts) > 1 else first, merged.warnings + merged.losses)
+        if output and spool.file:
             _write(output, header, hashes, spool.file, replace=how.replace)
     return merged
 
@@ -182,6 +189,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     layers: dict[object, Layer] = {}
     prefixes = _prefixes(parts)
     means = Means(how.base, how.dora_norm, device=how.device)
+    usual = _common_dtype(parts[0].lora.file.tensors)
     for part, data in zip(parts, inputs, strict=True):
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
@@ -200,7 +208,10 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
             addend = Addend(part.lora.file.path, module, weight, data, scale_of(module, data.read), difference)
             # Trainers spell one layer in several ways; all modules of one file are of different ones.
             key = stem if len(parts) == 1 else (place.component, canonical(module.path))
-            layers.setdefault(key, Layer(stem, place, [])).addends.append(addend)
+            own = _common_dtype(module.all_tensors, usual) if part is parts[0] else usual
+            layer = layers.setdefault(key, Layer(stem, place, DTYPES[how.dtype] or own, []))
+            layer.addends.append(addend)
+    _check_prefixes(list(layers.values()), parts[0].lora.file.path)
     return list(layers.values())
 
 
@@ -218,9 +229,10 @@ def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
     return float(rank) if rank and not products else None
 
 
-def _stored_dtype(lora: Lora) -> str:
-    dtypes = Counter(tensor.dtype for tensor in lora.file.tensors if tensor.dtype in FLOATS and tensor.size > 1)
-    dtype = max(dtypes, key=dtypes.__getitem__, default="F32")
+def _common_dtype(tensors: Iterable[Tensor], default: str = "F32") -> str:
+    """What most floats of these are stored as, or what sums of them can be."""
+    dtypes = Counter(tensor.dtype for tensor in tensors if tensor.dtype in FLOATS and tensor.size > 1)
+    dtype = max(dtypes, key=dtypes.__getitem__, default=default)
     return "BF16" if dtype in FLOAT8 else dtype
 
 
@@ -237,7 +249,7 @@ def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:
     Raises FileFormatError.
     """
     there = read_header(output)
-    stored = DTYPES[how.dtype] or _stored_dtype(parts[0].lora)
+    stored = DTYPES[how.dtype] or _common_dtype(parts[0].lora.file.tensors)
     same = records_in(there.metadata)[-1:] == [_record(parts, how)]
     configs = (part.lora.file.path.with_name(CONFIG) for part in parts)
     ages = [config.stat().st_mtime_ns for config in configs if config.exists()]
@@ -303,6 +315,15 @@ def _untruncated(sums: Iterable[Sum], rank: int) -> Iterator[str]:
         yield f"{counted(len(modules), f'{name} module')} not truncated (the first is {modules[0]})"
 
 
+def _unloaded(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]:
+    """What is said of full differences that were none in the files, under names whose loaders know none."""
+    given = {tensor.name for part in parts for tensor in part.lora.file.tensors}
+    layers = (tensor.name.removesuffix(".diff") for tensor in tensors if tensor.name.endswith(".diff"))
+    if made := [layer for layer in layers if "." in layer and f"{layer}.diff" not in given]:
+        what = f"{counted(len(made), 'module')} became full differences (the first is {made[0]})"
+        yield f"{what}, which PEFT and diffusers do not load: --rank makes products of them"
+
+
 def _prefixes(parts: Sequence[Part]) -> dict[str, str]:
     """What kohya's names begin with in the first file, by component, where other files have dotted names.
 
@@ -314,7 +335,7 @@ def _prefixes(parts: Sequence[Part]) -> dict[str, str]:
         return {}
     named = [part.lora.placed(part.weights.family) for part in parts]
     flat = [(module, place) for module, place in named[0] if "." not in module.name]
-    prefixes = {place.component: module.name.removesuffix(module.path) for module, place in flat}
+    prefixes = {place.component: split_prefix(module.name)[1] for module, place in flat}
     missing = sorted({place.component for modules in named for _, place in modules} - prefixes.keys())
     if missing or parts[0].weights.family.denoiser != "unet":
         one, other = (next(path for path, kind in dotted.items() if kind is wanted) for wanted in (False, True))
@@ -325,6 +346,20 @@ def _prefixes(parts: Sequence[Part]) -> dict[str, str]:
             else "convert one of them to the other spelling first",
         )
     return prefixes
+
+
+def _check_prefixes(layers: Sequence[Layer], first: Path) -> None:
+    """Raise NotBakeableError for layers that loaders of the first file's names would pass over."""
+    prefixes: dict[str, str] = {}
+    for layer in layers:
+        addend = layer.addends[0]
+        _, prefix, _ = split_prefix(layer.stem)
+        theirs = prefixes.setdefault(layer.place.component, prefix)
+        if addend.path != first and prefix != theirs:
+            raise NotBakeableError(
+                f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {theirs!r}",
+                "convert one of them to the other's spelling first: no loader is known to read both in one file",
+            )
 
 
 def _strays(part: Part) -> list[Tensor]:

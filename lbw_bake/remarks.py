@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator
 from .factors import REMOVED, ZEROED
 from .families import OTHER
 from .plan import Plan
+from .scaling import Multiply
 from .tables import counted
 from .weights import matches_element
+
+_FAINT = 1e-3
 
 
 def some(names: Iterable[str], limit: int = 8) -> str:
@@ -59,6 +62,19 @@ def _inverted(plan: Plan) -> Iterator[str]:
     if weights.options.invert and weight and blocks:
         omitted = f"{counted(len(blocks), 'block')} that the weights do not list"
         yield f"--invert gives {omitted} a weight of {weight:g}: {some(blocks, 30)}"
+
+
+def _faint(plan: Plan) -> Iterator[str]:
+    """Weights that take float16 factors, as trainers leave them, below its smallest normal numbers."""
+    blocks = {
+        decision.place.block
+        for decision in plan.decisions
+        if 0 < abs(decision.weight) < _FAINT
+        and any(isinstance(edit, Multiply) and edit.target == "F16" for edit in decision.edits.values())
+    }
+    if blocks:
+        named = some(block for block in plan.weights.blocks if block in blocks)
+        yield f"weights below {_FAINT:g} leave float16 numbers few digits ({named}); --dtype bf16 or f32 keeps them"
 
 
 def _idle_rules(plan: Plan) -> Iterator[str]:
@@ -115,6 +131,7 @@ _REMARKS = (
     _of_a_relative,
     _unlisted,
     _inverted,
+    _faint,
     _idle_rules,
     _idle_elements,
     _fixed,

@@ -112,17 +112,25 @@ def _write(targets: Sequence[Target], how: Recipe) -> tuple[str, Rewritten]:
         from .merging import merge_parts
 
         (target,) = targets
-        merged = merge_parts([_part(target)], target.output, how)
+        merged = merge_parts([_part(target.plan, target.preset)], target.output, how)
         return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
     device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
     return device, rewrite(targets, backend, strict=how.strict, verify=how.verify)
 
 
-def _part(target: Target) -> Part:
-    """What a target is to a merge: the only file of one, which truncates its products."""
+def _part(plan: Plan, preset: str | None) -> Part:
+    """What a plan is to a merge: the only file of one, which truncates its products."""
     from .merging import Part
 
-    return Part(target.plan.lora, target.plan.weights, target.preset)
+    return Part(plan.lora, plan.weights, preset)
+
+
+def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
+    """What is planned, and what truncation would lose, which only shows when it is done. Raises LbwError."""
+    from .merging import merge_parts
+
+    merged = merge_parts([_part(plan, recipe.weights.preset)], None, recipe)
+    return replace(outcome, warnings=(*outcome.warnings, *merged.warnings, *merged.losses))
 
 
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
@@ -151,13 +159,15 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
         plan = plan_by(recipe, lora, weights, data)
     outcome = _planned(job, output, recipe, plan, began)
     if output is None:
-        return outcome, None
+        return _foreseen(outcome, plan, recipe) if recipe.rank else outcome, None
     target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
     if recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
         return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
-    if not (recipe.dry_run and not os.path.exists(output.parent)):  # noqa: PTH110 - it makes no folders
+    if not job.makes_folders or os.path.exists(output.parent):  # noqa: PTH110 - a dry run makes none
         check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
-    return outcome, None if recipe.dry_run else target
+    if recipe.dry_run:
+        return _foreseen(outcome, plan, recipe) if recipe.rank else outcome, None
+    return outcome, target
 
 
 def _planned(job: Job, output: Path | None, recipe: Recipe, plan: Plan, began: float) -> Outcome:
@@ -203,7 +213,7 @@ def _differences(target: Target, how: Recipe) -> list[str]:
         if how.rank:
             from .merging import merged_before
 
-            same = merged_before([_part(target)], target.output, how)
+            same = merged_before([_part(target.plan, target.preset)], target.output, how)
         else:
             same = target.written_before()
     except FileFormatError as error:

@@ -28,13 +28,14 @@ from .jobs import SUFFIX
 from .lora import Lora, read_lora
 from .planning import agree
 from .recipes import Recipe, plan_by
+from .remarks import some
 from .rewrite import Target, rewrite
 from .selectors import select
 from .sources import Weights
 from .tables import size_text
 from .tensordata import TensorData
 from .values import check_finite, number_text, parse_number, variable_of
-from .weights import FamilyWeights, Options, Source, Vector, parse_elements
+from .weights import ONES, FamilyWeights, Options, Source, Vector, parse_elements
 
 MANIFEST = "manifest.json"
 
@@ -138,7 +139,7 @@ def make_sweep(
     labels = dict.fromkeys(label for axis in parsed.values() if axis.kind == PRESETS for label in axis.labels)
     read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
     starts: _Starts = {None: base, **{label: read(label) for label in labels}}
-    _check_values(lora, parsed, [starts[label] for label in labels])
+    _check_values(lora, parsed, [starts[label] for label in labels] or [base])
     cells = _cells(lora, parsed, starts, at)
     return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
 
@@ -159,7 +160,7 @@ def _cells(lora: Lora, axes: Mapping[str, Axis], starts: _Starts, at: float) -> 
 def _surveyed(sweep: Sweep) -> Sweep:
     """The sweep with what writing it would mean."""
     nbytes = 0
-    warnings: dict[str, None] = {}
+    warnings = dict.fromkeys(_idle_blocks(sweep))
     with TensorData(sweep.lora.file) as data:
         for weights in sweep.files.values():
             plan = plan_by(sweep.recipe, sweep.lora, weights, data)
@@ -168,23 +169,33 @@ def _surveyed(sweep: Sweep) -> Sweep:
     return replace(sweep, nbytes=nbytes, warnings=tuple(warnings))
 
 
+def _idle_blocks(sweep: Sweep) -> Iterator[str]:
+    """What is said of blocks on an axis that the file has nothing in."""
+    family = sweep.lora.candidates[0]
+    here = {place.block for _, place in sweep.lora.placed(family)}
+    chosen = (axis.labels for axis in sweep.axes.values() if axis.kind in (BLOCKS, ANALYSE))
+    labels = (label for labels in chosen for label in labels if label != FULL)
+    if idle := [label for label in labels if here.isdisjoint(select(label, family))]:
+        yield f"the file has no module in {some(idle)}: those cells change nothing"
+
+
 def _check_kinds(axes: Mapping[str, Axis]) -> None:
     for kind, count in Counter(axis.kind for axis in axes.values()).items():
         if count > (2 if kind == PRESETS else 1):
             raise WeightError(f"{count} axes of {kind}", "leave one of them out, or bake in two sweeps")
 
 
-def _check_values(lora: Lora, axes: Mapping[str, Axis], presets: Iterable[Weights]) -> None:
+def _check_values(lora: Lora, axes: Mapping[str, Axis], starts: Iterable[Weights]) -> None:
     """Raise WeightError where there are values, and nothing that takes them."""
     kinds = {axis.kind for axis in axes.values()}
-    if not {VALUES, PRESETS} <= kinds or kinds & {BLOCKS, ANALYSE}:
+    if VALUES not in kinds or kinds & {BLOCKS, ANALYSE}:
         return
-    for weights, family in itertools.product(presets, lora.candidates):
+    for weights, family in itertools.product(starts, lora.candidates):
         with suppress(PresetError):  # those of other families count
-            if _has_variable(weights.source_for(family)):
+            if weights.source == ONES or _has_variable(weights.source_for(family)):
                 return
     raise WeightError(
-        "no preset of the axis has an X that the values could set",
+        f"{'no preset of the axis has an' if PRESETS in kinds else 'the base weights have no'} X that values could set",
         'add the blocks they are for, as --z "blocks=17ALL", or leave the values out',
     )
 
@@ -200,7 +211,7 @@ def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, 
     blocks = _combined([one.blocks for one in weights])
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
         blocks |= dict.fromkeys(select(selector, family), at if value is None else value)
-    elif value is not None and PRESETS not in by_kind and not _has_variable(asked[0].source_for(family)):
+    elif value is not None and asked[0].source == ONES:
         blocks |= dict.fromkeys(family.blocks, value)
     elements = tuple(element for one in weights for element in one.options.elements)
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()
@@ -234,13 +245,19 @@ def _file_name(stem: str, choices: Sequence[tuple[str, str]], at: float, taken: 
 
 
 def write_sweep(
-    sweep: Sweep, folder: Path, *, limit: int | None = None, replace: bool = False, skip_existing: bool = False
+    sweep: Sweep,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    replace: bool = False,
+    skip_existing: bool = False,
+    dry_run: bool = False,
 ) -> Iterator[int]:
     """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
     The input is read once for every 64 files. `limit` is how many bytes there may be. With `skip_existing` files that
-    are there as they would be written are left alone, and manifest and lists are written anew. Raises OutputError, also
-    where something is lost without `replace`, and FileFormatError.
+    are there as they would be written are left alone, and manifest and lists are written anew; a dry run only refuses
+    what could not be written. Raises OutputError, also where something is lost without `replace`, and FileFormatError.
     """
     weights, again = sweep.files, replace or skip_existing
     with TensorData(sweep.lora.file) as data:
@@ -253,10 +270,14 @@ def write_sweep(
         nbytes = sweep.nbytes * len(files) // len(weights)
         _check_size(nbytes, folder, limit)
         _, backend = choose_backend(sweep.recipe.device, nbytes)
+        if dry_run and not os.path.lexists(folder):
+            return
         make_folder(folder)
         for names, expected in ((files, replace), (_TEXTS, again)):
             for name in names:
                 check_output(folder / name, [sweep.lora.file.path], replace=expected)
+        if dry_run:
+            return
         for first in range(0, len(files), _OPEN):
             yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
     for name, text in _TEXTS.items():

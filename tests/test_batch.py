@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +266,46 @@ class TestFolders:
         error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", loras / "out")
         assert "inside the input folder" in error
         assert not (loras / "out").exists()
+
+    def test_a_dry_run_refuses_what_the_bake_would(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        nested = ("--recursive", "--out-dir", loras / "out")
+        assert "inside the input folder" in run.refused("bake", loras, *nested, *HALF, "--dry-run")
+        missing = ("-o", tmp_path / "missing" / "x.safetensors")
+        assert "there is no folder" in run.refused("bake", loras / "a.safetensors", *missing, *HALF, "--dry-run")
+        run.done("bake", loras, "--out-dir", tmp_path / "new", *HALF, "--dry-run")
+        assert not (tmp_path / "new").exists()
+
+    def test_links_lead_on_and_hidden_files_are_nobodys(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        library = tmp_path / "library"
+        (library / ".trash").mkdir(parents=True)
+        shutil.copy(loras / "a.safetensors", library / ".trash")
+        shutil.copy(loras / "a.safetensors", library / "._a.safetensors")
+        (library / "linked").symlink_to(loras)
+        (loras / "back").symlink_to(library)
+        run.done("bake", library, "--recursive", *HALF, "--out-dir", tmp_path / "out")
+        found = {f"linked/{name}.safetensors" for name in ("a", "b", "deeper/c")}
+        assert names_in(tmp_path / "out") == found
+
+    def test_a_link_without_an_end_is_said(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        (loras / "z.safetensors").symlink_to(tmp_path / "gone.safetensors")
+        error = run.refused("bake", loras, *HALF, "--out-dir", tmp_path / "out")
+        assert f"{loras / 'z.safetensors'}: no such file" in error
+        assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+
+    def test_a_folder_that_cannot_be_looked_into_is_said(
+        self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look = os.scandir
+
+        def refuse(path: Path) -> object:
+            if Path(path).name == "deeper":
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return look(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", tmp_path / "out")
+        assert f"{loras / 'deeper'}: cannot be looked into: Permission denied" in error
+        assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
 
     def test_processes_write_what_one_process_writes(
         self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -262,3 +262,21 @@ def test_integers_are_no_excuse_for_other_numbers(tmp_path: Path, bake_file: Bak
         "got 0.5" in compared(run, source, rewritten(baked, {up: 1.05 * load_file(baked)[up]}), 1)["contradictions"][0]
     )
     assert compared(run, source, rewritten(baked, {indices: 2 * tensors[indices]}), 1)["altered"] == [indices]
+
+
+@pytest.mark.parametrize("dtype", ["keep", "f32"])
+def test_few_digits_of_small_numbers_are_no_contradiction(
+    dtype: str, tmp_path: Path, bake_file: BakeFile, run: Run
+) -> None:
+    arrays = unet_lora()
+    small = {name: (array * 1e-5 if array.ndim > 1 else array).astype(np.float16) for name, array in arrays.items()}
+    source = write(tmp_path / "a.safetensors", small)
+    baked = bake_file(source, "--preset", "MIDD", "--strength", "0.7", "--dtype", dtype)
+    found = compared(run, source, baked)
+    assert found["matches_record"]
+    if dtype == "keep":
+        assert found["blocks"]["MID"]["error"] > 2e-3  # more than rounding of larger ones
+        name = f"{MODULE}.lora_down.weight"
+        one = load_file(baked)[name]
+        one[0, 0] = np.nextafter(one[0, 0], np.float16(1))
+        assert not compared(run, source, rewritten(baked, {name: one}), expect=1)["matches_record"]

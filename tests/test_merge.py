@@ -599,3 +599,37 @@ def test_the_difference_of_an_embedding_has_its_layers_shape(tmp_path: Path, run
     turned = w.T + b @ a
     wanted = 0.5 * (turned / np.linalg.norm(turned, axis=1, keepdims=True) - w.T)
     np.testing.assert_allclose(load_file(out)[f"{name}.diff"].T, wanted, rtol=1e-6)
+
+
+def test_layers_under_another_prefix_are_refused(tmp_path: Path, run: Run) -> None:
+    """diffusers reads `unet.` and passes over `base_model.model.` in the same file."""
+    pipeline = write(tmp_path / "a.safetensors", peft_lora(["unet.mid_block.attentions.0.proj_in"]))
+    layers = ("mid_block.attentions.0.proj_in", "mid_block.attentions.0.proj_out")
+    for name, count in (("b.safetensors", 1), ("c.safetensors", 2)):
+        write(tmp_path / name, peft_lora([f"base_model.model.{layer}" for layer in layers[:count]]))
+    out = tmp_path / "d.safetensors"
+    run.done("merge", pipeline, tmp_path / "b.safetensors", "--family", "sd1", "-o", out)
+    assert all(name.startswith("unet.") for name in load_file(out))
+    error = run.refused("merge", pipeline, tmp_path / "c.safetensors", "--family", "sd1", "-o", tmp_path / "e")
+    assert f"base_model.model.{layers[1]}" in error
+    assert "'unet.'" in error
+
+
+@pytest.mark.parametrize("command", [("bake", "--rank", "1", "--weights", "*=1"), ("merge",)])
+def test_sums_are_stored_as_their_layer_was(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+    halves = {name: array.astype(np.float16) for name, array in unet_lora().items()}
+    layer = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    encoder = {name: array.astype(np.float32) for name, array in kohya_lora([layer]).items()}
+    source = write(tmp_path / "a.safetensors", halves | encoder)
+    name, *options = command
+    run.done(name, source, *options, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    stored = {tensor: array.dtype for tensor, array in load_file(tmp_path / "b.safetensors").items() if array.size > 1}
+    assert stored == {name: array.dtype for name, array in (halves | encoder).items() if name in stored}
+
+
+def test_a_dry_run_says_what_truncation_would_lose(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    asked = ("bake", loras[0], "--rank", "1", "--dry-run")
+    assert "truncated to rank 1: BASE lost" in run.done(*asked)
+    assert "truncated to rank 1" in run.done(*asked, "-o", tmp_path / "b.safetensors")
+    assert "lost" in run.refused(*asked, "--strict")
+    assert not (tmp_path / "b.safetensors").exists()

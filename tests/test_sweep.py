@@ -295,6 +295,14 @@ class TestSize:
         assert len(run.json("sweep", source, "--analyse", "--dry-run", "--json")["cells"]) == 18
         assert list(source.parent.iterdir()) == [source]
 
+    def test_a_dry_run_refuses_what_the_sweep_would(self, source: Path, run: Run) -> None:
+        axes = ("--x", "blocks=IN04,MID")
+        swept(run, source, *axes)
+        again = ("sweep", source, "-o", source.parent / "plot", *axes, "--dry-run")
+        assert "already exists" in run.refused(*again)
+        run.done(*again, "--force")
+        assert "--max-size" in run.refused(*again, "--force", "--max-size", "1kB")
+
     @pytest.mark.parametrize(
         ("text", "nbytes"), [("20GB", 20e9), ("1.5 mb", 1.5e6), ("700", 700), ("3K", 3000), ("1TB", 1e12)]
     )
@@ -316,6 +324,7 @@ WRONG = {
     "an unknown layout": (["--x", "blocks=61ALL"], "17ALL, 20ALL, 26ALL"),
     "an unknown preset": (["--x", "presets=MIDE"], "did you mean MIDD?"),
     "values for nothing": (["--x", "values=0,1", "--y", "presets=MIDD,OUTALL"], "no preset of the axis has an X"),
+    "values for no X": (["--x", "values=0,1", "-w", "MIDD"], "the base weights have no X"),
     "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
@@ -332,6 +341,28 @@ def test_what_has_no_meaning_is_refused(args: list[str], said: str, source: Path
     assert not (source.parent / "plot").exists()
 
 
-@pytest.mark.parametrize("args", [[], ["-o", "plot"], ["--analyse", "-o", "plot", "--y", "values=1"], ["--analyse"]])
+@pytest.mark.parametrize("axis", ["blocks=IN04,OUT07", "values=0", "presets=ALL"])
+def test_blocks_the_file_has_nothing_in_are_said(axis: str, tmp_path: Path, run: Run) -> None:
+    whole = {name: array for name, array in unet_lora().items() if "output_blocks_7" not in name}
+    source = write(
+        tmp_path / "a.safetensors", {name: array for name, array in whole.items() if "up_blocks" not in name}
+    )
+    said = run.done("sweep", source, "--x", axis, "--family", "sd1", "--dry-run")
+    assert ("the file has no module in OUT07: those cells" in said) is ("OUT07" in axis)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["-o", "plot"],
+        ["--analyse", "-o", "plot", "--y", "values=1"],
+        ["--analyse"],
+        ["-o", "plot", "--analyse", "--tile", "64"],
+        ["--grid", ".", "--x", "values=1"],
+        ["--grid", ".", "-w", "MIDD"],
+        ["--grid", ".", "--dry-run"],
+    ],
+)
 def test_wrong_usage(args: list[str], source: Path, run: Run) -> None:
     assert run("sweep", source, *args)[0] == 2
