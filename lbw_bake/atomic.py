@@ -35,7 +35,7 @@ def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_plac
         same = old and any(path.exists() and os.path.samestat(old, path.stat()) for path in inputs)
         taken = os.path.lexists(output)
     if same and not in_place:
-        raise OutputError(f"{output}: is the input itself", "choose another output, or bake it with --in-place")
+        raise OutputError(f"{output}: is the input itself", "choose another output; lbw bake --in-place replaces its input")
     if taken and not (replace or in_place):
         raise _taken(output)
     if old:
@@ -134,9 +134,15 @@ def _status(path: Path) -> os.stat_result | None:
         return None
     if stat.S_ISDIR(status.st_mode):
         raise OutputError(f"{path}: is a folder", "name a file, or give the folder as --out-dir")
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) or _is_descriptor(path):
         raise OutputError(f"{path}: is not a regular file", "choose another output")
     return status
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Whether a path is what Linux calls an open file, as /dev/stdout: root could replace that link for everybody."""
+    places = (os.path.realpath(path.parent), str(path.readlink()) if path.is_symlink() else "")
+    return any(place.startswith("/proc/") for place in places)
 
 
 def _check_protection(path: Path, old: os.stat_result) -> None:

@@ -15,6 +15,7 @@ from .cli_options import (
     Json,
     Quiet,
     Strict,
+    file_path,
     path,
     refuse,
     running,
@@ -28,7 +29,9 @@ Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", parser=path, h
 
 def bake(
     inputs: Inputs,
-    output: Annotated[Path | None, writing("--output", "-o", parser=path, help="The file to write.")] = None,
+    output: Annotated[
+        Path | None, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")
+    ] = None,
     out_dir: Annotated[Path | None, writing("--out-dir", parser=path, help="The folder to write to.")] = None,
     name: Annotated[
         str | None, writing("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
@@ -196,7 +199,7 @@ def merge(
     inputs: Annotated[
         list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
-    output: Annotated[Path, writing("--output", "-o", parser=path, help="The file to write.")],
+    output: Annotated[Path, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,
     dtype: Dtype = "keep",
     base: BaseModelPath = None,

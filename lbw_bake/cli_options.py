@@ -1,5 +1,6 @@
 """What several commands share: values of options, and the panels of the help page they are in."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,6 +20,13 @@ def path(text: str) -> Path:
     if not text:
         raise typer.BadParameter("an empty path; is a variable not set?")
     return Path(text)
+
+
+def file_path(text: str) -> Path:
+    """The path of a file to write: one that ends like a folder's is a slip."""
+    if text.endswith(("/", os.sep)):
+        raise typer.BadParameter(f"{text!r} names a folder; give a file, or the folder as --out-dir")
+    return path(text)
 
 
 def refuse(*mistakes: tuple[bool, str, str]) -> None:

@@ -67,6 +67,19 @@ Planned = tuple[Outcome, Target | None]
 
 def run(job: Job) -> list[Outcome]:
     """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
+    outcomes = _attempt(job)
+    if job.outputs[0][1].skip_existing and any(map(_was_overtaken, outcomes)):
+        return _attempt(job)
+    return outcomes
+
+
+def _was_overtaken(outcome: Outcome) -> bool:
+    """Whether another run seems to have been quicker with an output."""
+    failed = outcome.status == FAILED and isinstance(outcome.error, OutputError)
+    return failed and outcome.output is not None and os.path.lexists(outcome.output)
+
+
+def _attempt(job: Job) -> list[Outcome]:
     began = time.perf_counter()
     how = job.outputs[0][1]
     try:

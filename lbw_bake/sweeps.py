@@ -43,7 +43,7 @@ MANIFEST = "manifest.json"
 _OPEN = 64
 # What a prompt token, a list of them or a file system could take for something else.
 _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
-_UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029]+')
+_UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
 _LABEL_LENGTH = 60
 
 
@@ -95,7 +95,7 @@ class Sweep:
     def manifest(self) -> dict[str, Any]:
         """What every cell is and which file has it, as `manifest.json` says it."""
         return {
-            "source": self.lora.file.path.name,
+            "source": os.fsencode(self.lora.file.path.name).decode(errors="replace"),
             "axes": {name: {"kind": axis.kind, "cells": list(axis.labels)} for name, axis in self.axes.items()},
             "cells": [
                 {

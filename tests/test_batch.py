@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
+import lbw_bake.run as batch_run
 from lbw_bake.jobs import folded, name_problem
 
 ORIGINAL = unet_lora()
@@ -133,6 +135,16 @@ class TestOutputs:
     def test_a_device_is_no_output(self, lora: Path, run: Run) -> None:
         error = run.refused("bake", lora, *HALF, "-o", "/dev/full", "--force")
         assert "/dev/full: is not a regular file" in error
+
+    @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no open files among the paths here")
+    def test_an_open_file_is_no_output(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        """Root could replace /dev/stdout for everybody."""
+        link = tmp_path / "stdout"
+        with (tmp_path / "out").open("wb") as file:
+            link.symlink_to(f"/proc/self/fd/{file.fileno()}")
+            for output in (link, link.readlink()):
+                assert "is not a regular file" in run.refused("bake", lora, *HALF, "-o", output, "--force")
+        assert link.is_symlink()
 
     @pytest.mark.parametrize("length", [255, 256, 5000])
     def test_names_as_long_as_can_be_and_longer(self, length: int, lora: Path, tmp_path: Path, run: Run) -> None:
@@ -460,6 +472,21 @@ class TestSkipping:
         error = run.done("bake", lora, *HALF, "-o", output, "--skip-existing")
         assert "warning: " in error
         assert output.read_bytes() == before
+
+    @pytest.mark.parametrize("rank", [(), ("--rank", "1")])
+    def test_two_runs_at_once_do_not_fail_each_other(
+        self, rank: tuple[str, ...], lora: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_one = batch_run._write
+
+        def after_another(*given: Any) -> object:
+            write_one(*given)
+            return write_one(*given)
+
+        monkeypatch.setattr(batch_run, "_write", after_another)
+        options = ("bake", lora, *HALF, *rank, "-o", tmp_path / "a.safetensors")
+        assert run.json(*options, "--skip-existing", "--json")["status"] == "skipped"
+        assert "already exists" in run.refused("bake", lora, *HALF, *rank, "-o", tmp_path / "b.safetensors")
 
 
 @pytest.mark.parametrize(("name", "said"), [("b.safetensors", 0), ("B.SAFETENSORS", 0), ("b", 1), ("b.ckpt", 1)])

@@ -528,3 +528,12 @@ def test_a_stream_that_is_closed_is_no_traceback(closed: str, tmp_path: Path) ->
 )
 def test_what_must_not_mean_the_current_folder_is_wrong_usage(command: tuple[str, ...], run: Run) -> None:
     assert run(*command)[0] == 2
+
+
+@pytest.mark.parametrize("command", ["bake", "merge"])
+def test_a_folder_is_no_output(command: str, tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    code, _, error = run(command, source, *(("-p", "MIDD") if command == "bake" else ()), "-o", f"{tmp_path}/new/")
+    assert code == 2
+    assert "a folder; give" in error
+    assert not (tmp_path / "new").exists()

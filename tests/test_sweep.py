@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,14 @@ class TestFiles:
         (cell,) = manifest["cells"]
         assert cell["prompt"].count(":") == 2
         assert not set(",=<>") & set(cell["prompt"][1:-1])
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are no text")
+    def test_a_name_that_is_no_text(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / os.fsdecode(b"caf\xe9.safetensors"), unet_lora())
+        run.done("sweep", source, "-o", tmp_path / "plot", "--x", "blocks=MID")
+        manifest = json.loads((tmp_path / "plot" / "manifest.json").read_text("utf-8"))
+        assert manifest["source"] == "caf\ufffd.safetensors"
+        assert [cell["file"] for cell in manifest["cells"]] == ["caf_-MID.safetensors"]
 
     def test_lists_name_every_file_once(self, source: Path, run: Run) -> None:
         manifest = swept(run, source, "--analyse")
