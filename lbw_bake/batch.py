@@ -29,18 +29,23 @@ _RETRIES = 3
 Submit = Callable[[Job], "Future[list[Outcome]]"]
 
 
-@contextmanager
-def workers_for(batch: Batch, workers: int, cluster: str | None) -> Iterator[Submit | None]:
-    """What takes jobs: a Dask cluster by its address, or processes for so many at a time (0: one per core).
+def _processes(batch: Batch, workers: int) -> int:
+    """How many processes to start for so many jobs at a time (0: one per core); none where that would not pay."""
+    workers = min(workers or os.cpu_count() or 1, len(batch.jobs))
+    return workers if workers > 1 and batch.nbytes >= _WORTH_PROCESSES else 0
 
-    None where starting processes would not pay. Raises DeviceError if the cluster cannot be reached.
+
+@contextmanager
+def _submitting(workers: int, cluster: str | None) -> Iterator[Submit | None]:
+    """What takes jobs: a Dask cluster by its address, or so many processes; None where there are to be none.
+
+    Raises DeviceError if the cluster cannot be reached.
     """
     if cluster:
         with _dask(cluster) as executor:
             yield lambda job: executor.submit(run, job)
         return
-    workers = min(workers or os.cpu_count() or 1, len(batch.jobs))
-    if workers < 2 or batch.nbytes < _WORTH_PROCESSES:
+    if not workers:
         yield None
         return
     from concurrent.futures import ProcessPoolExecutor
@@ -119,8 +124,10 @@ def run_batch(batch: Batch, *, workers: int = 0, cluster: str | None = None) -> 
 
     Raises DeviceError if the cluster cannot be reached.
     """
-    jobs = for_cluster(batch.jobs) if cluster else batch.jobs
-    with workers_for(batch, workers, cluster) as submit:
+    processes = _processes(batch, workers)
+    share = sum(job.nbytes * len(job.outputs) for job in batch.jobs) // (processes or 1)
+    jobs = for_cluster(batch.jobs) if cluster else [replace(job, share=share) for job in batch.jobs]
+    with _submitting(processes, cluster) as submit:
         yield from _run_all(jobs, submit)
 
 

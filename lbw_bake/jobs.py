@@ -28,7 +28,8 @@ class Job:
     """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned.
 
     `named` says that the input was itself given, not found in a folder; `makes_folders` that those of the outputs are
-    made before work starts, so that a dry run need not find them.
+    made before work starts, so that a dry run need not find them; `share` how many bytes the process that runs it may
+    have to write in all, which tells whether starting CUDA would pay.
     """
 
     input: Path
@@ -36,6 +37,7 @@ class Job:
     named: bool = True
     nbytes: int = 0
     makes_folders: bool = False
+    share: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,7 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> li
     if not targets:
         return [outcome for outcome, _ in planned]
     try:
-        device, written = _write(targets, how)
+        device, written = _write(targets, how, job.share)
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
@@ -119,7 +119,7 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> li
     ]
 
 
-def _write(targets: Sequence[Target], how: Recipe) -> tuple[str, Rewritten]:
+def _write(targets: Sequence[Target], how: Recipe, share: int) -> tuple[str, Rewritten]:
     """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
         from .merging import merge_parts
@@ -127,7 +127,7 @@ def _write(targets: Sequence[Target], how: Recipe) -> tuple[str, Rewritten]:
         (target,) = targets
         merged = merge_parts([_part(target.plan, target.preset)], target.output, how)
         return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
-    device, backend = choose_backend(how.device, targets[0].plan.lora.file.size * len(targets))
+    device, backend = choose_backend(how.device, max(share, targets[0].plan.lora.file.size * len(targets)))
     return device, rewrite(targets, backend, strict=how.strict, verify=how.verify)
 
 

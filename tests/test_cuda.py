@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import BakeFile, Run, Tensors, data_of, transformed, unet_lora, write
 
+import lbw_bake.run
 from lbw_bake import cuda
 from lbw_bake.cuda import Streams, choose_backend
 from lbw_bake.lora import read_lora
@@ -140,3 +141,17 @@ def test_small_files_stay_on_the_cpu(nbytes: int) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_auto_without_cuda_is_the_cpu_however_much_there_is() -> None:
     assert choose_backend("auto", 1 << 50)[0] == "cpu"
+
+
+def test_a_folder_counts_as_a_whole(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose(device: str, nbytes: int) -> object:
+        asked.append(nbytes)
+        return choose_backend(device, nbytes)
+
+    monkeypatch.setattr(lbw_bake.run, "choose_backend", choose)
+    (tmp_path / "in").mkdir()
+    files = [write(tmp_path / "in" / f"{name}.safetensors", unet_lora()) for name in "abc"]
+    run.done("bake", tmp_path / "in", "-p", "MIDD", "-p", "OUTALL", "--out-dir", tmp_path / "out")
+    assert asked == [2 * sum(file.stat().st_size for file in files)] * 3
