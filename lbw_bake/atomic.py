@@ -35,9 +35,7 @@ def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_plac
         same = old and any(path.exists() and os.path.samestat(old, path.stat()) for path in inputs)
         taken = os.path.lexists(output)
     if same and not in_place:
-        raise OutputError(
-            f"{output}: is the input itself", "choose another output, or lbw bake --in-place"
-        )
+        raise OutputError(f"{output}: is the input itself", "choose another output, or lbw bake --in-place")
     if taken and not (replace or in_place):
         raise _taken(output)
     if old:

@@ -68,6 +68,11 @@ class Group:
         return math.sqrt(_squared(self.modules))
 
     @property
+    def unmeasured(self) -> int:
+        """How many modules have no norm of their own: it depends on the base model, or is not finite."""
+        return sum(facts.norm is None and not facts.module.algorithm.fixed for facts in self.modules)
+
+    @property
     def share(self) -> float:
         """The part of the LoRA's squared norm that is here; the shares of all blocks add up to 1."""
         return _squared(self.modules) / self.whole if self.whole else 0.0
@@ -112,8 +117,8 @@ class Inspection:
 
     @property
     def unmeasured(self) -> int:
-        """How many modules have no norm of their own: it depends on the base model, or is not finite."""
-        return sum(facts.norm is None and not facts.module.algorithm.fixed for facts in self.modules)
+        """How many modules have no norm of their own."""
+        return sum(group.unmeasured for group in self.blocks.values())
 
     @property
     def dtypes(self) -> Mapping[str, int]:

@@ -35,7 +35,7 @@ def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = Fal
             distinct(tensor.dtype for module in modules for tensor in module.all_tensors),
             count_text(group.parameters),
             size_text(group.nbytes),
-            f"{group.norm:.3g}",
+            _norm(group),
             f"{group.share:.1%}",
         )
         rows.append((*cells, *(_spectrum_cells(group) if spectra else ()), Bar(group.norm, strongest)))
@@ -59,7 +59,7 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
         cells: list[str | Bar] = [name]
         for named, whole in zip(groups, strongest, strict=True):
             group = named.get(name, Group((), 0.0))
-            cells += [f"{group.norm:.3g}" if group.modules else ""]
+            cells += [_norm(group) if group.modules else ""]
             cells += [*(_spectrum_cells(group) if spectra else ()), Bar(group.norm, whole)]
         rows.append(cells)
     first = "element" if elements else "block"
@@ -108,12 +108,18 @@ def _groups_json(groups: Mapping[str, Group], *, spectra: bool) -> Mapping[str, 
             "modules": len(group.modules),
             "bytes": group.nbytes,
             "norm": group.norm,
+            "unmeasured": group.unmeasured,
             "parameters": group.parameters,
             "share": group.share,
             **({"largest": group.largest, "effective_rank": group.effective_rank} if spectra else {}),
         }
         for name, group in groups.items()
     }
+
+
+def _norm(group: Group) -> str:
+    """The norm, or a question mark where that of no module is known."""
+    return "?" if group.unmeasured == len(group.modules) else f"{group.norm:.3g}"
 
 
 def _spectrum_json(spectrum: Spectrum | None) -> Mapping[str, Any] | None:
@@ -152,7 +158,8 @@ def _remarks(facts: Inspection) -> None:
     if doubt := facts.lora.doubt(facts.family):
         message("warning", f"{path}: {doubt}")
     if facts.unmeasured:
-        message("warning", f"{path}: {facts.unmeasured} modules have no norm of their own and are not counted")
+        modules = counted(facts.unmeasured, "module")
+        message("warning", f"{path}: {modules} not measured: norms that need the base model, or are not finite")
     if facts.unknown:
         names = ", ".join(tensor.name for tensor in facts.unknown[:5])
         message("warning", f"{path}: {counted(len(facts.unknown), 'unknown tensor')}: {names}")

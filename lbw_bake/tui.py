@@ -33,6 +33,7 @@ from .render import outcome_lines
 from .render_presets import saved_lines
 from .run import run
 from .sliders import Heading, Sliders
+from .tables import counted
 
 Lines = Sequence[tuple[str, str]]  # labels, and the text of each
 
@@ -252,7 +253,7 @@ class Mixer(App[Mix]):
             slider = self._sliders.of(block)
             slider.strongest = max(group.norm for group in blocks.values())
             slider.norms = group
-        self._title(f"{facts.unmeasured} modules have no norm of their own" if facts.unmeasured else "")
+        self._title(f"{counted(facts.unmeasured, 'module')} not measured" if facts.unmeasured else "")
 
     def action_copy(self) -> None:
         """Copy the weights."""

@@ -37,6 +37,7 @@ def test_it_says_all_there_is_to_know(tmp_path: Path, run: Run, tensors: Tensors
             "modules": 1,
             "bytes": parameters[name] * 4,
             "norm": pytest.approx(norms[name]),
+            "unmeasured": 0,
             "parameters": parameters[name],
             "share": pytest.approx(norms[name] ** 2 / sum(norm**2 for norm in norms.values())),
         }

@@ -98,7 +98,10 @@ def test_what_has_no_norm_has_no_share_and_is_counted(tmp_path: Path, run: Run) 
     assert facts["blocks"]["MID"]["share"] == 0
     assert facts["blocks"]["MID"]["largest"] is None
     assert sum(block["share"] for block in facts["blocks"].values()) == pytest.approx(1)
-    assert "1 modules have no norm of their own" in run("inspect", path)[2]
+    assert facts["blocks"]["MID"]["unmeasured"] == 1
+    _, out, error = run("inspect", path)
+    assert "1 module not measured" in error
+    assert next(line.split()[-2:] for line in out.splitlines() if line.startswith("MID")) == ["?", "0.0%"]
 
 
 # Their update depends on the base model, or is no matrix.
