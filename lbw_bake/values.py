@@ -56,6 +56,8 @@ SLIPS = (
 )
 NAME_SLIPS = (
     *SLIPS,
+    Slip(_N, "that is one weight for everything: --strength {}"),
+    Slip(r"<.*", "that is a prompt token: give it as --token"),
     Slip(rf"{_N}(?:\s*,\s*{_N})+|[^=]+=.*", "that is no name: give it as --weights"),
     Slip(r"[^,]+(?:,[^,]+)+", "give each by itself: --preset {}", r"\s*,\s*", " --preset "),
 )

@@ -345,6 +345,8 @@ class TestCommandLine:
         "MIDD,OUTALL": "give each by itself: --preset MIDD --preset OUTALL",
         "IN04=0.5 *=0": "that is no name: give it as --weights",
         "1,0, 0.5": "that is no name: give it as --weights",
+        "0.5": "that is one weight for everything: --strength 0.5",
+        "<lora:x:0.7:MIDD>": "that is a prompt token: give it as --token",
         "IN04:0.5": "write IN04=0.5",
     }
 
