@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
+from .basemodel import ALL_ROWS, Rows, placed
 from .edits import Drop, Edit, edited
 from .errors import NotBakeableError
 from .factors import weigh
@@ -53,6 +54,7 @@ class Addend:
     """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank).
 
     `difference` makes the whole update of a module whose factors do not tell it: DoRA and OFT on their base model.
+    `rows` are those of the layer that it adapts, where the layer is several modules of this file.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class Addend:
     data: TensorData
     scale: float
     difference: Callable[[Read], Array] | None = None
+    rows: Rows = ALL_ROWS
 
     @property
     def kind(self) -> str:
@@ -80,8 +83,9 @@ class Addend:
 
     @property
     def bakes(self) -> bool:
-        """Whether its own tensors can hold its weight."""
-        return self.module.linear or self.weight == 0.0 or (self.weight == 1.0 and self.unsaid == 1.0)
+        """Whether its own tensors can hold its weight, and stand for the layer."""
+        own = self.module.linear or self.weight == 0.0 or (self.weight == 1.0 and self.unsaid == 1.0)
+        return own and self.rows == ALL_ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +176,11 @@ def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
         arrays = arrays_of(addend.module, addend.data.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.difference)):
             factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
-            summed[role] = summed.get(role, 0.0) + (arrays[role] * factor if factor else np.zeros_like(arrays[role]))
+            array = placed(arrays[role], addend.rows)
+            summed[role] = summed.get(role, 0.0) + (array * factor if factor else np.zeros_like(array))
         if addend.difference:
-            summed["diff"] = summed.get("diff", 0.0) + addend.difference(addend.data.read) * addend.weight
+            difference = placed(addend.difference(addend.data.read), addend.rows)
+            summed["diff"] = summed.get("diff", 0.0) + difference * addend.weight
     return summed
 
 
@@ -224,8 +230,9 @@ def _has_bias(addend: Addend, layer: Layer) -> bool:
 
 
 def _low_rank(addend: Addend) -> LowRank:
-    """A module's product, without its weight and alpha."""
-    return FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
+    """A module's product as one of the whole layer, without its weight and alpha."""
+    product = FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
+    return LowRank(placed(product.up, addend.rows), product.down)
 
 
 def _size(product: LowRank) -> float:

@@ -122,19 +122,37 @@ _RENAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
 }
 _COMPILED = [(re.compile(pattern), new) for pattern, new in _RENAMES.items()]
 
+# Layers of Flux under the original model's names, flattened.
+ORIGINAL = re.compile(
+    r"(?:double|single)_blocks_\d+_(?:img|txt|linear|modulation)\w+|(?:img|txt|time|vector|guidance)_in\w*|final_layer_\w+"
+)
+
 Rows = tuple[Fraction, Fraction]
-_ALL_ROWS = (Fraction(0), Fraction(1))
+ALL_ROWS = (Fraction(0), Fraction(1))
+
+
+def placed(part: Array, rows: Rows) -> Array:
+    """What belongs to these rows of a layer as what belongs to all of them, zero elsewhere. Raises ValueError."""
+    if rows == ALL_ROWS:
+        return part
+    first, last = rows
+    height = len(part) / (last - first)
+    if height.denominator != 1:
+        raise ValueError(f"{len(part)} rows are not the part of a layer that its name says")
+    whole = np.zeros((int(height), *part.shape[1:]))
+    whole[int(first * height) : int(last * height)] = part
+    return whole
 
 
 def canonical(path: str) -> tuple[str, Rows]:
     """The one spelling of a flattened path, and which part of that layer's rows it is."""
     if "@" in path:  # ours alone; in no model's names
-        return path, _ALL_ROWS
+        return path, ALL_ROWS
     for pattern, new in _COMPILED:
         path = pattern.sub(new, path)
     name, _, rows = path.partition("@")
     if not rows:
-        return name, _ALL_ROWS
+        return name, ALL_ROWS
     start, stop, whole = map(int, rows.split(":"))
     return name, (Fraction(start, whole), Fraction(stop, whole))
 
@@ -182,7 +200,7 @@ class BaseModel:
         name, (first, last) = canonical(module.path)
         pieces = self._pieces.get((component, name), {})
         if (first, last) in pieces:
-            pieces, first, last = {_ALL_ROWS: pieces[first, last]}, *_ALL_ROWS
+            pieces, first, last = {ALL_ROWS: pieces[first, last]}, *ALL_ROWS
         ordered = sorted(pieces)
         if [0, *(stop for _, stop in ordered)] != [*(start for start, _ in ordered), 1]:
             raise NotBakeableError(

@@ -20,11 +20,9 @@ import numpy as np
 from .addition import Addend, Form, Layer, Sum, add
 from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
 from .atomic import atomic_write, check_output, write_all
-from .basemodel import canonical
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
-from .keys import split_prefix
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
@@ -34,6 +32,7 @@ from .remarks import some
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
+from .spelling import check_prefixes, spelling_of
 from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, read_header
@@ -187,13 +186,14 @@ class _Spool:
 
 def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) -> list[Layer]:
     layers: dict[object, Layer] = {}
-    prefixes = _prefixes(parts)
+    placed = [(part.lora.file.path, part.lora.placed(part.weights.family)) for part in parts]
+    spelling = spelling_of(placed, parts[0].weights.family)
     means = Means(how.base, how.dora_norm, device=how.device)
     usual = _common_dtype(parts[0].lora.file.tensors)
-    for part, data in zip(parts, inputs, strict=True):
+    for part, (_, modules), data in zip(parts, placed, inputs, strict=True):
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
-        for module, place in part.lora.placed(part.weights.family):
+        for module, place in modules:
             if len(parts) > 1 and module.algorithm.name in _SHARING:
                 raise NotBakeableError(
                     f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, whose modules share tensors",
@@ -201,17 +201,16 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
                 )
             whole = not module.linear or bool(module.algorithm.matrices)
             difference = remedies.difference(module, place) if whole else None
-            # `oft_unet_` is a name that only OFT has.
-            stem = re.sub("^oft_", "lora_", module.name) if difference else module.name
-            stem = f"{prefixes[place.component]}{module.path}" if prefixes and "." in stem else stem
+            stem, key, rows = spelling.layer_of(module, place)
+            if difference:  # `oft_unet_` is a name that only OFT has
+                stem = re.sub("^oft_", "lora_", stem)
             weight = part.weights.of(place, module.path)
-            addend = Addend(part.lora.file.path, module, weight, data, scale_of(module, data.read), difference)
-            # Trainers spell one layer in several ways; all modules of one file are of different ones.
-            key = stem if len(parts) == 1 else (place.component, canonical(module.path))
+            scale = scale_of(module, data.read)
+            addend = Addend(part.lora.file.path, module, weight, data, scale, difference, rows)
             own = _common_dtype(module.all_tensors, usual) if part is parts[0] else usual
-            layer = layers.setdefault(key, Layer(stem, place, DTYPES[how.dtype] or own, []))
+            layer = layers.setdefault(key if len(parts) > 1 else stem, Layer(stem, place, DTYPES[how.dtype] or own, []))
             layer.addends.append(addend)
-    _check_prefixes(list(layers.values()), parts[0].lora.file.path)
+    check_prefixes(layers.values(), parts[0].lora.file.path)
     return list(layers.values())
 
 
@@ -322,44 +321,6 @@ def _unloaded(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]
     if made := [layer for layer in layers if "." in layer and f"{layer}.diff" not in given]:
         what = f"{counted(len(made), 'module')} became full differences (the first is {made[0]})"
         yield f"{what}, which PEFT and diffusers do not load: --rank makes products of them"
-
-
-def _prefixes(parts: Sequence[Part]) -> dict[str, str]:
-    """What kohya's names begin with in the first file, by component, where other files have dotted names.
-
-    No loader is known to read names of both kinds in one file, and all know kohya's of any layer of a UNet. Raises
-    NotBakeableError where dotted names cannot be turned into those.
-    """
-    dotted = {part.lora.file.path: "." in part.lora.grouping.modules[0].name for part in parts}
-    if len(set(dotted.values())) == 1:
-        return {}
-    named = [part.lora.placed(part.weights.family) for part in parts]
-    flat = [(module, place) for module, place in named[0] if "." not in module.name]
-    prefixes = {place.component: split_prefix(module.name)[1] for module, place in flat}
-    missing = sorted({place.component for modules in named for _, place in modules} - prefixes.keys())
-    if missing or parts[0].weights.family.denoiser != "unet":
-        one, other = (next(path for path, kind in dotted.items() if kind is wanted) for wanted in (False, True))
-        raise NotBakeableError(
-            f"{one} names its modules as kohya does (lora_unet_...), {other} as diffusers or PEFT do",
-            f"name a file first that has kohya's names of the {' and the '.join(missing)}"
-            if parts[0].weights.family.denoiser == "unet"
-            else "convert one of them to the other spelling first",
-        )
-    return prefixes
-
-
-def _check_prefixes(layers: Sequence[Layer], first: Path) -> None:
-    """Raise NotBakeableError for layers that loaders of the first file's names would pass over."""
-    prefixes: dict[str, str] = {}
-    for layer in layers:
-        addend = layer.addends[0]
-        _, prefix, _ = split_prefix(layer.stem)
-        theirs = prefixes.setdefault(layer.place.component, prefix)
-        if addend.path != first and prefix != theirs:
-            raise NotBakeableError(
-                f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {theirs!r}",
-                "convert one of them to the other's spelling first: no loader is known to read both in one file",
-            )
 
 
 def _strays(part: Part) -> list[Tensor]:

@@ -148,18 +148,66 @@ def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run
     np.testing.assert_allclose(update_of(merged, stems[1]), updates[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["sd1", "flux"])
-def test_names_that_cannot_be_turned_into_others_are_refused(family: str, tmp_path: Path, run: Run) -> None:
-    layers = {
-        "sd1": ("unet_middle_block_1_proj_in", "unet.mid_block.attentions.0.proj_in"),
-        "flux": ("unet_double_blocks_0_img_mlp_0", "transformer.transformer_blocks.0.ff.net.0.proj"),
-    }[family]
-    kohya = write(tmp_path / "kohya.safetensors", kohya_lora(layers[:1]))
-    peft = write(tmp_path / "peft.safetensors", peft_lora(layers[1:]))
-    order = (peft, kohya) if family == "sd1" else (kohya, peft)
-    error = run.refused("merge", *order, "--family", family, "-o", tmp_path / "out.safetensors")
+def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
+    """Flux: q, k and v are a third of a layer each, and with the MLP one and four sevenths of another."""
+    qkv, linear1, single = "double_blocks_0_img_attn_qkv", "single_blocks_3_linear1", "single_blocks_3_linear2"
+    qkv, linear1, single = (f"lora_unet_{layer}" for layer in (qkv, linear1, single))
+    kohya = kohya_lora([qkv.removeprefix("lora_")], dtype="float32")
+    kohya[f"{qkv}.lora_up.weight"] = np.concatenate([kohya[f"{qkv}.lora_up.weight"]] * 3)
+    rows = {
+        "transformer_blocks.0.attn.to_q": (qkv, 0, 24),
+        "transformer_blocks.0.attn.to_v": (qkv, 16, 24),
+        "single_transformer_blocks.3.attn.to_k": (linear1, 8, 56),
+        "single_transformer_blocks.3.proj_mlp": (linear1, 24, 56),
+        "single_transformer_blocks.3.proj_out": (single, 0, 8),
+    }
+    peft = peft_lora([f"transformer.{path}" for path in rows])
+    mlp = "transformer.single_transformer_blocks.3.proj_mlp"
+    peft[f"{mlp}.lora_B.weight"] = np.concatenate([peft[f"{mlp}.lora_B.weight"]] * 4)
+    peft["transformer.transformer_blocks.0.attn.to_k.diff_b"] = np.arange(8.0, dtype=np.float32)
+    files = [write(tmp_path / "kohya.safetensors", kohya), write(tmp_path / "peft.safetensors", peft)]
+    run.done("merge", f"{files[0]}:0.5", files[1], "--family", "flux", "-o", tmp_path / "out.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")
+    expected = {qkv: 0.5 * update_of(kohya, qkv), linear1: np.zeros((56, 8)), single: np.zeros((8, 8))}
+    for path, (layer, start, _) in rows.items():
+        update = peft[f"transformer.{path}.lora_B.weight"] @ peft[f"transformer.{path}.lora_A.weight"]
+        expected[layer][start : start + len(update)] += update
+    for layer, update in expected.items():
+        np.testing.assert_allclose(update_of(merged, layer), update, atol=1e-5)
+    bias = np.concatenate([np.zeros(8), np.arange(8.0), np.zeros(8)])
+    np.testing.assert_array_equal(merged[f"{qkv}.diff_b"], bias)
+    roles = ("alpha", "lora_down.weight", "lora_up.weight")
+    assert merged.keys() == {f"{qkv}.diff_b", *(f"{layer}.{role}" for layer in expected for role in roles)}
+
+
+def test_rows_that_are_no_part_of_a_layer_are_refused(tmp_path: Path, run: Run) -> None:
+    kohya = write(tmp_path / "a.safetensors", kohya_lora(["unet_double_blocks_0_img_mlp_0"]))
+    path = "transformer.single_transformer_blocks.3.proj_mlp"
+    odd = {name: array[:7] if "lora_B" in name else array for name, array in peft_lora([path]).items()}
+    files = (kohya, write(tmp_path / "b.safetensors", odd))
+    error = run.refused("merge", *files, "--family", "flux", "-o", tmp_path / "out.safetensors")
+    assert "7 rows are not the part of a layer" in error
+
+
+@pytest.mark.parametrize(
+    ("family", "kohya", "peft", "hint"),
+    [
+        ("sd1", "", "unet.mid_block.attentions.0.proj_in", "kohya's names of the unet"),
+        ("flux", "", "transformer.transformer_blocks.0.ff.net.2", "kohya's names of the transformer"),
+        ("flux", "double_blocks_0_img_mlp_0", "transformer.transformer_blocks.0.attn.norm_q", "convert one"),
+        ("flux", "transformer_blocks_0_attn_to_q", "transformer.transformer_blocks.0.attn.to_q", "convert one"),
+        ("qwen_image", "transformer_blocks_0_attn_to_q", "transformer.transformer_blocks.0.attn.to_q", "convert one"),
+    ],
+)
+def test_names_that_cannot_be_turned_into_others_are_refused(
+    family: str, kohya: str, peft: str, hint: str, tmp_path: Path, run: Run
+) -> None:
+    files = [write(tmp_path / "peft.safetensors", peft_lora([peft]))]
+    layers = [f"unet_{kohya}"] if kohya else ["te_text_model_encoder_layers_0_mlp_fc1"]
+    files.insert(0, write(tmp_path / "kohya.safetensors", kohya_lora(layers)))
+    error = run.refused("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
     assert "as kohya does" in error
-    assert ("name a file first that has kohya's names of the unet" in error) is (family == "sd1")
+    assert hint in error
 
 
 def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
