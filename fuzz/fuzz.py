@@ -45,7 +45,7 @@ def fuzz_header(data: bytes) -> None:
         path.write_bytes(data)
         for family in (None, next(iter(FAMILIES))):
             try:
-                facts = inspect(path, family, spectra=True)
+                facts = inspect(path, family=family, spectra=True)
                 inspection_json(facts, spectra=True)
                 weights = agree(facts.lora, Weights.of("*=0.5").for_family)
                 with TensorData(facts.lora.file) as opened:

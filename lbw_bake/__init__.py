@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .api import bake, diff, inspect, merge, mix, validate
+    from .api import bake, merge, mix
     from .batch import run_batch
-    from .checks import Checked, find_preset_files
-    from .comparison import Comparison
+    from .checks import Checked, find_preset_files, validate
+    from .comparison import Comparison, diff
     from .errors import LbwError
     from .grid import Assembled, assemble_grid
-    from .inspection import Inspection
+    from .inspection import Inspection, inspect
     from .jobs import Batch, Naming, make_batch
     from .merging import Merged
     from .mixer import Mix
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 # Module -> the public names that live in it.
 _EXPORTS = {
-    "api": ("bake", "diff", "inspect", "merge", "mix", "validate"),
+    "api": ("bake", "merge", "mix"),
     "batch": ("run_batch",),
-    "checks": ("Checked", "find_preset_files"),
-    "comparison": ("Comparison",),
+    "checks": ("Checked", "find_preset_files", "validate"),
+    "comparison": ("Comparison", "diff"),
     "errors": ("LbwError",),
     "grid": ("Assembled", "assemble_grid"),
-    "inspection": ("Inspection",),
+    "inspection": ("Inspection", "inspect"),
     "jobs": ("Batch", "Naming", "make_batch"),
     "merging": ("Merged",),
     "mixer": ("Mix",),

@@ -18,9 +18,6 @@ from .presets import Preset
 from .sources import Weights
 
 if TYPE_CHECKING:
-    from .checks import Checked
-    from .comparison import Comparison
-    from .inspection import Inspection
     from .merging import Merged
     from .mixer import Mix
     from .run import Outcome
@@ -92,28 +89,6 @@ def bake(
     return outcome
 
 
-def inspect(path: AnyPath, *, family: str | None = None, spectra: bool = False) -> Inspection:
-    """Read what is in a LoRA and measure its modules, one at a time; the file is never loaded whole.
-
-    `Inspection.blocks` has for every block its modules, bytes, and the Frobenius norm of their updates (float64,
-    None per module where it depends on the base model); `spectra` asks for singular values too. Raises FileFormatError,
-    NotALoraError, UnknownFamilyError.
-    """
-    from .inspection import inspect
-
-    return inspect(Path(path), family, spectra=spectra)
-
-
-def diff(original: AnyPath, baked: AnyPath, *, family: str | None = None) -> Comparison:
-    """Measure the weight every block of `baked` got, by any tool, and hold the file to its record if it has one.
-
-    Raises FileFormatError, NotALoraError, UnknownFamilyError.
-    """
-    from .comparison import diff
-
-    return diff(Path(original), Path(baked), family)
-
-
 def merge(
     loras: Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
     output: AnyPath,
@@ -153,17 +128,6 @@ def merge(
     )
 
 
-def validate(path: AnyPath, *, kind: str | None = None) -> Checked:
-    """Check a preset file, or with `-` standard input: its findings have a code, a line and a column.
-
-    `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.
-    Raises FileFormatError if it cannot be read.
-    """
-    from .checks import check_file
-
-    return check_file(Path(path), kind)
-
-
 def mix(
     path: AnyPath,
     weights: AnyWeights | None = None,
@@ -192,7 +156,9 @@ def mix(
 
     lora = read_lora(Path(path), family)
     load_presets(presets)  # what is wrong with them is better said now than when they are asked for
-    asked = Weights() if weights is None else Weights.of(weights)
+    if weights is None or isinstance(weights, str):
+        weights = Weights.parse(weights, presets=_path(presets))
+    asked = Weights.of(weights)
     recipe = Recipe(asked, family=family, dtype=dtype, base=_path(base), dora_norm=dora_norm, inexact=inexact)
     start = started(mix_of(lora), agree(lora, asked.for_family))
     return Mixer(Desk(lora, start, recipe, _path(presets))).run()

@@ -25,12 +25,11 @@ from .keys import parse_key
 from .modules import Module
 from .scaling import FLOATS
 from .tensordata import TensorData
-from .tensorfile import Tensor, TensorFile, read_header
+from .tensorfile import SUFFIX, Tensor, TensorFile, read_header
 from .updates import Array
 
 # Components of a diffusers folder: their folders begin the names of their weights.
 _FOLDERS = re.compile(r"unet|transformer|text_encoder(?:_[234])?")
-_SUFFIX = ".safetensors"
 _LONGEST_INDEX = 1 << 26  # bytes
 
 # Prefixes of single-file checkpoints -> what they are, as `keys` spells it.
@@ -235,16 +234,16 @@ def _files(path: Path) -> list[tuple[str, Path]]:
         for file in _of_folder(folder)
     ]
     if not found:
-        where = f"holds no {_SUFFIX} files, nor do folders unet/, transformer/ or text_encoder/ in it"
+        where = f"holds no {SUFFIX} files, nor do folders unet/, transformer/ or text_encoder/ in it"
         raise FileFormatError(path, where, "give a single-file checkpoint, or a model as diffusers saves it")
     return found
 
 
 def _of_folder(folder: Path) -> list[Path]:
     """The files of one component: those its index lists, else the one with the plainest name (no `.fp16`)."""
-    for index in sorted(folder.glob(f"*{_SUFFIX}.index*.json"), key=lambda file: len(file.name)):
+    for index in sorted(folder.glob(f"*{SUFFIX}.index*.json"), key=lambda file: len(file.name)):
         return [folder / name for name in _listed(index)]
-    return sorted(folder.glob(f"*{_SUFFIX}"), key=lambda file: (len(file.name), file.name))[:1]
+    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: (len(file.name), file.name))[:1]
 
 
 def _listed(index: Path) -> list[str]:

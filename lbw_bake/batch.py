@@ -109,6 +109,7 @@ def for_cluster(jobs: Sequence[Job]) -> list[Job]:
     """
 
     def elsewhere(path: Path | None, recipe: Recipe) -> tuple[Path | None, Recipe]:
+        recipe = replace(recipe, base=recipe.base and recipe.base.absolute())
         if path is None:
             return None, recipe
         return path.absolute(), recipe if path.exists() else replace(recipe, skip_existing=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 from .errors import FileFormatError, LbwError, WeightError
@@ -55,8 +56,13 @@ def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
 
 
-def check_file(path: Path, kind: str | None = None) -> Checked:
-    """Check a preset file, or with `-` standard input. Raises FileFormatError if it cannot be read."""
+def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
+    """Check a preset file, or with `-` standard input: its findings have a code, a line and a column.
+
+    `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.
+    Raises FileFormatError if it cannot be read.
+    """
+    path = Path(path)
     try:
         with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
             return check(read_data(file), path, kind)

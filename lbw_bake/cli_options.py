@@ -39,6 +39,8 @@ def refuse(*mistakes: tuple[bool, str, str]) -> None:
 FamilyName = Annotated[
     str | None, running("--family", autocompletion=family_names, help="Model family, where the file does not tell.")
 ]
+PresetsFile = Annotated[Path | None, weighing("--presets", help="A presets file on top of your own.")]
+Force = Annotated[bool, writing("--force", "-f", help="Replace what is there.")]
 Quiet = Annotated[bool, running("--quiet", "-q", help="Print errors only.")]
 Strict = Annotated[bool, running("--strict", help="Turn every warning into an error.")]
 Json = Annotated[bool, running("--json", help="Print one JSON object per file on stdout.")]

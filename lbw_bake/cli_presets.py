@@ -87,6 +87,8 @@ def show(
     """Show a preset as it is written, or with --family the weight of every block."""
     from . import Options, Weights, console, find_preset, load_presets, render_presets
 
+    if family is None and any(option is not None for option in (layout, x, seed, a, b)):
+        raise typer.BadParameter("--layout, --x, --seed, --a and --b say what it is for one", param_hint="--family")
     preset = find_preset(name, load_presets(presets))
     if family is None:
         (console.print_json(render_presets.preset_json(preset)) if json_output else render_presets.preset_lines(preset))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,12 @@ class Comparison:
         return {block: (_sum(shares), len(shares)) for block, shares in by_block.items() if shares}
 
 
-def diff(original: Path, baked: Path, family: str | None = None) -> Comparison:
-    """Measure the weight every block of `baked` got.
+def diff(original: str | PathLike[str], baked: str | PathLike[str], *, family: str | None = None) -> Comparison:
+    """Measure the weight every block of `baked` got, by any tool, and hold the file to its record if it has one.
 
-    Raises FileFormatError, and NotALoraError also where the files have no module in common.
+    Raises FileFormatError, UnknownFamilyError, and NotALoraError also where the files have no module in common.
     """
+    original, baked = Path(original), Path(baked)
     one = read_lora(original, family)
     two = read_lora(baked, family or one.candidates[0].name)
     known = one.candidates[0]
@@ -169,20 +171,15 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
 
 def _altered(one: Lora, two: Lora, family: Family, a: TensorData, b: TensorData) -> Iterator[str]:
     """The tensors that every bake copies and that are not the same in both files."""
-    old, new = ({tensor.name: tensor for tensor in _copied(lora, family)} for lora in (one, two))
+    old, new = ({tensor.name: tensor for tensor in lora.loose(family)} for lora in (one, two))
     ours, theirs = ({tensor.name: tensor for tensor in _integers(lora)} for lora in (one, two))
-    both = ours.keys() & theirs.keys()  # modules may be made anew, and removed
-    old, new = ({**copied, **{name: own[name] for name in both}} for copied, own in ((old, ours), (new, theirs)))
+    old |= {name: tensor for name, tensor in ours.items() if name in theirs}  # modules may be made anew, and removed
+    new |= {name: tensor for name, tensor in theirs.items() if name in ours}
     for name in old | new:
         first, second = old.get(name), new.get(name)
         same = first and second and (first.dtype, first.shape) == (second.dtype, second.shape)
         if not (first and second and same) or not all(map(np.array_equal, a.pieces(first), b.pieces(second))):
             yield name
-
-
-def _copied(lora: Lora, family: Family) -> tuple[Tensor, ...]:
-    """Tensors of no module."""
-    return (*lora.unknown(family), *lora.grouping.shared)
 
 
 def _integers(lora: Lora) -> Iterator[Tensor]:

@@ -83,12 +83,13 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
     if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):
         widened = {tensor.name: Multiply(tensor.dtype, "BF16", 1.0) for tensor in narrow if tensor.name not in treated}
         edits |= widened
-    limit = 0.0
+    limits: list[float] = []  # of the products that overflow
     # Position by position: the factors of one product are alternatives of each other, those of two are not.
     for roles in zip(*choices, strict=True):
         # A treatment has answered for the products; what adds to them is scaled as always.
         if treated and (roles[0] not in ADDITIVE or module.tensors[roles[0]][0].name in treated):
             continue
+        limit = 0.0
         for role in dict.fromkeys(roles):
             steps = {
                 tensor: step_of(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
@@ -98,10 +99,13 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
             if not any(survey.overflows for survey in surveys.values()):
                 edits |= {tensor.name: step for tensor, step in steps.items()}
                 break
-            limits = [largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak]
-            limit = max(limit, min(limits))
+            room = (largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak)
+            limit = max(limit, min(room))
         else:
-            raise _overflow(module, weight, {tensor.dtype for tensor in steps}, limit)
+            limits.append(limit)
+            dtypes = {tensor.dtype for tensor in steps}
+    if limits:
+        raise _overflow(module, weight, dtypes, min(limits))
 
 
 def _overflow(module: Module, weight: float, dtypes: Iterable[str], limit: float) -> NotBakeableError:

@@ -19,7 +19,8 @@ import numpy as np
 from .atomic import write_file
 from .axes import ANALYSE, FULL
 from .console import escape
-from .errors import FileFormatError, LbwError, OutputError
+from .errors import FileFormatError
+from .plots import THEMES, Theme, check
 from .sweeps import MANIFEST
 from .tables import shortened
 
@@ -31,7 +32,6 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOST = 16_000  # pixels per side: JPEG and WebP end there, and so does the patience of viewers
 _TILE = 16  # pixels of the smallest picture
 _WRAP = 8  # a single row of more cells than this is broken into several
-_THEMES = {"light": ("#ffffff", "#1f2328", "#e6eaef"), "dark": ("#15181d", "#e6eaef", "#30363d")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def assemble_grid(
     Of an analysis, every block's picture has its difference to the full LoRA's below it, where changes up to
     `threshold` of 255 count as none. Raises FileFormatError, OutputError, and LbwError where Pillow is absent.
     """
-    _check(picture, replace=replace)
+    check(picture, _FORMATS, "PIL", replace=replace)
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
     if _longest(plot) >= _MOST // _TILE:
         raise FileFormatError(where, "has more cells than fit into one picture", "sweep fewer at a time")
@@ -96,20 +96,9 @@ def assemble_grid(
     else:
         rows = _plotted(plot, small)
     content = BytesIO()
-    _drawn(rows, *_THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
+    _drawn(rows, THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
     write_file(picture, content.getbuffer(), replace=replace)
     return Assembled(tuple(name for name in wanted if name not in found), changed)
-
-
-def _check(picture: Path, *, replace: bool) -> None:
-    if picture.suffix.lower() not in _FORMATS:
-        raise OutputError(f"{picture}: no picture format ends in {picture.suffix!r}", "name a .png or .jpg file")
-    if picture.exists() and not replace:
-        raise OutputError(f"{picture}: already exists", "choose another name with -o, or replace it with --force")
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise LbwError("pictures need Pillow, which is not installed", "pip install 'lbw-bake[plot]'") from None
 
 
 def read_manifest(path: Path) -> Plot:
@@ -224,7 +213,7 @@ def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(labels[i : i + each]) for i in range(0, len(labels), each)]
 
 
-def _drawn(rows: Sequence[Row], paper: str, ink: str, faint: str) -> Image:
+def _drawn(rows: Sequence[Row], look: Theme) -> Image:
     from PIL import Image, ImageDraw, ImageFont
 
     sizes = [picture.size for row in rows for picture in row.pictures if picture]
@@ -237,26 +226,26 @@ def _drawn(rows: Sequence[Row], paper: str, ink: str, faint: str) -> Image:
     margin += gap * (margin > gap)
     columns = max(len(row.pictures) for row in rows)
     heights = [height + gap + line * bool(row.captions) for row in rows]
-    result = Image.new("RGB", (margin + columns * (width + gap), gap + sum(heights)), paper)
+    result = Image.new("RGB", (margin + columns * (width + gap), gap + sum(heights)), look.paper)
     draw = ImageDraw.Draw(result)
     top = gap
     for row, side, tall in zip(rows, sides, heights, strict=True):
         bottom = top + tall - gap
         if side:
-            draw.text((gap, bottom - height / 2), side, ink, font, anchor="lm")
+            draw.text((gap, bottom - height / 2), side, look.ink, font, anchor="lm")
         for i, picture in enumerate(row.pictures):
             left = margin + i * (width + gap)
             if row.captions:
                 caption = shortened(escape(row.captions[i]), letters)
-                draw.text((left + width / 2, top + line * 0.4), caption, ink, font, anchor="mm")
+                draw.text((left + width / 2, top + line * 0.4), caption, look.ink, font, anchor="mm")
             if picture:
                 corner = (left + (width - picture.width) // 2, bottom - height)
                 result.paste(picture, corner)
                 if not row.framed:  # a difference is mostly as empty as the paper
                     end = (corner[0] + picture.width - 1, corner[1] + picture.height - 1)
-                    draw.rectangle((*corner, *end), outline=faint)
+                    draw.rectangle((*corner, *end), outline=look.grid)
             elif row.framed:
-                draw.rectangle((left, bottom - height, left + width - 1, bottom - 1), outline=faint, width=2)
-                draw.text((left + width / 2, bottom - height / 2), "missing", ink, font, anchor="mm")
+                draw.rectangle((left, bottom - height, left + width - 1, bottom - 1), outline=look.grid, width=2)
+                draw.text((left + width / 2, bottom - height / 2), "missing", look.ink, font, anchor="mm")
         top += tall
     return result

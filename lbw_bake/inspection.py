@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from statistics import median
 
@@ -137,12 +138,14 @@ def _squared(modules: Iterable[ModuleFacts]) -> float:
     return sum(facts.norm * facts.norm for facts in modules if facts.norm is not None)
 
 
-def inspect(path: Path, family: str | None = None, *, spectra: bool = False) -> Inspection:
-    """Read a LoRA's header and measure its modules, one at a time; `spectra` asks for their singular values too.
+def inspect(path: str | PathLike[str], *, family: str | None = None, spectra: bool = False) -> Inspection:
+    """Read what is in a LoRA and measure its modules, one at a time; the file is never loaded whole.
 
-    Raises FileFormatError, NotALoraError.
+    `Inspection.blocks` has for every block its modules, bytes, and the Frobenius norm of their updates (float64,
+    None per module where it depends on the base model); `spectra` asks for singular values too. Raises FileFormatError,
+    NotALoraError, UnknownFamilyError.
     """
-    lora = read_lora(path, family)
+    lora = read_lora(Path(path), family)
     return inspection_of(lora, measured(lora, spectra=spectra))
 
 

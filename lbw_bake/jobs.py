@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from string import Formatter
@@ -15,8 +15,8 @@ from .atomic import make_folder
 from .errors import FileFormatError, LbwError, OutputError
 from .folders import files_in
 from .recipes import Recipe
+from .tensorfile import SUFFIX
 
-SUFFIX = ".safetensors"
 _SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no safetensors file is pickled
 
 _FIELDS = ("stem", "preset")
@@ -211,6 +211,8 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
 
     Raises OutputError where two would be the same file, on whatever system they may end up, or one another's input.
     """
+    if any(replace(recipe, weights=recipes[0].weights) != recipes[0] for recipe in recipes):
+        raise OutputError("recipes of one batch differ in more than weights", "make a batch of each")
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
     named = {os.path.realpath(item.file): item.file for item in found if item.named}

@@ -38,6 +38,10 @@ class Lora:
         lost = (module for module in self.grouping.modules if module.name not in placed)
         return [*self.grouping.unknown, *(tensor for module in lost for tensor in module.all_tensors)]
 
+    def loose(self, family: Family) -> list[Tensor]:
+        """The tensors that belong to no module, or to many."""
+        return [*self.unknown(family), *self.grouping.shared]
+
     def doubt(self, family: Family) -> str:
         """What speaks against a family that has places for the modules; empty if nothing does."""
         if resembles(family, self.grouping.modules):

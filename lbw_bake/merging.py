@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,21 +19,20 @@ import numpy as np
 
 from .addition import Addend, Form, Layer, Sum, add
 from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
-from .atomic import atomic_write, check_output, write_all
+from .atomic import atomic_write, check_output, refusals, write_all
 from .cuda import algebra_device
 from .edits import fitting
-from .errors import NotBakeableError, OutputError, StrictError, UnknownFamilyError
+from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
 from .planning import DTYPES, agree
 from .recipes import Recipe
-from .remarks import some
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
 from .spelling import check_prefixes, spelling_of
-from .tables import counted
+from .tables import counted, some
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, read_header
 from .weights import FamilyWeights
@@ -86,6 +85,8 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if no family fits all of the files.
     """
     read = [(read_lora(path, family), weights) for path, weights in loras]
+    if not read:
+        raise LbwError("there is nothing to merge", "name a LoRA at least")
     common = read[0][0].candidates
     for lora, _ in read:
         shared = tuple(candidate for candidate in common if candidate in lora.candidates)
@@ -121,7 +122,11 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
     form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device)
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
-        spool = _Spool(files.enter_context(_temporary(output)) if output and not how.dry_run else None)
+        spool = _Spool()
+        if output and not how.dry_run:
+            files.enter_context(refusals(output))
+            # Without a name, beside the output, for data whose header is not known yet.
+            spool.file = files.enter_context(TemporaryFile(dir=output.parent))
         layers = _layers(parts, inputs, how)
         sums = []
         for layer in layers:
@@ -130,13 +135,13 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
                 for made in summed.tensors:
                     spool.put(*made)
             sums.append(summed)
-        for tensor in _strays(parts[0]) if len(parts) == 1 else ():
+        for tensor in parts[0].lora.loose(parts[0].weights.family) if len(parts) == 1 else ():
             spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:
             data.check_unchanged()
         header, hashes = _head(parts, (output or first).stem, spool.tensors, form.alpha, how)
         nbytes = len(header.encode(hashes.metadata())) + spool.end
-        left_out = [(part, _strays(part)) for part in parts] if len(parts) > 1 else []
+        left_out = [(part, part.lora.loose(part.weights.family)) for part in parts] if len(parts) > 1 else []
         names = tuple(tensor.name for _, strays in left_out for tensor in strays)
         warnings = (
             *_warnings(parts, layers, left_out),
@@ -153,23 +158,12 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
     return merged
 
 
-@contextmanager
-def _temporary(output: Path) -> Iterator[IO[bytes]]:
-    """A file without a name, beside the output, for data whose header is not known yet. Raises OutputError."""
-    try:
-        with TemporaryFile(dir=output.parent) as spool:
-            yield spool
-    except OSError as error:
-        raise OutputError(
-            f"{output}: cannot be written: {error.strerror}", "make room, or choose another place"
-        ) from error
-
-
 class _Spool:
     """Tensors in the order they are put, and the file their data go to, if there is to be one."""
 
-    def __init__(self, file: IO[bytes] | None) -> None:
-        self.file, self.tensors = file, list[Tensor]()
+    def __init__(self) -> None:
+        self.file: IO[bytes] | None = None
+        self.tensors: list[Tensor] = []
 
     @property
     def end(self) -> int:
@@ -321,11 +315,6 @@ def _unloaded(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]
     if made := [layer for layer in layers if "." in layer and f"{layer}.diff" not in given]:
         what = f"{counted(len(made), 'module')} became full differences (the first is {made[0]})"
         yield f"{what}, which PEFT and diffusers do not load: --rank makes products of them"
-
-
-def _strays(part: Part) -> list[Tensor]:
-    """The tensors of a file that belong to no module, or to many."""
-    return [*part.lora.unknown(part.weights.family), *part.lora.grouping.shared]
 
 
 def _common(parts: Sequence[Part]) -> list[str]:

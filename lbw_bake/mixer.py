@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .errors import AmbiguousFamilyError, LbwError, WeightError
-from .families import OTHER, Family, Layout, Place
+from .families import OTHER, Family, Layout, Place, letter_of
 from .jobs import Job
 from .lora import Lora
 from .presets import Preset
@@ -98,7 +98,7 @@ def group_of(mix: Mix, block: str) -> tuple[str, ...]:
 
 def group_name(mix: Mix, block: str) -> str:
     """What block rules call a block's group: its letter, `BASE` for text encoders."""
-    return "BASE" if block in mix.family.text_encoder_blocks else block.rstrip("0123456789")
+    return "BASE" if block in mix.family.text_encoder_blocks else letter_of(block)
 
 
 def moved(mix: Mix, blocks: Iterable[str], step: float) -> Mix:

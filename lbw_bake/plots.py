@@ -5,19 +5,19 @@ The one module that draws with matplotlib, without pyplot and its global state; 
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import write_file
+from .atomic import check_output, write_file
 from .console import escape
 from .elements import ELEMENTS, OTHERS
 from .errors import LbwError, OutputError
-from .families import OTHER
+from .families import OTHER, letter_of
 from .inspection import Group, Inspection
 from .tables import shortened, size_text
 
@@ -63,16 +63,13 @@ _FONTS = (
 )
 
 
-def check(path: Path, *, replace: bool) -> None:
-    """Refuse what could only fail after the work. Raises OutputError, and LbwError where matplotlib is absent."""
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"{path}: no picture format ends in {path.suffix!r}", "name a .png or .svg file")
-    if path.exists() and not replace:
-        raise OutputError(f"{path}: already exists", "choose another name, or replace it with --force")
-    try:
-        import matplotlib as mpl  # noqa: F401
-    except ImportError:
-        raise LbwError("drawing needs matplotlib, which is not installed", "pip install 'lbw-bake[plot]'") from None
+def check(path: Path, formats: Collection[str] = FORMATS, needs: str = "matplotlib", *, replace: bool) -> None:
+    """Refuse a picture that could only fail after the work. Raises OutputError, and LbwError without the library."""
+    if path.suffix.lower() not in formats:
+        raise OutputError(f"{path}: no picture format ends in {path.suffix!r}", f"name a {' or '.join(formats)} file")
+    check_output(path, (), replace=replace)
+    if find_spec(needs) is None:
+        raise LbwError(f"pictures need {needs}, which is not installed", "pip install 'lbw-bake[plot]'")
 
 
 def draw(
@@ -203,7 +200,7 @@ def _part(block: str, files: Sequence[Inspection]) -> str:
     """The part of the model a block is in: a text encoder, or the blocks of its letter."""
     if any(block in facts.family.text_encoder_blocks for facts in files):
         return _TEXT_ENCODER
-    return re.sub(r"\d+$", "", block)
+    return letter_of(block)
 
 
 def _colours(parts: Mapping[str, str], theme: Theme) -> dict[str, str]:

@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path
 
 from .atomic import make_folder, write_file
-from .checks import Checked, check_file
+from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest
 from .families import family_named
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
-from .presets.formats import LONGEST, comment_lines, kind_by_name, parse_presets, read_data, read_presets
+from .presets.findings import Finding
+from .presets.formats import comment_lines, decode, error_of, kind_by_name, parse_presets, read_data, read_presets
 from .presets.writers import WRITERS
 from .sources import Weights
 from .tables import counted
@@ -55,7 +56,7 @@ def add_preset(
         raise PresetError(f"preset {name} is given nothing", "give a vector, block rules or element rules")
     added = Preset(name.strip(), entries, path, 1, description.strip(), rules)
     _write(path, with_preset(_text_of(path), path, added, replacing=replace), replace=True)
-    checked = check_file(path)
+    checked = validate(path)
     return Checked(path, 1, tuple(finding for finding in checked.findings if finding.name == added.name))
 
 
@@ -97,9 +98,9 @@ def convert_presets(
         raise PresetError(f"formats are {', '.join(WRITERS)}; {wrong}", "name the format to convert to: --to yaml")
     read = read_presets(Path(source), from_)
     written = WRITERS[kind](read, family_named(family) if family else None)
+    comments = comment_lines(Path(source))  # before the target, which may be the source, is written
     if path:
         _write(path, written.text, replace=replace)
-    comments = comment_lines(Path(source))
     lost = [counted(comments, "comment line")] if comments else []
     return Converted(written.text, (*written.lost, *lost), len(read), kind)
 
@@ -127,16 +128,14 @@ def _text_of(path: Path) -> str:
     """The file's text with its line ends, empty if there is no file. Raises PresetError."""
     try:
         with path.open("rb") as file:
-            data = read_data(file)
-        if len(data) > LONGEST:
-            raise PresetError(f"{path}: is longer than {LONGEST >> 10} KiB", "split the file")
-        return data.decode("utf-8").removeprefix("\ufeff")
+            text = decode(read_data(file))
     except FileNotFoundError:
         return ""
-    except UnicodeDecodeError as error:
-        raise PresetError(f"{path}: is not UTF-8 text", "save it as UTF-8") from error
     except OSError as error:
         raise PresetError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
+    if isinstance(text, Finding):
+        raise error_of(text, path)
+    return text.removeprefix("\ufeff")
 
 
 def _write(path: Path, text: str, *, replace: bool) -> None:

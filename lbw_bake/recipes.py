@@ -46,6 +46,11 @@ class Recipe:
                 raise LbwError(f"{name} {value!r} is not one of {', '.join(known)}", nearest(value, known))
         if self.rank is not None and self.rank < 1:
             raise LbwError(f"rank {self.rank} is less than 1", "give the rank that products are truncated to, or None")
+        if self.rank and (self.prune or self.verify or self.inexact or self.in_place or not self.update_metadata):
+            raise LbwError(
+                "a rank writes every module anew, to another file",
+                "leave out prune, verify, inexact, in place and no metadata update",
+            )
         if not isinstance(self.inexact, bool):
             raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from .factors import REMOVED, ZEROED
 from .families import OTHER
 from .plan import Plan
 from .scaling import Multiply
-from .tables import counted
+from .tables import counted, some
 from .weights import matches_element
 
 _FAINT = 1e-3
-
-
-def some(names: Iterable[str], limit: int = 8) -> str:
-    """Names in words, the first of them if they are many."""
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def remarks(plan: Plan) -> Iterator[str]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .console import error, error_lines, message, print_json, print_line
 from .jobs import Batch
 from .metadata import RECORD
-from .remarks import some
-from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome, outcome_json
-from .tables import Bar, counted, print_table, shortened, size_text
+from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome
+from .tables import Bar, counted, print_table, shortened, size_text, some
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -69,7 +68,7 @@ class Report:
             if self._json:
                 print_json(outcome_json(outcome))
         # Outputs of one input that fail for the same reason say so once.
-        for outcome in {str(one.error or one.output): one for one in outcomes}.values():
+        for outcome in {str(one.error or i): one for i, one in enumerate(outcomes)}.values():
             if outcome.error or not self._quiet:
                 _show(outcome, verbose=self._verbose)
         if self._bar:
@@ -135,6 +134,29 @@ def _result(outcome: Outcome) -> str:
 
 def _counted(outcome: Outcome) -> str:
     return ", ".join(f"{count} {action}" for action, count in outcome.modules.items() if count)
+
+
+def outcome_json(outcome: Outcome) -> Mapping[str, object]:
+    """An outcome as `lbw bake --json` prints it."""
+    return {
+        "input": str(outcome.input),
+        "output": str(outcome.output) if outcome.output else None,
+        "status": outcome.status,
+        "family": outcome.family,
+        "candidates": list(outcome.candidates),
+        "layout": outcome.layout,
+        "weights": dict(outcome.weights),
+        "modules": dict(outcome.modules),
+        "bytes": outcome.nbytes,
+        "seconds": round(outcome.seconds, 4),
+        "device": outcome.device,
+        "verified": outcome.verified,
+        "strength": outcome.strength,
+        "unknown": list(outcome.unknown),
+        "warnings": list(outcome.warnings),
+        "error": outcome.error.message if outcome.error else None,
+        "hint": outcome.error.hint if outcome.error else "",
+    }
 
 
 def _weights_table(outcome: Outcome) -> None:
@@ -216,7 +238,7 @@ def _differences(facts: Comparison) -> None:
     print_table(title, ("block", "modules>", "weight>", "error>", ""), rows)
     for what, names in (("added", facts.added), ("removed", facts.removed), ("not measured", facts.unmeasured)):
         if names:
-            message("warning", f"{counted(len(names), 'module')} {what}: {', '.join(names[:5])}")
+            message("warning", f"{counted(len(names), 'module')} {what}: {some(names, 5)}")
     if facts.altered:
         message("warning", f"{counted(len(facts.altered), 'tensor')} of no module not the same: {some(facts.altered)}")
     changes = facts.metadata

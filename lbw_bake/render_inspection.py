@@ -11,7 +11,7 @@ from .elements import ELEMENTS, OTHERS
 from .families import OTHER
 from .inspection import Group, Inspection
 from .spectra import Spectrum
-from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text
+from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text, some
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")
@@ -161,5 +161,5 @@ def _remarks(facts: Inspection) -> None:
         modules = counted(facts.unmeasured, "module")
         message("warning", f"{path}: {modules} not measured: norms that need the base model, or are not finite")
     if facts.unknown:
-        names = ", ".join(tensor.name for tensor in facts.unknown[:5])
+        names = some((tensor.name for tensor in facts.unknown), 5)
         message("warning", f"{path}: {counted(len(facts.unknown), 'unknown tensor')}: {names}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .console import message, print_json
 from .sweeps import MANIFEST, Sweep
-from .tables import Bar, counted, print_table, size_text
+from .tables import Bar, counted, print_table, size_text, some
 
 if TYPE_CHECKING:
     from .grid import Assembled
@@ -60,5 +60,5 @@ def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool
     if quiet:
         return
     if made.missing:
-        message("warning", f"{len(made.missing)} pictures are missing: {', '.join(made.missing[:5])}")
+        message("warning", f"{counted(len(made.missing), 'picture')} missing: {some(made.missing, 5)}")
     message("written", str(picture))

@@ -26,6 +26,7 @@ from .planning import agree
 from .recipes import Recipe, plan_by
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
+from .tensorfile import SUFFIX
 
 if TYPE_CHECKING:
     from .merging import Part
@@ -187,7 +188,7 @@ def _planned(job: Job, output: Path | None, recipe: Recipe, plan: Plan, began: f
     warnings = list(plan.warnings)
     if records_in(plan.lora.file.metadata):
         warnings.append("was baked before; the weights of both bakes multiply")
-    if output and output.suffix.lower() != ".safetensors":
+    if output and output.suffix.lower() != SUFFIX:
         warnings.append(f"programs look for .safetensors and will not find {output.name}, or misread it")
     return Outcome(
         job.input,
@@ -233,26 +234,3 @@ def _differences(target: Target, how: Recipe) -> list[str]:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
     differs = "it was baked with other options or before its input changed; replace it with --force"
     return [] if same else [f"the existing output is kept, though {differs}"]
-
-
-def outcome_json(outcome: Outcome) -> Mapping[str, object]:
-    """An outcome as `lbw bake --json` prints it."""
-    return {
-        "input": str(outcome.input),
-        "output": str(outcome.output) if outcome.output else None,
-        "status": outcome.status,
-        "family": outcome.family,
-        "candidates": list(outcome.candidates),
-        "layout": outcome.layout,
-        "weights": dict(outcome.weights),
-        "modules": dict(outcome.modules),
-        "bytes": outcome.nbytes,
-        "seconds": round(outcome.seconds, 4),
-        "device": outcome.device,
-        "verified": outcome.verified,
-        "strength": outcome.strength,
-        "unknown": list(outcome.unknown),
-        "warnings": list(outcome.warnings),
-        "error": outcome.error.message if outcome.error else None,
-        "hint": outcome.error.hint if outcome.error else "",
-    }

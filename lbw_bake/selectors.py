@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 from .errors import WeightError, nearest
-from .families import OTHER, Family
+from .families import OTHER, Family, letter_of
 from .values import slip
 
 _DEPTHS = re.compile(r"(\d{1,3})%-(\d{1,3})%")
@@ -33,7 +33,7 @@ def block_range(name: str, family: Family) -> range:
     name = "MID" if name == "M00" else name
     named = family.text_encoder_blocks if name == "BASE" else (name,)
     blocks = enumerate(_vocabulary(family))
-    positions = [i for i, block in blocks if block in named or block.rstrip("0123456789") in named]
+    positions = [i for i, block in blocks if block in named or letter_of(block) in named]
     if not positions:
         raise WeightError(f"{family.name} has no block {name!r}", lambda: slip(name) or nearest(name, family.blocks))
     return range(positions[0], positions[-1] + 1)

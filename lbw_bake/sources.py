@@ -51,10 +51,10 @@ class Weights:
             return given
         if isinstance(given, Preset):
             return cls(given, Options(elements=given.elements))
-        if not given:
-            raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
         if isinstance(given, str):
             return cls.parse(given)
+        if not given:
+            raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
         if isinstance(given, Mapping):
             return cls(Rules(tuple((selector, repr(float(value))) for selector, value in given.items())))
         return cls(Vector(tuple(repr(float(value)) for value in given)))
@@ -79,6 +79,8 @@ class Weights:
         own. A token's strengths multiply those of `options`, whose own `x` wins. Raises PresetError, WeightError, and
         NotBakeableError for a token that switches during sampling.
         """
+        if any(given is not None and not given.strip() for given in (text, preset, token)):
+            raise WeightError("no weights are given", "give a preset, a vector or block rules; is a variable not set?")
         options = options or Options()
         if text and looks_like_token(text):
             text, token = None, text

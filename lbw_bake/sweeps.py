@@ -24,16 +24,15 @@ from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analys
 from .cuda import choose_backend
 from .errors import FileFormatError, OutputError, PresetError, WeightError
 from .families import Family
-from .jobs import SUFFIX
 from .lora import Lora, read_lora
 from .planning import agree
 from .recipes import Recipe, plan_by
-from .remarks import some
 from .rewrite import Target, rewrite
 from .selectors import select
 from .sources import Weights
-from .tables import size_text
+from .tables import size_text, some
 from .tensordata import TensorData
+from .tensorfile import SUFFIX
 from .values import check_finite, number_text, parse_number, variable_of
 from .weights import ONES, FamilyWeights, Options, Source, Vector, parse_elements
 
@@ -128,6 +127,8 @@ def make_sweep(
     WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, and FileFormatError for the LoRA.
     """
     check_finite(at, "at")
+    if recipe.rank:
+        raise WeightError("cells of a sweep are not truncated", "leave the rank out; truncate the files with lbw bake")
     lora = read_lora(source, recipe.family)
     family = lora.candidates[0]
     parsed = {name: parse_axis(text, family) for name, text in axes.items()}
@@ -259,17 +260,18 @@ def write_sweep(
     are there as they would be written are left alone, and manifest and lists are written anew; a dry run only refuses
     what could not be written. Raises OutputError, also where something is lost without `replace`, and FileFormatError.
     """
-    weights, again = sweep.files, replace or skip_existing
+    weights, recipe, again = sweep.files, sweep.recipe, replace or skip_existing
     with TensorData(sweep.lora.file) as data:
 
         def target(name: str) -> Target:
-            return Target(plan_by(sweep.recipe, sweep.lora, weights[name], data), folder / name, None, replace)
+            plan = plan_by(recipe, sweep.lora, weights[name], data)
+            return Target(plan, folder / name, None, replace, recipe.update_metadata)
 
         there = {name for name in weights if skip_existing and os.path.exists(folder / name)}  # noqa: PTH110 - never raises
         files = [name for name in weights if name not in there or not _is_there(target(name))]
         nbytes = sweep.nbytes * len(files) // len(weights)
         _check_size(nbytes, folder, limit)
-        _, backend = choose_backend(sweep.recipe.device, nbytes)
+        _, backend = choose_backend(recipe.device, nbytes)
         if dry_run and not os.path.lexists(folder):
             return
         make_folder(folder)
@@ -279,7 +281,8 @@ def write_sweep(
         if dry_run:
             return
         for first in range(0, len(files), _OPEN):
-            yield from rewrite([target(name) for name in files[first : first + _OPEN]], backend).sizes
+            targets = [target(name) for name in files[first : first + _OPEN]]
+            yield from rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify).sizes
     for name, text in _TEXTS.items():
         write_file(folder / name, f"{text(sweep)}\n".encode(), replace=again)
 

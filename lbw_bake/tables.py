@@ -143,6 +143,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def some(names: Iterable[str], limit: int = 8) -> str:
+    """Names in words, the first of them if they are many."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def distinct(names: Iterable[str]) -> str:
     """Each name once, sorted."""
     return " ".join(sorted(set(names)))

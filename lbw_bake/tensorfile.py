@@ -19,6 +19,7 @@ from typing import Any
 
 from .errors import FileFormatError
 
+SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 
@@ -74,10 +75,11 @@ def read_header(path: Path) -> TensorFile:
     status = _regular_file(path)
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            first = file.read(_LENGTH_BYTES)
+            length = int.from_bytes(first, "little")
             header = file.read(length) if length <= LONGEST_HEADER else b""
         _check_size(path, header)
-        _judge(path)
+        _judge(path, first)
         metadata, tensors = _parsed(header)
     except OSError as error:
         raise FileFormatError(path, f"cannot be read: {error.strerror}", "check the disk and permissions") from error
@@ -134,8 +136,6 @@ def _json(value: Any) -> str:
 def _regular_file(path: Path) -> os.stat_result:
     try:
         status = path.stat()
-        if stat.S_ISREG(status.st_mode):
-            path.open("rb").close()
     except FileNotFoundError:
         raise FileFormatError(path, "no such file", "check the path; quote names that hold spaces") from None
     except OSError as error:
@@ -172,7 +172,7 @@ _REASONS = {
 }
 
 
-def _judge(path: Path) -> None:
+def _judge(path: Path, first: bytes) -> None:
     """Have the safetensors library check the header: lengths, JSON, ranges, dtypes, gaps. Raises FileFormatError."""
     from safetensors import SafetensorError, safe_open
 
@@ -180,8 +180,6 @@ def _judge(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        with path.open("rb") as file:
-            first = file.read(_LENGTH_BYTES)
         for magic, (what, hint) in _MAGIC.items():
             if first.startswith(magic):
                 raise FileFormatError(path, f"is {what}, not a safetensors file", hint) from error

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, unet_lora, write
+from conftest import MODULE, ROOT, Run, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
 
 import lbw_bake
+import lbw_bake.api
 from lbw_bake import (
     LbwError,
+    Naming,
     Options,
     Recipe,
     Weights,
@@ -27,11 +29,13 @@ from lbw_bake import (
     diff,
     inspect,
     load_presets,
+    make_batch,
     make_sweep,
     merge,
     mix,
     remove_preset,
     validate,
+    write_sweep,
 )
 from lbw_bake.errors import FileFormatError, OutputError, PresetError, StrictError, WeightCountError, WeightError
 
@@ -130,7 +134,13 @@ def test_errors_are_raised_as_what_they_are(lora: Path, tmp_path: Path, capsys: 
         {"rank": -1},
         {"inexact": "refuse"},
         {"weights": ""},
+        {"weights": " "},
         {"weights": {}},
+        {"rank": 2, "verify": True},
+        {"rank": 2, "prune": True},
+        {"rank": 2, "inexact": True},
+        {"rank": 2, "in_place": True},
+        {"rank": 2, "update_metadata": False},
         {"output": None},
     ],
     ids=str,
@@ -139,7 +149,7 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Pa
     given = {"output": tmp_path / "b.safetensors", "weights": "MIDD"} | options
     with pytest.raises(LbwError):
         bake(lora, **given)
-    if not options.keys() & {"inexact", "weights", "output"}:
+    if len(options) == 1 and not options.keys() & {"inexact", "weights", "output"}:
         with pytest.raises(LbwError):
             merge([lora], tmp_path / "b.safetensors", **options)
     assert not (tmp_path / "b.safetensors").exists()
@@ -219,6 +229,8 @@ def test_presets_are_converted_to_a_text_or_a_file(tmp_path: Path) -> None:
     assert target.read_text() == made.text
     with pytest.raises(OutputError, match="already exists"):
         convert_presets(source, target)
+    assert convert_presets(source, source, replace=True).lost == ("1 comment line",)
+    assert "mine" not in source.read_text()
     for to in (None, "json"):
         with pytest.raises(PresetError, match="formats are yaml, lbwpresets"):
             convert_presets(source, tmp_path / "a.out", to=to)
@@ -229,3 +241,42 @@ def test_sliders_need_a_terminal_and_a_sweep_a_number(lora: Path) -> None:
         mix(lora, "MIDD")
     with pytest.raises(WeightError, match="at is nan, not a finite number"):
         make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=float("nan"))
+
+
+def test_a_sweep_is_written_by_its_recipe(tmp_path: Path) -> None:
+    tensors = unet_lora()
+    lora = write(tmp_path / "a.safetensors", tensors, {"sshs_model_hash": "0" * 64})
+    axes = {"x": "blocks=MID"}
+    with pytest.raises(WeightError, match="not truncated"):
+        make_sweep(lora, axes, Recipe(rank=2))
+    list(write_sweep(make_sweep(lora, axes, Recipe(update_metadata=False)), tmp_path / "plot"))
+    assert metadata_of(tmp_path / "plot" / "a-MID.safetensors")["sshs_model_hash"] == "0" * 64
+    tensors[f"{MODULE}.lora_down.weight"][0, 0] = float("nan")
+    strange = write(tmp_path / "b.safetensors", tensors)
+    with pytest.raises(StrictError, match="1 NaN"):
+        list(write_sweep(make_sweep(strange, {"x": "values=0.5"}, Recipe(strict=True)), tmp_path / "strict"))
+    assert not list((tmp_path / "strict").glob("*.safetensors"))
+
+
+def test_recipes_of_one_batch_differ_in_weights_alone(lora: Path, tmp_path: Path) -> None:
+    """The first one's options would be those of all."""
+    recipes = [Recipe(Weights.of("ALL")), Recipe(Weights.of("MIDD"), rank=2)]
+    with pytest.raises(OutputError, match="more than weights"):
+        make_batch([lora], recipes, Naming(out_dir=tmp_path / "out", template="{stem}-{preset}"))
+
+
+def test_nothing_cannot_be_merged(tmp_path: Path) -> None:
+    with pytest.raises(LbwError, match="nothing to merge"):
+        merge([], tmp_path / "a.safetensors")
+
+
+def test_the_sliders_start_at_a_preset_of_the_file_that_is_named(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tui = pytest.importorskip("lbw_bake.tui")
+    (tmp_path / "p.yaml").write_text("FACE: {MID: 0.5}\n")
+    monkeypatch.setattr(lbw_bake.api, "_require_terminal", lambda: None)
+    monkeypatch.setattr(tui.Mixer, "run", lambda self: self._desk.start)
+    left = mix(lora, "FACE", presets=tmp_path / "p.yaml")
+    assert left is not None
+    assert left.weights["MID"] == 0.5

@@ -157,6 +157,20 @@ class TestPrecision:
         assert run("bake", source, "-w", f"*={safe}", "-o", output)[0] == 0
         assert all(np.isfinite(array).all() for array in load_file(output).values())
 
+    @pytest.mark.parametrize("product", [0.4, 0.9])
+    def test_of_several_that_overflow_it_names_what_is_safe_for_all(
+        self, product: float, tmp_path: Path, run: Run
+    ) -> None:
+        tensors = kohya_lora(NAMES)
+        for role in ("lora_up", "lora_down"):
+            tensors[f"{MODULE}.{role}.weight"][0, 0] = product * np.finfo(np.float16).max
+        tensors[f"{MODULE}.diff_b"] = np.full(8, 40000, np.float16)
+        source, output = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+        error = run.refused("bake", source, "-w", "*=4", "-o", output)
+        safe = float(error.split("largest safe weight is ")[1].split()[0])
+        assert run("bake", source, "-w", f"*={safe}", "-o", output)[0] == 0
+        assert run("bake", source, "-w", f"*={safe * 1.001}", "-o", tmp_path / "c.safetensors")[0] == 1
+
     def test_an_additive_tensor_that_overflows_is_an_error(self, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", {f"{MODULE}.diff": np.full((4, 4), 40000, np.float16)})
         error = run.refused("bake", source, "-w", "*=2", "-o", tmp_path / "b.safetensors")

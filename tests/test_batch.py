@@ -279,6 +279,10 @@ class TestFolders:
         assert "inside the input folder" in error
         assert not (loras / "out").exists()
 
+    def test_a_dry_run_shows_every_preset(self, lora: Path, run: Run) -> None:
+        error = run.done("bake", lora, "-p", "MIDD", "-p", "OUTALL", "--dry-run")
+        assert error.count("planned: ") == 2
+
     def test_a_dry_run_refuses_what_the_bake_would(self, loras: Path, tmp_path: Path, run: Run) -> None:
         nested = ("--recursive", "--out-dir", loras / "out")
         assert "inside the input folder" in run.refused("bake", loras, *nested, *HALF, "--dry-run")

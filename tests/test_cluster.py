@@ -15,6 +15,10 @@ import pytest
 from conftest import Run, measured, unet_lora, write
 from safetensors.numpy import load_file
 
+from lbw_bake import Recipe
+from lbw_bake.batch import for_cluster
+from lbw_bake.jobs import Job
+
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
 # Sockets that a killed worker leaves behind are closed by the garbage collector.
@@ -40,6 +44,16 @@ def loras(tmp_path: Path) -> Path:
     for i in range(FILES):
         write(folder / f"{i:02}.safetensors", ORIGINAL)
     return folder
+
+
+def test_a_worker_elsewhere_finds_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe(base=Path("models/base.safetensors"))
+    (job,) = for_cluster([Job(Path("a.safetensors"), ((Path("b.safetensors"), recipe),))])
+    ((output, elsewhere),) = job.outputs
+    assert [job.input, output, elsewhere.base] == [
+        tmp_path / name for name in ("a.safetensors", "b.safetensors", "models/base.safetensors")
+    ]
 
 
 def test_a_worker_that_dies_loses_nothing(loras: Path, cluster: Any, tmp_path: Path, run: Run) -> None:

@@ -264,6 +264,16 @@ def test_integers_are_no_excuse_for_other_numbers(tmp_path: Path, bake_file: Bak
     assert compared(run, source, rewritten(baked, {indices: 2 * tensors[indices]}), 1)["altered"] == [indices]
 
 
+def test_what_is_altered_is_named_in_the_files_order(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    case = next(case for case in FORMULAS if case.name == "sparse bias")
+    modules = [f"lora_unet_output_blocks_{i}_1_proj_in" for i in range(3, 12)]
+    tensors = {name: array for module in modules for name, array in case.tensors(module).items()}
+    source = write(tmp_path / "a.safetensors", tensors)
+    indices = {name: 2 * array for name, array in tensors.items() if name.endswith("bias_indices")}
+    found = compared(run, source, rewritten(bake_file(source, "-w", "*=0.5", "--family", "sd1"), indices), 1)
+    assert found["altered"] == sorted(indices)
+
+
 @pytest.mark.parametrize("dtype", ["keep", "f32"])
 def test_few_digits_of_small_numbers_are_no_contradiction(
     dtype: str, tmp_path: Path, bake_file: BakeFile, run: Run

@@ -82,7 +82,7 @@ def test_a_missing_picture_leaves_a_gap_and_is_named(sweep: Callable[..., Path],
     first, second = files_of(folder).values()
     draw(folder, first, (1, 2, 3), ".jpg")
     error = run.done("sweep", "--grid", folder)
-    assert f"1 pictures are missing: {second}" in error
+    assert f"1 picture missing: {second}" in error
 
 
 def test_pictures_are_made_smaller_never_larger(sweep: Callable[..., Path], run: Run) -> None:

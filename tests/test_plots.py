@@ -95,6 +95,12 @@ def test_other_formats_are_refused_before_any_work(tmp_path: Path, run: Run) -> 
     assert ".png or .svg" in error
 
 
+def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path: Path, run: Run) -> None:
+    code, out, error = run("inspect", tmp_path / "absent", "--plot", tmp_path / "nowhere" / "a.png")
+    assert (code, out) == (1, "")
+    assert "there is no folder" in error
+
+
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = write(tmp_path / "a.safetensors", unet_lora())

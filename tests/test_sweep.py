@@ -335,6 +335,7 @@ WRONG = {
     "an unknown preset": (["--x", "presets=MIDE"], "did you mean MIDD?"),
     "values for nothing": (["--x", "values=0,1", "--y", "presets=MIDD,OUTALL"], "no preset of the axis has an X"),
     "values for no X": (["--x", "values=0,1", "-w", "MIDD"], "the base weights have no X"),
+    "empty base weights": (["--x", "blocks=MID", "-w", ""], "is a variable not set?"),
     "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),

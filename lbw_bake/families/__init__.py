@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import UnknownFamilyError, nearest
 from ..modules import Module
 from .auraflow import AURAFLOW
-from .base import OTHER, Family, Layout, Place
+from .base import OTHER, Family, Layout, Place, letter_of
 from .cascade import CASCADE
 from .cosmos import ANIMA, COSMOS
 from .detection import candidates_among, placed_by, resembles
@@ -35,6 +35,7 @@ __all__ = [
     "Place",
     "detect_families",
     "family_named",
+    "letter_of",
     "placed_by",
     "resembles",
 ]

@@ -52,9 +52,14 @@ class Encoder:
     layers: Layers
 
 
-def numbered(letter: str, count: int, start: int = 0) -> tuple[str, ...]:
+def numbered(letter: str, count: int) -> tuple[str, ...]:
     """`numbered("D", 2)` is `("D00", "D01")`."""
-    return tuple(f"{letter}{i:02}" for i in range(start, start + count))
+    return tuple(f"{letter}{i:02}" for i in range(count))
+
+
+def letter_of(block: str) -> str:
+    """A block's name without its number: what all blocks of its kind have in common."""
+    return block.rstrip("0123456789")
 
 
 # What diffusers calls the layers of an attention, and of one over image and text together.

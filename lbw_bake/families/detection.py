@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..modules import Module
-from .base import Family, Place
+from .base import Family, Place, letter_of
 
 # Modules a family is tried on before it is tried on all: most families know none of them.
 _SAMPLE = 16
@@ -38,13 +38,9 @@ class Evidence:
     @property
     def whole(self) -> bool:
         """Whether the stack is complete, save for the lesser kind of blocks where it is missing altogether."""
-        kinds = {_kind(block) for block in self.occupied}
-        complete = all(block in self.occupied for block in self.family.stack if _kind(block) in kinds)
+        kinds = {letter_of(block) for block in self.occupied}
+        complete = all(block in self.occupied for block in self.family.stack if letter_of(block) in kinds)
         return complete and 2 * len(self.occupied) > len(self.family.stack)
-
-
-def _kind(block: str) -> str:
-    return block.rstrip("0123456789")
 
 
 def candidates_among(

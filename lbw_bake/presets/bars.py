@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import groupby
 
 from ..errors import LbwError
-from ..families import Family
+from ..families import Family, letter_of
 from ..weights import Source, Vector, resolve
 from .model import Entry, Preset
 
@@ -57,5 +57,5 @@ def _written(value: str) -> str:
 
 
 def _grouped(marks: Iterable[tuple[str, str]]) -> str:
-    groups = groupby(marks, key=lambda mark: mark[0].rstrip("0123456789"))
+    groups = groupby(marks, key=lambda mark: letter_of(mark[0]))
     return " ".join("".join(character for _, character in group) for _, group in groups)
