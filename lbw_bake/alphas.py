@@ -6,24 +6,20 @@ either, loaders take alpha for the rank. LoRA's alpha is `lora_alpha` there, tha
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .configuration import configuration
 from .errors import AlphaError
 from .lora import Lora
 from .modules import Module
 from .updates import Read, Scale, alpha_of
 
-ADAPTER_METADATA = "lora_adapter_metadata"
-CONFIG = "adapter_config.json"
 _PEFT_ROOT = "base_model.model."  # of every name PEFT writes, and of none its configuration holds
-_LONGEST_CONFIG = 1 << 24  # bytes
 _ALPHAS = ("lora_alpha", "alpha")
 _MEND = "write plain module names and numbers into it, or give the LoRA tensors of alpha"
 
@@ -41,7 +37,7 @@ def scales_of(lora: Lora, *beside: Path) -> Scale:
 
     @cache
     def config() -> Mapping[str, Any]:
-        return _adapter_config(lora, (lora.file.path.parent, *beside))
+        return configuration(lora, beside)
 
     def scale_of(module: Module, read: Read) -> float:
         # LyCORIS takes alpha for the rank where both factors are whole, PEFT does not.
@@ -101,20 +97,3 @@ def _fits_from(start: int, pieces: Sequence[str], name: str) -> bool:
     for piece in others:
         found = found and piece.search(name, found.end())
     return found is not None
-
-
-def _adapter_config(lora: Lora, folders: Iterable[Path]) -> dict[str, Any]:
-    if text := lora.file.metadata.get(ADAPTER_METADATA):
-        return _parsed(text)
-    for folder in folders:
-        with suppress(OSError, ValueError), (folder / CONFIG).open("rb") as file:
-            return _parsed(file.read(_LONGEST_CONFIG).decode())
-    return {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return config if isinstance(config, dict) else {}

@@ -27,7 +27,7 @@ _PREFIXES: dict[str, str] = {
     **{rf"(?:text_encoders\.)?{clip}\.(?:transformer\.)?": clip for clip in ("clip_l", "clip_g", "clip_h")},
     r"(?:text_encoders\.(?:um)?)?t5(?:xxl)?\.(?:transformer\.)?": "t5",
     r"text_encoders\.\w+\.(?:transformer\.)?(?:model\.)?": "te",
-    r"(?:base_model\.model\.)?(?=text_model\.|encoder\.block\.)": "te",
+    r"(?:base_model\.model\.)?(?=text_model\.|encoder\.block\.|encoder\.layers\.\d+\.(?:self_attn|mlp)\.)": "te",
     r"(?:model\.)?diffusion_model\.|unet\.|transformer\.": DENOISER,
     r"": DENOISER,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import NotALoraError, UnknownFamilyError
-from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by, resembles
+from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by, resembles, stops_short
 from .modules import Grouping, Module, group_modules
 from .tensorfile import Tensor, TensorFile, read_header
 
@@ -44,9 +44,11 @@ class Lora:
 
     def doubt(self, family: Family) -> str:
         """What speaks against a family that has places for the modules; empty if nothing does."""
-        if resembles(family, self.grouping.modules):
-            return ""
-        return f"few of its modules are layers of {family.title}: it may be of a model lbw does not know"
+        if not resembles(family, self.grouping.modules):
+            return f"few of its modules are layers of {family.title}: it may be of a model lbw does not know"
+        if last := stops_short(family, {place.block for _, place in self.placed(family)}):
+            return f"its blocks end at {last}, {family.title} has many more: it may be of a model lbw does not know"
+        return ""
 
 
 def read_lora(path: Path, family: str | None = None) -> Lora:

@@ -18,8 +18,9 @@ from typing import IO, Any
 import numpy as np
 
 from .addition import Addend, Form, Layer, Sum, add
-from .alphas import ADAPTER_METADATA, CONFIG, known_alpha, scales_of
+from .alphas import known_alpha, scales_of
 from .atomic import atomic_write, check_output, refusals, write_all
+from .configuration import ADAPTER_METADATA, CONFIG, check_origin
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError
@@ -185,6 +186,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     means = Means(how.base, how.dora_norm, device=how.device)
     usual = _common_dtype(parts[0].lora.file.tensors)
     for part, (_, modules), data in zip(parts, placed, inputs, strict=True):
+        check_origin(part.lora)
         remedies = Remedies(part.lora, part.weights, means, data.read)
         scale_of = scales_of(part.lora)
         for module, place in modules:

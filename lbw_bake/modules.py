@@ -41,7 +41,9 @@ class Module:
     def rank(self) -> int | None:
         """Inner dimension of the factored update, None where there is none."""
         shapes = self.shapes
-        return next((shapes[role][0] for role in RANKED if shapes.get(role)), None)
+        # GLoRA's factors stood the other way round before LyCORIS 2.0.
+        sizes = (shapes[role][:2] if role == "a2" else shapes[role][:1] for role in RANKED if shapes.get(role))
+        return next(map(min, sizes), None)
 
     @property
     def width(self) -> int | None:
@@ -52,7 +54,7 @@ class Module:
         shapes = self.shapes
         for role in ("down", "hada_w1_b", "diff", "a2"):
             if len(shapes.get(role, ())) > 1:
-                return shapes[role][1]
+                return max(shapes[role][:2]) if role == "a2" else shapes[role][1]
         left = shapes.get("lokr_w1") or shapes.get("lokr_w1_b", ())
         right = shapes.get("lokr_w2") or shapes.get("lokr_w2_b", ())
         return left[1] * right[1] if len(left) > 1 and len(right) > 1 else None

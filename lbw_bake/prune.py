@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from .alphas import ADAPTER_METADATA
+from .configuration import ADAPTER_METADATA, configuration
 from .edits import Drop
 from .factors import REMOVED, ZEROED
 from .keys import DENOISER
@@ -61,8 +61,8 @@ def _kept(plan: Plan, warnings: Iterable[str]) -> Plan:
 
 def _whole_file_reason(plan: Plan, data: TensorData) -> str:
     """Why no module of the file may be removed, empty if some may."""
-    if ADAPTER_METADATA in plan.lora.file.metadata:
-        return "the metadata name the modules, and PEFT would make missing ones anew"
+    if ADAPTER_METADATA in plan.lora.file.metadata or configuration(plan.lora):
+        return "the adapter's configuration names the modules, and PEFT would make missing ones anew"
     alphas = {alpha_of(decision.module, data.read) for decision in plan.decisions if decision.module.rank}
     if len(alphas) > 1:
         return "their alphas differ, and diffusers gives attention layers the most common one of those that are left"

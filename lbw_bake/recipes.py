@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .configuration import check_origin
 from .errors import LbwError, nearest
 from .lora import Lora
 from .plan import Plan, Treat
@@ -57,6 +58,8 @@ class Recipe:
 
 def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:
     """The plan of a recipe for a LoRA at weights, its own or those of a cell of a sweep. Raises NotBakeableError."""
+    if any(weights.of(place, module.path) != 1 for module, place in lora.placed(weights.family)):
+        check_origin(lora)
     treat: Treat | None = None
     if not all(module.linear for module in lora.grouping.modules):  # which few files have
         from .remedies import Means, Remedies

@@ -127,9 +127,10 @@ def _result(outcome: Outcome) -> str:
     counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
     size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
     done = f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
-    if outcome.strength in (0, 1):
+    strength = outcome.options.strength * outcome.options.unet
+    if strength in (0, 1):
         return done
-    return f"{done}; load it with a weight of 1, a strength of {outcome.strength:g} is baked in"
+    return f"{done}; load it with a weight of 1, a strength of {strength:g} is baked in"
 
 
 def _counted(outcome: Outcome) -> str:
@@ -151,7 +152,10 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "seconds": round(outcome.seconds, 4),
         "device": outcome.device,
         "verified": outcome.verified,
-        "strength": outcome.strength,
+        "strength": outcome.options.strength,
+        "te": outcome.options.te,
+        "unet": outcome.options.unet,
+        "elements": list(map(str, outcome.options.elements)),
         "unknown": list(outcome.unknown),
         "warnings": list(outcome.warnings),
         "error": outcome.error.message if outcome.error else None,

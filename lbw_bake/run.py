@@ -27,6 +27,7 @@ from .recipes import Recipe, plan_by
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
 from .tensorfile import SUFFIX
+from .weights import Options
 
 if TYPE_CHECKING:
     from .merging import Part
@@ -39,8 +40,8 @@ class Outcome:
     """What became of one output. What is known only of a plan is empty if it failed before there was one.
 
     `family` is the one that names the blocks, `candidates` are all that the file fits; `blocks` says of every block
-    with modules how many of them get which weight, everything multiplied; `strength` is what the weights of the
-    denoiser were multiplied by; `unknown` are the tensors that nobody understands, copied as they are.
+    with modules how many of them get which weight, everything multiplied; `options` are what modified the
+    weights; `unknown` are the tensors that nobody understands, copied as they are.
     """
 
     input: Path
@@ -56,7 +57,7 @@ class Outcome:
     seconds: float = 0.0
     device: str | None = None
     verified: bool = False
-    strength: float = 1.0
+    options: Options = field(default_factory=Options)
     unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: LbwError | None = None
@@ -201,7 +202,7 @@ def _planned(job: Job, output: Path | None, recipe: Recipe, plan: Plan, began: f
         _counts(plan, recipe),
         _by_block(plan),
         seconds=time.perf_counter() - began,
-        strength=plan.weights.options.strength * plan.weights.options.unet,
+        options=plan.weights.options,
         unknown=tuple(tensor.name for tensor in plan.lora.unknown(plan.weights.family)),
         warnings=tuple(warnings),
     )

@@ -34,7 +34,7 @@ from .tables import size_text, some
 from .tensordata import TensorData
 from .tensorfile import SUFFIX
 from .values import check_finite, number_text, parse_number, variable_of
-from .weights import ONES, FamilyWeights, Options, Source, Vector, parse_elements
+from .weights import ONES, FamilyWeights, Source, Vector, parse_elements
 
 MANIFEST = "manifest.json"
 
@@ -136,7 +136,7 @@ def make_sweep(
         parsed = {"x": analysis(lora, family, parsed.get("x"))}
     _check_kinds(parsed)
     base = recipe.weights
-    options = Options(strength=base.options.strength, seed=base.options.seed)
+    options = replace(base.options, elements=())
     labels = dict.fromkeys(label for axis in parsed.values() if axis.kind == PRESETS for label in axis.labels)
     read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
     starts: _Starts = {None: base, **{label: read(label) for label in labels}}
@@ -218,7 +218,8 @@ def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, 
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()
     unlisted = frozenset(weights[0].unlisted).intersection(*(one.unlisted for one in weights))
     options = replace(weights[0].options, elements=(*elements, *added))
-    return FamilyWeights(family, blocks, weights[0].layout, unlisted, options=options)
+    unset = unlisted & {block for block, weight in weights[0].blocks.items() if blocks[block] == weight}
+    return FamilyWeights(family, blocks, weights[0].layout, unset, options=options)
 
 
 def _combined(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:

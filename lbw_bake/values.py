@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _UNSIGNED = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 NUMBER = re.compile(rf"[+-]?{_UNSIGNED}", re.ASCII)
 NOT_FINITE = re.compile(r"[+-]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
-RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5)}  # as the extension draws them, to three decimals
+# As the extension draws them, to three decimals; R3 and U3 are what the Inspire Pack means by R and U.
+RANDOM_RANGES = {"R": (0.0, 1.0), "U": (-0.5, 1.5), "R3": (0.0, 3.0), "U3": (-1.5, 1.5)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Variable:
 
 # Regular expressions as text here: few files need them, and compiling them would be a part of every start.
 VARIABLES = (
-    Variable(r"[RU]", "a random weight", "--seed"),
+    Variable(r"[RU]3?", "a random weight", "--seed"),
     Variable(rf"X(?:[+-]{_UNSIGNED})?", "a variable", "--x"),
     Variable(r"[Aa]", "a variable of the Inspire Pack, 4 by its default", "--a"),
     Variable(r"[Bb]", "a variable of the Inspire Pack, 1 by its default", "--b"),

@@ -145,6 +145,10 @@ def parse_element(text: str) -> Element:
             "write BLOCKS:WORDS:WEIGHT, as IN05-OUT05:attn:0.5",
         )
     selector, words, weight = (part.strip() for part in parts)
+    if words.upper() == "NOT":
+        raise WeightError(
+            f"element rule {text!r} says NOT of no word", "write the words it is not for: IN05:NOT attn:0.5"
+        )
     return Element(selector, words, parse_number(weight, f"the weight of element rule {text!r}"))
 
 
@@ -191,7 +195,7 @@ def matches_element(element: Element, family: Family, place: Place, path: str) -
     if place.block not in select(element.blocks, family):
         return False
     words = element.words.replace(".", "_").split()
-    inverted = bool(words) and words[0] == "NOT"
+    inverted = bool(words) and words[0].upper() == "NOT"
     wanted = words[inverted:]
     return not wanted or any(word in path for word in wanted) != inverted
 

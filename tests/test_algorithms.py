@@ -114,7 +114,7 @@ def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(row: Row
 
 
 def test_every_algorithm_has_a_row_or_is_treated_apart() -> None:
-    apart = {"norm_scale", "oft", "oft_diag", "set", "tlora"}
+    apart = {"kasa", "norm_scale", "oft", "oft_diag", "set", "tlora"}
     assert {row.algorithm for row in ROWS.values()} | apart == {algorithm.name for algorithm in ALGORITHMS}
 
 

@@ -279,6 +279,13 @@ class TestFolders:
         assert "inside the input folder" in error
         assert not (loras / "out").exists()
 
+    def test_json_says_what_modified_the_weights_as_the_record_does(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        options = ("--strength", "0.5", "--te", "0", "--unet", "2", "--element", "IN01:proj:0.3")
+        found = run.json("bake", lora, "-p", "ALL", *options, "-o", tmp_path / "b.safetensors", "--json")
+        record = json.loads(metadata_of(tmp_path / "b.safetensors")["lbw_bake"])
+        for name in ("strength", "te", "unet", "elements", "weights"):
+            assert found[name] == record[name], name
+
     def test_a_dry_run_shows_every_preset(self, lora: Path, run: Run) -> None:
         error = run.done("bake", lora, "-p", "MIDD", "-p", "OUTALL", "--dry-run")
         assert error.count("planned: ") == 2

@@ -10,7 +10,7 @@ import pytest
 from tables import TABLES, family_of, grouping, rows
 
 from lbw_bake.errors import UnknownFamilyError
-from lbw_bake.families import FAMILIES, OTHER, Family, detect_families, family_named, resembles
+from lbw_bake.families import FAMILIES, OTHER, Family, detect_families, family_named, resembles, stops_short
 from lbw_bake.keys import DENOISER
 from lbw_bake.modules import Module, group_modules
 from lbw_bake.tensorfile import Tensor
@@ -259,3 +259,37 @@ def test_a_large_file_is_read_in_no_time() -> None:
     began = time.process_time()
     detect_families(grouping("sdxl_lycoris_full").modules, {})
     assert time.process_time() - began < 0.5  # about 0.06 on a slow core
+
+
+@pytest.mark.parametrize(
+    ("family", "component", "path", "block"),
+    [
+        ("flux", "te", "encoder_block_0_layer_0_SelfAttention_q", "T5"),
+        ("flux", "te", "text_model_encoder_layers_0_self_attn_q_proj", "CLIP"),
+        ("flux", "te2", "text_model_encoder_layers_0_self_attn_q_proj", "CLIP"),
+        ("sd3", "te2", "encoder_block_0_layer_0_SelfAttention_q", "T5"),
+        ("sd3", "te2", "text_model_encoder_layers_0_self_attn_q_proj", "CLIP_G"),
+        ("sd3", "te3", "text_model_encoder_layers_0_self_attn_q_proj", "T5"),  # either CLIP could be meant
+        ("hidream", "te", "model_layers_0_self_attn_q_proj", "TE"),
+    ],
+)
+def test_a_text_encoder_is_the_one_that_has_the_layer(family: str, component: str, path: str, block: str) -> None:
+    place = FAMILIES[family].place_of(component, path)
+    assert place is not None
+    assert place.block == block
+
+
+@pytest.mark.parametrize(
+    ("family", "blocks", "last"),
+    [
+        ("ltx_13b", [f"B{i:02}" for i in range(28)], "B27"),  # as CogView4, which has LTX's names
+        ("ltx_13b", [f"B{i:02}" for i in range(48)], ""),
+        ("ltx_13b", [f"B{i:02}" for i in range(47)], ""),
+        ("ltx_13b", [f"B{i:02}" for i in (*range(28), 40)], ""),  # somebody's choice
+        ("ltx_13b", ["B00", "B01", "B02"], ""),
+        ("flux", [*(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(20))], "S19"),
+        ("sd1", [f"IN{i:02}" for i in range(8)], ""),
+    ],
+)
+def test_a_stack_that_ends_early_may_be_a_smaller_models(family: str, blocks: list[str], last: str) -> None:
+    assert stops_short(FAMILIES[family], blocks) == last

@@ -35,6 +35,8 @@ def test_every_tensor_of_the_tables_is_understood(table: str) -> None:
         ("text_encoders.t5xxl.transformer.encoder.block.0", "t5", "encoder_block_0"),
         ("text_encoders.qwen3_06b.transformer.model.layers.0", "te", "layers_0"),
         ("base_model.model.text_model.x", "te", "text_model_x"),
+        # CLIP's root in transformers since 5.
+        ("base_model.model.encoder.layers.0.self_attn.q_proj", "te", "encoder_layers_0_self_attn_q_proj"),
         # Names that hold what is a prefix elsewhere.
         ("lora_unet_context_embedder", DENOISER, "context_embedder"),
         ("transformer_blocks.0.attn", DENOISER, "transformer_blocks_0_attn"),

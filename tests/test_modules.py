@@ -84,3 +84,17 @@ def test_a_magnitude_makes_a_module_nonlinear(magnitude: str) -> None:
 def test_adapters_of_several_names_on_one_layer_are_several_modules() -> None:
     names = [f"layer.lora_{factor}.{adapter}.weight" for adapter in ("default", "style") for factor in "AB"]
     assert [module.name for module in group_modules(tensors_of(*names)).modules] == ["layer", "layer[style]"]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"a1": (768, 4), "a2": (4, 768), "b1": (320, 4), "b2": (4, 768)},
+        {"a1": (4, 768), "a2": (768, 4), "b1": (4, 768), "b2": (320, 4)},
+    ],
+    ids=["LyCORIS 2", "before it"],
+)
+def test_glora_of_either_order_has_one_rank_and_width(shapes: dict[str, tuple[int, ...]]) -> None:
+    tensors = [Tensor(f"{MODULE}.{role}.weight", "F16", shape, 0, 1) for role, shape in shapes.items()]
+    (module,) = group_modules(tensors).modules
+    assert (module.rank, module.width) == (4, 768)

@@ -9,7 +9,7 @@ from typing import ClassVar, get_args
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT, Run
+from conftest import ROOT, Run, unet_lora, write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -615,3 +615,24 @@ class TestCommands:
             assert code == 0
             assert "\x1b" not in out + error
             assert "\\x1b[31mred\\x07" in out
+
+
+def test_what_the_inspire_pack_draws_keeps_its_range(tmp_path: Path, run: Run) -> None:
+    """Its R goes from 0 to 3, its U from -1.5 to 1.5."""
+    file = tmp_path / "lbw-preset.custom.txt"
+    file.write_text(f"ROUT:{','.join('1' * 9)},R,r,R,R,R,R,U,u\n")
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    drawn: dict[str, list[float]] = {"R": [], "U": []}
+    for seed in range(30):
+        asked = ("bake", source, "-p", "ROUT", "--presets", file, "--seed", seed, "-n", "--json")
+        weights = list(run.json(*asked)["weights"].values())[-10:-1]
+        drawn["R"] += weights[1:7]
+        drawn["U"] += weights[7:9]
+    assert 0 <= min(drawn["R"]) < 0.3
+    assert 2.7 < max(drawn["R"]) <= 3
+    assert -1.5 <= min(drawn["U"]) < -1
+    assert 1 < max(drawn["U"]) <= 1.5
+    run.done("presets", "convert", file, tmp_path / "o.yaml")
+    assert "R3,R3,R3,R3,R3,R3,U3,U3" in (tmp_path / "o.yaml").read_text()
+    run.done("presets", "convert", tmp_path / "o.yaml", tmp_path / "lbw-preset.again.txt")
+    assert (tmp_path / "lbw-preset.again.txt").read_text().strip().endswith(",R,R,R,R,R,R,U,U")

@@ -72,6 +72,17 @@ def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:
     assert "PEFT would make missing ones anew" in said
 
 
+def test_a_configuration_beside_the_file_names_the_modules_too(tmp_path: Path, run: Run) -> None:
+    layers = [f"base_model.model.down_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_k" for i in (0, 1)]
+    shapes = {"lora_A": (2, 768), "lora_B": (8, 2)}
+    tensors = {f"{layer}.{role}.weight": np.ones(shape) for layer in layers for role, shape in shapes.items()}
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "init_lora_weights": false}')
+    source, target = write(tmp_path / "adapter_model.safetensors", tensors), tmp_path / "b.safetensors"
+    said = run.done("bake", source, "-w", "IN01=0 *=1", "--family", "sd1", "--prune", "-o", target)
+    assert header_of(target).keys() >= tensors.keys()
+    assert "PEFT would make missing ones anew" in said
+
+
 def test_a_layer_of_another_size_stays(bake: Bake) -> None:
     tensors = lora([*ATTENTION, OUT]) | {f"lora_{OUT}.reshape_weight": np.array([8, 8])}
     left, said = bake(tensors, "OUT=0 *=1")

@@ -352,6 +352,19 @@ def test_what_has_no_meaning_is_refused(args: list[str], said: str, source: Path
     assert not (source.parent / "plot").exists()
 
 
+def test_what_modifies_the_base_weights_modifies_presets_of_an_axis_too(source: Path, run: Run) -> None:
+    manifest = swept(run, source, "--x", "presets=ALL", "-w", "<lora:x:0.5:te=0.25>")
+    (cell,) = manifest["cells"]
+    found = weights_of(source, cell)
+    assert (found["BASE"], found["MID"]) == (0.25, 0.5)
+
+
+def test_blocks_that_values_set_are_not_said_to_be_unlisted(source: Path, run: Run) -> None:
+    said = run.done("sweep", source, "--x", "values=0", "--y", "blocks=17ALL", "-w", ",".join("1" * 12), "--dry-run")
+    listed = {"BASE", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT0{i}" for i in range(3, 6))}
+    assert not any(f"{block}," in line for line in said.splitlines() if "do not list" in line for block in listed)
+
+
 @pytest.mark.parametrize("axis", ["blocks=IN04,OUT07", "values=0", "presets=ALL"])
 def test_blocks_the_file_has_nothing_in_are_said(axis: str, tmp_path: Path, run: Run) -> None:
     whole = {name: array for name, array in unet_lora().items() if "output_blocks_7" not in name}

@@ -424,6 +424,7 @@ class TestElements:
             (("IN05:attn1.to_q:0.5",), [1, 0.5, 1, 1, 1]),
             (("IN05:attn ff:0.5",), [1, 0.5, 0.5, 1, 1]),
             (("IN05:NOT attn:0.5",), [1, 1, 0.5, 1, 1]),
+            (("IN05:not attn:0.5",), [1, 1, 0.5, 1, 1]),
             (("NOT IN05:attn:0.5",), [1, 1, 1, 0.5, 0.5]),
             (("IN05 OUT09:attn:0.5",), [1, 0.5, 1, 1, 0.5]),
             ((":attn:0.5",), [1, 0.5, 1, 0.5, 0.5]),
@@ -476,7 +477,17 @@ class TestElements:
         assert all(warning.startswith(said) for warning in warnings)
 
     @pytest.mark.parametrize(
-        "rule", ["IN05", "IN05:attn", "IN05:attn:0.5:1", "IN05:attn:", "IN05:attn:nan", "IN55:attn:1", "NOT:attn:1"]
+        "rule",
+        [
+            "IN05",
+            "IN05:attn",
+            "IN05:attn:0.5:1",
+            "IN05:attn:",
+            "IN05:attn:nan",
+            "IN05:NOT:0.5",
+            "IN55:attn:1",
+            "NOT:attn:1",
+        ],
     )
     def test_what_is_no_rule_is_an_error(self, rule: str, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", kohya_lora(self.NAMES))

@@ -10,7 +10,7 @@ from .auraflow import AURAFLOW
 from .base import OTHER, Family, Layout, Place, letter_of
 from .cascade import CASCADE
 from .cosmos import ANIMA, COSMOS
-from .detection import candidates_among, placed_by, resembles
+from .detection import candidates_among, placed_by, resembles, stops_short
 from .flux import CHROMA, FLUX
 from .flux2 import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B
 from .flux3 import FLUX3
@@ -38,6 +38,7 @@ __all__ = [
     "letter_of",
     "placed_by",
     "resembles",
+    "stops_short",
 ]
 
 FAMILIES: dict[str, Family] = {

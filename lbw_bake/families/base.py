@@ -119,10 +119,19 @@ class Family:
     def place_of(self, component: str, path: str) -> Place | None:
         """The place of a module of this raw component and path."""
         if component != DENOISER:
-            encoder = self._encoders.get(component)
+            encoder = self._encoder_of(component, path)
             return Place(encoder.name, encoder.block) if encoder else None
         block = self.block_of(path)
         return Place(self.denoiser, block) if block else None
+
+    def _encoder_of(self, component: str, path: str) -> Encoder | None:
+        """The text encoder a component names, or the only other one that has such a layer: trainers number freely."""
+        named = self._encoders.get(component)
+        if named is None or self._encoder_layers[component].widths(path) is not None:
+            return named
+        having = (component for component, lookup in self._encoder_layers.items() if lookup.widths(path) is not None)
+        others = {self._encoders[component].name: self._encoders[component] for component in having}
+        return next(iter(others.values())) if len(others) == 1 else named
 
     def block_of(self, path: str) -> str | None:
         """The block of a module of the denoiser."""

@@ -7,7 +7,7 @@ another's, is no file of the other. The metadata comes last, because merged file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..modules import Module
@@ -18,6 +18,9 @@ _SAMPLE = 16
 
 # No transformer has narrower layers in its stack: fewer input features say nothing (UNets are known by their names).
 _NARROW = 1024
+
+# A stack of fewer blocks is a part that somebody chose to train.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,20 @@ def resembles(family: Family, modules: Iterable[Module]) -> bool:
     known = [(width, usual) for width, usual in layers if usual is not None]
     fitting = [width in usual for width, usual in known if usual and width >= _NARROW]
     return 2 * len(known) >= len(placed) and 8 * sum(fitting) >= len(fitting)
+
+
+def stops_short(family: Family, blocks: Collection[str]) -> str:
+    """The last block of a stack that is whole up to there and ends early, as that of a smaller model; empty if none.
+
+    UNets do without: their names tell them.
+    """
+    for letter in dict.fromkeys(map(letter_of, family.stack)) if family.denoiser != "unet" else ():
+        stack = [block for block in family.stack if letter_of(block) == letter]
+        missing = [block not in blocks for block in stack]
+        count = missing.index(True) if any(missing) else len(stack)
+        if _FEW <= count <= 0.75 * len(stack) and all(missing[count:]):
+            return stack[count - 1]
+    return ""
 
 
 def placed_by(family: Family, modules: Iterable[Module]) -> list[tuple[Module, Place]]:

@@ -22,7 +22,7 @@ HIDREAM = Family(
         encoder("clip_l", "TE", "te1"),
         encoder("clip_g", "TE", "te2"),
         encoder("t5", "TE", "te3"),
-        encoder("llama", "TE", "te4"),
+        encoder("llama", "TE", "te", "te4"),
     ),
     layers={
         rf"{_BLOCK}(?:attn1_(?:to_(?:[qkv]|out)|[qk]_rms_norm)(?:_t)?|adaLN_modulation_1)": 2560,

@@ -44,7 +44,7 @@ class Dialect:
     unreadable: re.Pattern[str] = re.compile(r"(?!)")
 
 
-LBW = Dialect("lbw", NUMBER, re.compile(r"[RUAaBb]|X.*"))
+LBW = Dialect("lbw", NUMBER, re.compile(r"[RU]3?|[AaBb]|X.*"))
 EXTENSION = Dialect("the extension", NUMBER, re.compile(r"[RU]|X.*"), (12, 17, 20, 26, 61), (57,), re.compile("#"))
 INSPIRE = Dialect(
     "the Inspire Pack",
@@ -72,7 +72,7 @@ def check_name(name: Piece) -> Iterator[Finding]:
 def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
     """What is wrong with one weight: at most one finding."""
     text = value.text
-    variable = variable_of(_capital(text, dialect))
+    variable = variable_of(_own(text, dialect))
     if not text:
         yield value.finding("LBW302", "a value is empty", name)
     elif NUMBER.fullmatch(text):
@@ -103,8 +103,9 @@ def _check_number(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding
         yield value.finding("LBW309", f"{dialect.tool} does not read the number {value.text}", name)
 
 
-def _capital(text: str, dialect: Dialect) -> str:
-    return text.upper() if text in ("r", "u") and dialect.variables.fullmatch(text) else text
+def _own(text: str, dialect: Dialect) -> str:
+    """A value as lbw writes it: the Inspire Pack draws from other ranges, and small letters are the same to it."""
+    return f"{text.upper()}3" if dialect is INSPIRE and text in ("R", "r", "U", "u") else text
 
 
 def read_vector(written: Piece, name: str, dialect: Dialect, families: Sequence[Family]) -> Iterator[Vector | Finding]:
@@ -137,7 +138,7 @@ def read_values(
         yield whole.finding("LBW309", f"only some versions of {dialect.tool} take {len(values)} values", name)
     elif len(values) not in lengths and not (len(values) == 1 and any(finding.is_error for finding in findings)):
         yield _wrong_length(len(values), lengths, whole, name, dialect, families)
-    yield Vector(tuple(_capital(value.text, dialect) for value in values))
+    yield Vector(tuple(_own(value.text, dialect) for value in values))
 
 
 def _wrong_length(

@@ -7,7 +7,7 @@ from typing import Any
 from ..families import FAMILIES
 from ..values import NUMBER
 
-_VALUE = rf"(?:{NUMBER.pattern}|[RUAaBb]|X(?:[+-].+)?)"
+_VALUE = rf"(?:{NUMBER.pattern}|[RU]3?|[AaBb]|X(?:[+-].+)?)"
 _VECTOR = rf"^\s*{_VALUE}(?:\s*,\s*{_VALUE})+\s*$"
 _RULES = r"^[^,=]+=.*$"
 _POSITIONS = r"^\s*%.+=.+$"

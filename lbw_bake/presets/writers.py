@@ -213,6 +213,8 @@ def _resolved(source: Source, family: Family, selectors: Selectors) -> list[str]
 def _spelled(value: str, dialect: Dialect) -> str:
     """A value as a dialect writes it."""
     variable = variable_of(value)
+    if dialect is INSPIRE and value in ("R3", "U3"):
+        return value[0]
     if variable and not dialect.variables.fullmatch(value):
         raise _LostError(f"its weights: {dialect.tool} does not know {value}")
     if dialect is INSPIRE and value in RANDOM_RANGES:

@@ -221,3 +221,32 @@ def test_norms_are_those_of_peft(case: Case, model: nn.Module, run: Run, tmp_pat
         if case.options.get("lora_bias"):
             squared += (layer.lora_B["default"].bias.double() * layer.scaling["default"]).norm() ** 2
         assert found[path] == pytest.approx(float(squared.sqrt()), rel=1e-4), path
+
+
+@pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
+def test_what_began_in_the_base_model_bakes_once_it_is_a_plain_lora(run: Run, tmp_path: Path) -> None:
+    """PiSSA: loading it takes its beginnings out of the base weights; PEFT itself can turn it into a plain LoRA."""
+    case = Case("pissa", peft.LoraConfig, "l", {"r": 4, "lora_alpha": 4, "init_lora_weights": "pissa"})
+    model = model_of({path: MAKERS["l"]() for path in case.layers})
+    weights = {path: model.get_submodule(path).weight.detach().clone() for path in case.layers}
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=[*case.layers], **case.options))
+    for layer in adapted.peft_config.values():
+        layer.init_lora_weights = True  # as PEFT's own guide to conversion has it
+    adapted.save_pretrained(tmp_path / "initial")
+    for layer in adapted.peft_config.values():
+        layer.init_lora_weights = "pissa"
+    with torch.no_grad():
+        perturb(adapted)
+    adapted.save_pretrained(tmp_path / "pissa")
+    adapted.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    out = tmp_path / "plain" / "baked.safetensors"
+    ask = ("--family", "sd1", vector(WEIGHTS), "-o", out)
+    assert "init_lora_weights pissa" in run.refused("bake", tmp_path / "pissa" / "adapter_model.safetensors", *ask)
+    run.done("bake", tmp_path / "plain" / "adapter_model.safetensors", *ask)
+    out.replace(tmp_path / "plain" / "adapter_model.safetensors")
+    baked = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "plain")
+    for path, block in case.layers.items():
+        trained = adapted.get_submodule(f"base_model.model.{path}")
+        update = trained.get_base_layer().weight + trained.get_delta_weight("default") - weights[path]
+        got = baked.get_submodule(f"base_model.model.{path}").get_delta_weight("default")
+        assert_close(got.detach(), WEIGHTS[block] * update.detach(), 1e-4)

@@ -1,0 +1,72 @@
+"""What PEFT says of an adapter beside its tensors: adapters that take something out of the base model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run, Tensors, unet_lora, write
+from safetensors.numpy import load_file
+
+LAYERS = [f"down_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_k" for i in (0, 1)]
+
+
+def peft(prefix: str) -> Tensors:
+    shapes = {"lora_A": (2, 768), "lora_B": (8, 2)}
+    return {
+        f"{prefix}{layer}.{role}.weight": np.ones(shape, np.float32)
+        for layer in LAYERS
+        for role, shape in shapes.items()
+    }
+
+
+@pytest.fixture(params=["in the metadata", "beside the file"])
+def adapter(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An adapter that began as PiSSA."""
+    if request.param == "in the metadata":
+        said = {"lora_adapter_metadata": json.dumps({"unet.init_lora_weights": "pissa_niter_16", "unet.r": 2})}
+        return write(tmp_path / "adapter_model.safetensors", peft("unet."), said)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "OLoRA", "r": 2}))
+    return write(tmp_path / "adapter_model.safetensors", peft("base_model.model."))
+
+
+@pytest.mark.parametrize("weights", ["IN01=0.5 *=1", "IN02=0 *=1", "*=2"])
+def test_what_is_taken_out_of_the_base_model_is_not_scaled(
+    adapter: Path, weights: str, tmp_path: Path, run: Run
+) -> None:
+    target = tmp_path / "baked.safetensors"
+    error = run.refused("bake", adapter, "-w", weights, "--family", "sd1", "-o", target)
+    assert "init_lora_weights" in error
+    assert "path_initial_model_for_weight_conversion" in error
+    assert "init_lora_weights" in run.refused("merge", adapter, adapter, "--family", "sd1", "-o", target)
+    assert not target.exists()
+
+
+def test_weights_of_one_leave_it_what_it_is(adapter: Path, tmp_path: Path, run: Run) -> None:
+    run.done("bake", adapter, "-w", "*=1", "--family", "sd1", "-o", tmp_path / "baked.safetensors")
+    assert all((array == 1).all() for array in load_file(tmp_path / "baked.safetensors").values())
+    assert "init_lora_weights" in run.done("inspect", adapter, "--family", "sd1")
+
+
+@pytest.mark.parametrize("said", [True, False, "gaussian", None, "eva", "orthogonal"])
+def test_other_beginnings_leave_plain_adapters(said: object, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": said, "kasa_config": None}))
+    source = write(tmp_path / "a.safetensors", peft("base_model.model."))
+    run.done("bake", source, "-w", "*=0.5", "--family", "sd1", "-o", tmp_path / "b.safetensors")
+
+
+def test_a_configuration_beside_a_file_with_alphas_is_anothers(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "pissa"}))
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    run.done("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
+
+
+def test_kasa_is_refused(tmp_path: Path, run: Run) -> None:
+    values = {f"base_model.model.{layer}.lora_diag": np.ones(2, np.float32) for layer in LAYERS}
+    source = write(tmp_path / "a.safetensors", peft("base_model.model.") | values)
+    asked = ("bake", source, "-w", "*=0.5", "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert "2 kasa modules" in run.refused(*asked)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"kasa_config": {"beta": 1}}))
+    assert "kasa_config" in run.refused(*asked)
