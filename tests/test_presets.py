@@ -300,11 +300,18 @@ class TestFiles:
         assert error.startswith(f"error: {path}:{line}: ")
         assert f"lbw validate {path} shows all there is" in error
 
+    def test_a_bad_entry_of_an_elempresets_file_spoils_no_other(self, tmp_path: Path, run: Run) -> None:
+        source, path = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "elempresets.txt"
+        path.write_text("A:IN05:proj:1\n\nB:IN05:proj:0\nC:IN05:proj:0.5\n\nD:MID:proj:0\n")
+        asked = ("bake", source, "-w", "*=1", "--presets", path, "--dry-run", "--element-preset")
+        for name in "ABD":
+            run.done(*asked, name)
+        assert f"{path}:4: C needs an empty line before it" in run.refused(*asked, "C")
+
     @pytest.mark.parametrize(
         ("name", "text"),
         [
             ("presets.yaml", f"FACE: {HALVES}\nB: 1,0,0\n"),
-            ("elempresets.txt", "FACE:IN05:attn:1\n\nB:IN05:attn\n"),
             ("lbwpresets.txt", "=== my presets ===\nMIDD:1,0,0\n"),
             ("lbwpresets.txt", f"FACE:{HALVES}\n" + "x\n" * 300),
         ],

@@ -24,7 +24,7 @@ _BYTE_ORDER_MARK = "\ufeff"
 class Format:
     """A file format: its reader, and regular expressions for the names its files have and for a line only it has.
 
-    Where it is `by_line`, what is wrong with one line says nothing about the others.
+    Where it is `by_line`, what is wrong with one line or entry says nothing about the others.
     """
 
     items: Callable[[str, Path], Items]
@@ -52,7 +52,9 @@ LONGEST = 1 << 18
 _NUMBER = r"[+-]?[\d.]+"
 # A file is of the first format whose pattern its name matches; failing that, of the first one of whose lines it has.
 READERS: dict[str, Format] = {
-    "elempresets": Format(read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?"),
+    "elempresets": Format(
+        read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?", by_line=True
+    ),
     "inspire": Format(
         read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*", by_line=True
     ),
