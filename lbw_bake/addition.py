@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
-from .basemodel import ALL_ROWS, Rows, placed
+from .basemodel import ALL_ROWS, Rows, with_all_rows
 from .edits import Drop, Edit, edited
 from .errors import NotBakeableError
 from .factors import weigh
@@ -176,10 +176,10 @@ def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
         arrays = arrays_of(addend.module, addend.data.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.difference)):
             factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
-            array = placed(arrays[role], addend.rows)
+            array = with_all_rows(arrays[role], addend.rows)
             summed[role] = summed.get(role, 0.0) + (array * factor if factor else np.zeros_like(array))
         if addend.difference:
-            difference = placed(addend.difference(addend.data.read), addend.rows)
+            difference = with_all_rows(addend.difference(addend.data.read), addend.rows)
             summed["diff"] = summed.get("diff", 0.0) + difference * addend.weight
     return summed
 
@@ -232,7 +232,7 @@ def _has_bias(addend: Addend, layer: Layer) -> bool:
 def _low_rank(addend: Addend) -> LowRank:
     """A module's product as one of the whole layer, without its weight and alpha."""
     product = FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
-    return LowRank(placed(product.up, addend.rows), product.down)
+    return LowRank(with_all_rows(product.up, addend.rows), product.down)
 
 
 def _size(product: LowRank) -> float:

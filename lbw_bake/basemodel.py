@@ -130,7 +130,7 @@ Rows = tuple[Fraction, Fraction]
 ALL_ROWS = (Fraction(0), Fraction(1))
 
 
-def placed(part: Array, rows: Rows) -> Array:
+def with_all_rows(part: Array, rows: Rows) -> Array:
     """What belongs to these rows of a layer as what belongs to all of them, zero elsewhere. Raises ValueError."""
     if rows == ALL_ROWS:
         return part

@@ -74,13 +74,16 @@ def sweep(
     [dim]lbw sweep x.safetensors -o plot --x "values=0,0.5,1" --y "blocks=17ALL"[/dim]
     """
     given = {name: text for name, text in (("x", x), ("y", y), ("z", z)) if text is not None}
-    sweeping = (bool(given), analyse, base_weights is not None, dry_run, skip_existing)
+    sweeping = bool(given) or analyse or base_weights is not None or dry_run or skip_existing
     drawing = (tile, threshold, theme) != (512, 20, "light")
-    no_sweep, no_grid = bool(grid) and any(sweeping), not grid
     refuse(
-        (no_sweep, "--grid", "puts the pictures of a sweep together; leave out axes, weights, -n, --skip-existing"),
-        (no_grid and drawing, "--grid", "--tile, --threshold and --theme are for pictures; give their folder"),
-        (no_grid and not given and not analyse, "--x", "give an axis, or --analyse"),
+        (
+            bool(grid) and sweeping,
+            "--grid",
+            "puts the pictures of a sweep together; leave out axes, weights, -n, --skip-existing",
+        ),
+        (not grid and drawing, "--grid", "--tile, --threshold and --theme are for pictures; give their folder"),
+        (not grid and not given and not analyse, "--x", "give an axis, or --analyse"),
         (analyse and bool(set(given) - {"x"}), "--analyse", "analyses one row of blocks; give no other axis than --x"),
         (skip_existing and force, "--skip-existing", "is the opposite of --force"),
     )

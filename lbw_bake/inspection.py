@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from .alphas import scales_of
+from .configuration import taken_from_base
 from .elements import ELEMENTS, OTHERS, element_of
 from .families import OTHER, Family
 from .lora import Lora, read_lora
@@ -93,12 +94,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `lbw inspect` says of a file; with several candidates, blocks are those of the first."""
+    """What `lbw inspect` says of a file; with several candidates, blocks are those of the first.
+
+    `origin` names what loaders take out of the base model for it, empty if nothing.
+    """
 
     lora: Lora
     family: Family
     modules: tuple[ModuleFacts, ...]
     unknown: tuple[Tensor, ...]
+    origin: str = ""
 
     @property
     def blocks(self) -> dict[str, Group]:
@@ -152,7 +157,7 @@ def inspect(path: str | PathLike[str], *, family: str | None = None, spectra: bo
 def inspection_of(lora: Lora, modules: Iterable[ModuleFacts]) -> Inspection:
     """What is said of a file whose modules were measured."""
     first = lora.candidates[0]
-    return Inspection(lora, first, tuple(modules), tuple(lora.unknown(first)))
+    return Inspection(lora, first, tuple(modules), tuple(lora.unknown(first)), taken_from_base(lora))
 
 
 def measured(lora: Lora, *, spectra: bool = False) -> Iterator[ModuleFacts]:

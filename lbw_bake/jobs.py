@@ -123,7 +123,7 @@ def find_inputs(
     others can go on.
     """
     paths = list(dict.fromkeys(paths))
-    named = {Path(os.path.realpath(path)) for path in paths if path.is_file()}
+    named = {os.path.realpath(path) for path in paths if path.is_file()}
     for path in paths:
         if not path.is_dir():
             yield Found(path, Path(path.name))
@@ -137,7 +137,7 @@ def find_inputs(
         chosen = [
             inside
             for inside in insides
-            if Path(os.path.realpath(path / inside)) not in named
+            if os.path.realpath(path / inside) not in named
             and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]

@@ -29,11 +29,12 @@ from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import group_modules
 from .planning import DTYPES, agree
 from .recipes import Recipe
+from .remarks import copied_untouched
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
 from .spelling import check_prefixes, spelling_of
-from .tables import counted, some
+from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, read_header
 from .weights import FamilyWeights
@@ -100,9 +101,9 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
         common = shared
     alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
     parts = [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
-    if len(parts) == 1 and (strange := parts[0].lora.unknown(parts[0].weights.family)):
-        copied = f"{counted(len(strange), 'unknown tensor')} copied untouched: {some((one.name for one in strange), 5)}"
-        return [replace(parts[0], remark="; ".join(filter(None, (parts[0].remark, copied))))]
+    if len(parts) == 1:
+        said = parts[0].remark, copied_untouched(parts[0].lora, parts[0].weights.family)
+        return [replace(parts[0], remark="; ".join(filter(None, said)))]
     return parts
 
 

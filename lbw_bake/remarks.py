@@ -6,13 +6,21 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from .factors import REMOVED, ZEROED
-from .families import OTHER
+from .families import OTHER, Family
+from .lora import Lora
 from .plan import Plan
 from .scaling import Multiply
 from .tables import counted, some
 from .weights import matches_element
 
 _FAINT = 1e-3
+
+
+def copied_untouched(lora: Lora, family: Family) -> str:
+    """What is said of a file's tensors that nobody understands; empty if there are none."""
+    unknown = lora.unknown(family)
+    names = some((tensor.name for tensor in unknown), 5)
+    return f"{counted(len(unknown), 'unknown tensor')} copied untouched: {names}" if unknown else ""
 
 
 def remarks(plan: Plan) -> Iterator[str]:
@@ -22,9 +30,8 @@ def remarks(plan: Plan) -> Iterator[str]:
 
 
 def _unknown(plan: Plan) -> Iterator[str]:
-    if unknown := plan.lora.unknown(plan.weights.family):
-        names = some((tensor.name for tensor in unknown), 5)
-        yield f"{counted(len(unknown), 'unknown tensor')} copied untouched: {names}"
+    if said := copied_untouched(plan.lora, plan.weights.family):
+        yield said
 
 
 def _doubtful(plan: Plan) -> Iterator[str]:

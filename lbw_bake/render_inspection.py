@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .configuration import taken_from_base
 from .console import escape, message, print_line
 from .elements import ELEMENTS, OTHERS
 from .families import OTHER
@@ -161,8 +160,8 @@ def _remarks(facts: Inspection) -> None:
     if facts.unmeasured:
         modules = counted(facts.unmeasured, "module")
         message("warning", f"{path}: {modules} not measured: norms that need the base model, or are not finite")
-    if origin := taken_from_base(facts.lora):
-        message("warning", f"{path}: {origin}: measured without what PEFT takes out of the base model for it")
+    if facts.origin:
+        message("warning", f"{path}: {facts.origin}: measured without what PEFT takes out of the base model for it")
     if facts.unknown:
         names = some((tensor.name for tensor in facts.unknown), 5)
         message("warning", f"{path}: {counted(len(facts.unknown), 'unknown tensor')}: {names}")

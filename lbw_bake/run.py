@@ -142,6 +142,8 @@ def _part(plan: Plan, preset: str | None) -> Part:
 
 def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     """What is planned, and what truncation would lose, which only shows when it is done. Raises LbwError."""
+    if not recipe.rank:
+        return outcome
     from .merging import merge_parts
 
     merged = merge_parts([_part(plan, recipe.weights.preset)], None, recipe)
@@ -174,14 +176,14 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
         plan = plan_by(recipe, lora, weights, data)
     outcome = _planned(job, output, recipe, plan, began)
     if output is None:
-        return _foreseen(outcome, plan, recipe) if recipe.rank else outcome, None
+        return _foreseen(outcome, plan, recipe), None
     target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
     if recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
         return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
     if not job.makes_folders or os.path.exists(output.parent):  # noqa: PTH110 - a dry run makes none
         check_output(output, (job.input,), replace=recipe.replace, in_place=recipe.in_place)
     if recipe.dry_run:
-        return _foreseen(outcome, plan, recipe) if recipe.rank else outcome, None
+        return _foreseen(outcome, plan, recipe), None
     return outcome, target
 
 

@@ -97,9 +97,9 @@ def stops_short(family: Family, blocks: Collection[str]) -> str:
     """
     for letter in dict.fromkeys(map(letter_of, family.stack)) if family.denoiser != "unet" else ():
         stack = [block for block in family.stack if letter_of(block) == letter]
-        missing = [block not in blocks for block in stack]
-        count = missing.index(True) if any(missing) else len(stack)
-        if _FEW <= count <= 0.75 * len(stack) and all(missing[count:]):
+        present = [block in blocks for block in stack]
+        count = sum(present)
+        if _FEW <= count <= 0.75 * len(stack) and all(present[:count]):
             return stack[count - 1]
     return ""
 

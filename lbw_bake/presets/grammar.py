@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ..errors import WeightError, nearest
@@ -33,7 +33,8 @@ _BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
 class Dialect:
     """What one tool reads: who it is, how it spells numbers and variables, and how many values it takes.
 
-    `rare` are lengths that only some versions of it take; `unreadable` is what no name may hold where it ends a line.
+    `rare` are lengths that only some versions of it take; `unreadable` is what no name may hold where it ends a line;
+    `draws` are its letters for random weights that are others here.
     """
 
     tool: str
@@ -42,6 +43,7 @@ class Dialect:
     lengths: tuple[int, ...] = ()
     rare: tuple[int, ...] = ()
     unreadable: re.Pattern[str] = re.compile(r"(?!)")
+    draws: Mapping[str, str] = field(default_factory=dict)
 
 
 LBW = Dialect("lbw", NUMBER, re.compile(r"[RU]3?|[AaBb]|X.*"))
@@ -52,6 +54,7 @@ INSPIRE = Dialect(
     re.compile(r"[RrUuAaBb]"),
     (12, 17, 20, 21, 26, 27, 58),
     unreadable=re.compile("^[@#]"),
+    draws={"R": "R3", "U": "U3", "r": "R3", "u": "U3"},
 )
 
 
@@ -72,7 +75,7 @@ def check_name(name: Piece) -> Iterator[Finding]:
 def check_value(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
     """What is wrong with one weight: at most one finding."""
     text = value.text
-    variable = variable_of(_own(text, dialect))
+    variable = variable_of(dialect.draws.get(text, text))
     if not text:
         yield value.finding("LBW302", "a value is empty", name)
     elif NUMBER.fullmatch(text):
@@ -101,11 +104,6 @@ def _check_number(value: Piece, name: str, dialect: Dialect) -> Iterator[Finding
         yield value.finding("LBW306", f"{value.text} is beyond {USUAL:g}", name)
     elif not dialect.numbers.fullmatch(value.text):
         yield value.finding("LBW309", f"{dialect.tool} does not read the number {value.text}", name)
-
-
-def _own(text: str, dialect: Dialect) -> str:
-    """A value as lbw writes it: the Inspire Pack draws from other ranges, and small letters are the same to it."""
-    return f"{text.upper()}3" if dialect is INSPIRE and text in ("R", "r", "U", "u") else text
 
 
 def read_vector(written: Piece, name: str, dialect: Dialect, families: Sequence[Family]) -> Iterator[Vector | Finding]:
@@ -138,7 +136,7 @@ def read_values(
         yield whole.finding("LBW309", f"only some versions of {dialect.tool} take {len(values)} values", name)
     elif len(values) not in lengths and not (len(values) == 1 and any(finding.is_error for finding in findings)):
         yield _wrong_length(len(values), lengths, whole, name, dialect, families)
-    yield Vector(tuple(_own(value.text, dialect) for value in values))
+    yield Vector(tuple(dialect.draws.get(value.text, value.text) for value in values))
 
 
 def _wrong_length(

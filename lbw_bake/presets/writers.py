@@ -12,7 +12,7 @@ from ..errors import LbwError, PresetError
 from ..families import OTHER, Family
 from ..positions import Positions
 from ..selectors import select
-from ..values import RANDOM_RANGES, number_text, variable_of
+from ..values import number_text, variable_of
 from ..weights import Element, Rules, Source, Vector, resolve
 from .grammar import EXTENSION, INSPIRE, Dialect
 from .inspire import LAYOUTS, Selectors
@@ -212,13 +212,12 @@ def _resolved(source: Source, family: Family, selectors: Selectors) -> list[str]
 
 def _spelled(value: str, dialect: Dialect) -> str:
     """A value as a dialect writes it."""
+    if value in dialect.draws:
+        raise _LostError(f"its weights: {dialect.tool} draws {value} from another range")
+    value = next((theirs for theirs, ours in dialect.draws.items() if ours == value), value)
     variable = variable_of(value)
-    if dialect is INSPIRE and value in ("R3", "U3"):
-        return value[0]
     if variable and not dialect.variables.fullmatch(value):
         raise _LostError(f"its weights: {dialect.tool} does not know {value}")
-    if dialect is INSPIRE and value in RANDOM_RANGES:
-        raise _LostError(f"its weights: {dialect.tool} draws {value} from another range")
     if variable or dialect.numbers.fullmatch(value):
         return value
     return f"{float(value):.10f}".rstrip("0").rstrip(".")
