@@ -136,10 +136,12 @@ def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile,
     for tensor in source.in_data_order():
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
-            for piece in data.pieces(tensor, step):
+            # What only one output wants, unchanged, is read to where it goes.
+            room = writers[0].room if waiting == [writers[0].copy] else None
+            for piece in data.pieces(tensor, step, room):
                 if tensor.dtype in FLOATS and any(found := not_finite(tensor.dtype, piece)):
                     strange.append((tensor.name, *found))
-                for take in waiting:
+                for take in waiting if room is None else ():
                     take(piece)
     return _said_of(strange)
 
@@ -193,6 +195,7 @@ class _Writer:
         # No method of its own: what a thread holds would hold the writer, and its buffers until garbage is collected.
         self._write = _Output(target.output, self._file, size).write
         self._sink = Sink(min(step, source.size), self._write, *hashing, backend=backend)
+        self.copy, self.room = self._sink.put, self._sink.room
         outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
@@ -209,12 +212,12 @@ class _Writer:
             return None
         if isinstance(edit, Fill | Compute):
             for piece in remade(tensor, edit, self._data):
-                self._sink.put(piece)
+                self.copy(piece)
             return None
         if edit is None:
-            return self._sink.put
+            return self.copy
         transform, before, after = self._backend.transform(edit), itemsize(edit.source), itemsize(edit.target)
-        return lambda piece: transform(piece, self._sink.room(len(piece) // before * after))
+        return lambda piece: transform(piece, self.room(len(piece) // before * after))
 
     def finish(self) -> int:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""
@@ -252,7 +255,7 @@ class _Writer:
             self._sink.drain()
             start = self._data.kernel_copy(start, end, self._file)
         for position in range(start, end, self._step):
-            self._data.read_into(self._sink.room(min(self._step, end - position)), position)
+            self._data.read_into(self.room(min(self._step, end - position)), position)
         self._run = (0, 0)
 
 

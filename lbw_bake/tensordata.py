@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from typing import Any
 
@@ -18,6 +18,9 @@ from .tensorfile import Tensor, TensorFile
 PIECE = 1 << 20
 
 _INTEGERS = {"I8": "i1", "U8": "u1", "I16": "i2", "U16": "u2", "I32": "i4", "U32": "u4", "I64": "i8", "U64": "u8"}
+
+# Memory for so many bytes.
+Room = Callable[[int], Bytes]
 
 
 class TensorData:
@@ -42,19 +45,25 @@ class TensorData:
     def __exit__(self, *exc: object) -> None:
         self._file.close()
 
-    def pieces(self, tensor: Tensor, step: int = PIECE) -> Iterator[Bytes]:
-        """A tensor's bytes in pieces of so many. A piece is good until the next one is asked for."""
-        return self.between(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step)
+    def pieces(self, tensor: Tensor, step: int = PIECE, room: Room | None = None) -> Iterator[Bytes]:
+        """A tensor's bytes in pieces of so many. A piece is good until the next one is asked for.
 
-    def between(self, start: int, end: int, step: int = PIECE) -> Iterator[Bytes]:
+        `room` gives the memory for as many bytes as it is asked for, where they should be in other than ours.
+        """
+        return self.between(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step, room)
+
+    def between(self, start: int, end: int, step: int = PIECE, room: Room | None = None) -> Iterator[Bytes]:
         """The bytes of a range of the file, in pieces like those of a tensor."""
-        # Memory that is new for every piece would cost as much time as the arithmetic.
-        if (largest := min(step, end - start)) > len(self._buffer):
-            self._buffer = np.empty(largest, np.uint8)
         for position in range(start, end, step):
-            piece = self._buffer[: min(step, end - position)]
+            piece = (room or self._own)(min(step, end - position))
             self.read_into(piece, position)
             yield piece
+
+    def _own(self, nbytes: int) -> Bytes:
+        # Memory that is new for every piece would cost as much time as the arithmetic.
+        if nbytes > len(self._buffer):
+            self._buffer = np.empty(nbytes, np.uint8)
+        return self._buffer[:nbytes]
 
     def read_into(self, room: Bytes, position: int) -> None:
         """Fill some memory with the bytes of the file from a position on."""
