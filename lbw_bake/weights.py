@@ -41,7 +41,8 @@ ONES = Rules((("*", "1"),))
 class Element:
     """An element rule: modules of these blocks whose path holds one of the words take this weight instead.
 
-    `blocks` and `words` may start with `NOT `; empty means all. The grammar is the extension's.
+    `blocks` and `words` may start with `NOT `; empty means all, `OTHER` too. The grammar is the extension's, and so
+    are the paths: what hosts call the layers.
     """
 
     blocks: str
@@ -99,13 +100,15 @@ class FamilyWeights:
         return self.layout is not None and self.layout not in map(len, self.family.layouts)
 
     def of(self, place: Place, path: str) -> float:
-        """The factor of a module's update."""
+        """The factor of a module's update. Raises WeightError if it is too large to be a number."""
         weight = self.blocks[place.block]
         for element in self.options.elements:
             if matches_element(element, self.family, place, path):
                 weight = element.weight
         component = self.options.unet if place.component == self.family.denoiser else self.options.te
-        return weight * component * self.options.strength
+        factor = weight * component * self.options.strength
+        check_finite(factor, f"the weight of {place.block}, all multiplied,")
+        return factor
 
 
 def parse_source(text: str) -> Source:
@@ -192,12 +195,12 @@ def resolve(source: Source, family: Family, options: Options | None = None) -> F
 
 def matches_element(element: Element, family: Family, place: Place, path: str) -> bool:
     """Whether an element rule speaks of a module."""
-    if place.block not in select(element.blocks, family):
+    if element.blocks.strip() and place.block not in select(element.blocks, family):
         return False
     words = element.words.replace(".", "_").split()
     inverted = bool(words) and words[0].upper() == "NOT"
-    wanted = words[inverted:]
-    return not wanted or any(word in path for word in wanted) != inverted
+    path = family.host_name(path)
+    return not words or any(family.host_name(word) in path for word in words[inverted:]) != inverted
 
 
 def _by_layout(values: Sequence[str], family: Family, evaluate: Evaluator) -> dict[str, float]:

@@ -330,6 +330,14 @@ class TestCommandLine:
         assert f"error: {option} is {float(value)}, not a finite number" in error
         assert not (tmp_path / "b.safetensors").exists()
 
+    @pytest.mark.parametrize("options", [(), ("--strength", "0")])
+    def test_so_is_what_they_multiply_to(self, options: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        huge = ("-w", "MID=1e200 *=1", "--unet", "1e200", *options)
+        error = run.refused("bake", source, *huge, "-o", tmp_path / "b.safetensors")
+        assert "the weight of MID, all multiplied, is " in error
+        assert not (tmp_path / "b.safetensors").exists()
+
     # How other tools, or hands in a hurry, write it -> how it is written here.
     SLIPS: ClassVar = {
         "1 0 0.5 -1": "separate the values with commas: 1,0,0.5,-1",
@@ -442,6 +450,52 @@ class TestElements:
         original = kohya_lora(self.NAMES, dtype="float32")
         options = [part for rule in rules for part in ("--element", rule)]
         assert measured(original, bake_tensors(original, *options)) == pytest.approx(expected)
+
+    # What diffusers calls a layer, and what hosts do.
+    SPELLINGS = (
+        ("down_blocks_1_attentions_1_proj_in", "input_blocks_5_1_proj_in"),
+        ("down_blocks_1_attentions_1_transformer_blocks_0_norm1", "input_blocks_5_1_transformer_blocks_0_norm1"),
+        ("down_blocks_1_resnets_1_norm1", "input_blocks_5_0_in_layers_0"),
+        ("down_blocks_1_resnets_1_conv1", "input_blocks_5_0_in_layers_2"),
+        ("down_blocks_1_resnets_1_time_emb_proj", "input_blocks_5_0_emb_layers_1"),
+        ("mid_block_resnets_0_norm2", "middle_block_0_out_layers_0"),
+        ("mid_block_resnets_0_conv2", "middle_block_0_out_layers_3"),
+        ("up_blocks_1_resnets_0_conv_shortcut", "output_blocks_3_0_skip_connection"),
+        ("down_blocks_1_downsamplers_0_conv", "input_blocks_6_0_op"),
+        ("up_blocks_1_upsamplers_0_conv", "output_blocks_5_2_conv"),
+    )
+
+    @pytest.mark.parametrize("spelling", ["diffusers", "host"])
+    @pytest.mark.parametrize(
+        ("words", "matched"),
+        [
+            ("proj", "proj_in"),
+            ("norm1", "transformer_blocks_0_norm1"),
+            ("in_layers", "resnets_1_norm1 resnets_1_conv1"),
+            ("conv1", "resnets_1_conv1"),
+            ("emb_layers", "time_emb_proj"),
+            ("time_emb_proj", "time_emb_proj"),
+            ("out_layers.3", "conv2"),
+            ("conv_shortcut", "conv_shortcut"),
+            ("conv", "upsamplers_0_conv"),
+            ("op", "downsamplers_0_conv"),
+        ],
+    )
+    def test_words_are_about_the_names_of_hosts_however_the_file_spells_them(
+        self, words: str, matched: str, spelling: str, bake_tensors: BakeTensors
+    ) -> None:
+        names = [f"unet_{pair[spelling == 'host']}" for pair in self.SPELLINGS]
+        original = kohya_lora(names, dtype="float32")
+        expected = [0.5 if diffusers.endswith(tuple(matched.split())) else 1 for diffusers, _ in self.SPELLINGS]
+        baked = bake_tensors(original, "--element", f":{words}:0.5", "--family", "sd1")
+        assert measured(original, baked) == pytest.approx(expected)
+
+    @pytest.mark.parametrize(("rule", "expected"), [("::0.5", 0.5), (":linear:0.5", 0.5), ("IN OUT MID BASE::0.5", 1)])
+    def test_a_rule_for_all_blocks_is_one_for_layers_in_none(
+        self, rule: str, expected: float, bake_tensors: BakeTensors
+    ) -> None:
+        original = kohya_lora([*self.NAMES, "unet_time_embedding_linear_1"], dtype="float32")
+        assert measured(original, bake_tensors(original, "--element", rule))[-1] == pytest.approx(expected)
 
     def test_it_replaces_and_does_not_multiply(self, bake_tensors: BakeTensors) -> None:
         original = kohya_lora(self.NAMES, dtype="float32")

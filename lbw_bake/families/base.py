@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 from ..keys import DENOISER, REMEMBERED
@@ -75,7 +75,8 @@ class Family:
     stack alone; `relatives` those of families whose block names agree. `rules` place a module of the denoiser,
     generously; `layers` are those it really has, and tell the family from others with the same places. `base_model` is
     kohya's `ss_base_model_version` for it, and `claims` a regular expression for the starts of that and of
-    `modelspec.architecture`. Presets for one of `preset_families` serve it too.
+    `modelspec.architecture`. Presets for one of `preset_families` serve it too. `host_names` are what hosts call
+    the layers that some files name otherwise, by regular expressions for the ends of their paths.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Family:
     base_model: str = ""
     claims: str = ""
     preset_families: tuple[str, ...] = ()
+    host_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", self.layouts or (self.blocks, self.stack))
@@ -148,6 +150,12 @@ class Family:
         """The input widths of a layer, () if any; None if the family has no such layer."""
         known = self._layers if component == DENOISER else self._encoder_layers.get(component)
         return known.widths(path) if known else None
+
+    def host_name(self, path: str) -> str:
+        """What hosts call a layer while they run, by the end of its path: element rules are about these names."""
+        for end, name in self.host_names.items():
+            path = re.sub(rf"{end}\Z", name, path)
+        return path
 
     def claimed_by(self, metadata: Mapping[str, str]) -> bool:
         """Whether the metadata names this family."""

@@ -34,6 +34,18 @@ _RULES: tuple[Rule, ...] = (
 
 _RESNET = "norm[12]|conv1|time_emb_proj|conv_shortcut|in_layers_[02]|emb_layers_1|out_layers_0|skip_connection"
 
+# Hosts run the original network: what diffusers calls the parts of a resnet and a sampler, in their words.
+_PART = r"(?:\b|(?<=_))"
+_HOST_NAMES = {
+    rf"{_PART}conv1": "in_layers_2",
+    rf"{_PART}conv2": "out_layers_3",
+    rf"{_PART}time_emb_proj": "emb_layers_1",
+    rf"{_PART}conv_shortcut": "skip_connection",
+    r"(?<=_resnets_\d_)norm1": "in_layers_0",
+    r"(?<=_resnets_\d_)norm2": "out_layers_0",
+    r"(?<=_downsamplers_0_)conv": "op",
+}
+
 
 def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *more: str, motion: bool = False) -> Layers:
     """The layers of a UNet whose levels have these widths and this many transformer blocks in each attention."""
@@ -81,6 +93,7 @@ SD1 = Family(
     relatives=(_SDXL_ATTENTION, _SDXL),
     layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 768, motion=True),
     base_model="sd_v1",
+    host_names=_HOST_NAMES,
     claims=r"sd_v1|stable-diffusion-v1",
 )
 
@@ -108,6 +121,7 @@ SDXL = Family(
     relatives=(_SD_ATTENTION, _SD),
     layers=_layers((320, 640, 1280), (0, 2, 10), 2048, _SIZES, motion=True),
     base_model="sdxl_base_v1-0",
+    host_names=_HOST_NAMES,
     claims=r"sdxl_|stable-diffusion-xl-v1-base",
 )
 
@@ -121,5 +135,6 @@ SDXL_REFINER = Family(
     layouts=(_SD,),
     relatives=(_SD_ATTENTION, _SDXL_ATTENTION, _SDXL),
     layers=_layers((384, 768, 1536, 1536), (0, 4, 4, 0), 1280, _SIZES),
+    host_names=_HOST_NAMES,
     claims=r"stable-diffusion-xl-v1-refiner",
 )
