@@ -98,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     from . import console
 
-    console.error(problem, {} if "--json" in (args or sys.argv) else None)
+    console.error(problem, {"status": "failed"} if "--json" in (args or sys.argv) else None)
     sys.exit(1)
 
 

@@ -18,7 +18,7 @@ from .tensorfile import Tensor
 
 Look = Callable[[Tensor, Multiply], Survey]
 
-COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
+ACTIONS = COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
 
 # Roles that are read as they are: re-encoded only where that changes nothing.
 _PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .edits import Drop, Edit, Edits, edited
-from .factors import COPIED, REMOVED, SCALED, ZEROED
+from .factors import ACTIONS
 from .families import Place
 from .lora import Lora
 from .modules import Module
@@ -65,7 +65,7 @@ class Plan:
     def counts(self) -> dict[str, int]:
         """How many modules are copied, scaled, zeroed and removed."""
         counted = Counter(decision.action for decision in self.decisions)
-        return {action: counted[action] for action in (COPIED, SCALED, ZEROED, REMOVED)}
+        return {action: counted[action] for action in ACTIONS}
 
     @property
     def means(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .atomic import check_output
 from .cuda import algebra_device, choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
-from .factors import COPIED, SCALED
+from .factors import ACTIONS, COPIED, SCALED
 from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
@@ -51,7 +51,7 @@ class Outcome:
     candidates: tuple[str, ...] = ()
     layout: int | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
-    modules: Mapping[str, int] = field(default_factory=dict)
+    modules: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(ACTIONS, 0))
     blocks: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
     nbytes: int = 0
     seconds: float = 0.0

@@ -206,8 +206,13 @@ class TestJson:
         assert code == 1
         assert facts.keys() >= BAKE_KEYS
         assert (facts["status"], facts["family"], facts["device"]) == ("failed", None, None)
+        assert facts["modules"] == {"copied": 0, "scaled": 0, "zeroed": 0, "removed": 0}
         assert str(tmp_path / "bad.safetensors") in str(facts["error"])
         assert error.startswith("error: ")
+
+    def test_what_is_wrong_for_all_files_is_a_failure_too(self, lora: Path, run: Run) -> None:
+        code, out, _ = run("bake", lora, "-p", "MIDDD", "-o", lora.with_name("b.safetensors"), "--json")
+        assert (code, json.loads(out)["status"]) == (1, "failed")
 
     def test_warnings_are_in_it(self, tmp_path: Path, run: Run) -> None:
         lora = write(tmp_path / "a.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
