@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,19 @@ from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_hashes
 from .plan import Plan
-from .scaling import CPU, FLOATS, Backend, Bytes, Multiply, itemsize, not_finite, numpy_dtype, round_to
+from .scaling import (
+    CPU,
+    FLOATS,
+    Backend,
+    Bytes,
+    Multiply,
+    itemsize,
+    not_finite,
+    numpy_dtype,
+    round_to,
+    smallest,
+    vanishing,
+)
 from .sink import Sink
 from .tables import counted
 from .tensordata import PIECE, TensorData
@@ -32,6 +46,9 @@ _ROOM = 8 * PIECE
 
 # Tensors that are compared to know an output again, and bytes of each.
 _SAMPLE, _BEGINNING = 16, 1 << 12
+
+# The share of a tensor's numbers that may become 0 in another dtype without a word: a few of any normal distribution.
+_NEGLIGIBLE = 0.01
 
 # Bytes of a piece where outputs are many, so that their buffers together take little memory.
 _SMALL = PIECE // 8
@@ -143,7 +160,7 @@ def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile,
                     strange.append((tensor.name, *found))
                 for take in waiting if room is None else ():
                     take(piece)
-    return _said_of(strange)
+    return (*_said_of(strange), *dict.fromkeys(chain.from_iterable(writer.losses() for writer in writers)))
 
 
 def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
@@ -199,6 +216,7 @@ class _Writer:
         outputs.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
+        self._vanished: defaultdict[str, Array] = defaultdict(lambda: np.zeros(2, np.int64))
         self._write(header)
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
@@ -214,10 +232,27 @@ class _Writer:
             for piece in remade(tensor, edit, self._data):
                 self.copy(piece)
             return None
-        if edit is None:
-            return self.copy
+        return self._multiply(tensor, edit) if edit else self.copy
+
+    def _multiply(self, tensor: Tensor, edit: Multiply) -> Callable[[Bytes], None]:
         transform, before, after = self._backend.transform(edit), itemsize(edit.source), itemsize(edit.target)
-        return lambda piece: transform(piece, self.room(len(piece) // before * after))
+        narrower = smallest(edit.target) > smallest(edit.source)
+
+        def take(piece: Bytes) -> None:
+            transform(piece, self.room(len(piece) // before * after))
+            if narrower:
+                self._vanished[tensor.name] += vanishing(edit, piece)
+
+        return take
+
+    def losses(self) -> Iterator[str]:
+        """What is said of tensors whose numbers another dtype has no room for."""
+        lost = {name: gone for name, (others, gone) in self._vanished.items() if gone > _NEGLIGIBLE * others}
+        if lost:
+            numbers = (
+                f"{sum(lost.values())} numbers in {counted(len(lost), 'tensor')} (the first is {next(iter(lost))})"
+            )
+            yield f"{numbers} are too small for the new dtype and become 0; --dtype bf16 or f32 keeps them"
 
     def finish(self) -> int:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""

@@ -60,6 +60,17 @@ def largest(name: str) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
+@cache
+def smallest(name: str) -> float:
+    """The smallest number above 0 of a safetensors float dtype."""
+    dtype = numpy_dtype(name)
+    if dtype.name in _NATIVE:
+        return float(np.finfo(dtype).smallest_subnormal)
+    import ml_dtypes
+
+    return float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+
+
 def itemsize(name: str) -> int:
     """Bytes per element of a safetensors float dtype."""
     return numpy_dtype(name).itemsize
@@ -201,13 +212,36 @@ def not_finite(dtype: str, data: Bytes) -> tuple[int, int]:
         return int(np.isnan(values).sum()), int(np.isinf(values).sum())
 
 
+def vanishing(step: Multiply, data: Bytes) -> tuple[int, int]:
+    """How many finite numbers of the source dtype, given as bytes, are not 0, and how many of these become 0."""
+    kind = np.dtype(f"u{itemsize(step.source)}")
+    # Without their signs, bit patterns are in the order of what they stand for; that of 0 becomes the largest.
+    before = (data.view(kind) & kind.type(np.iinfo(kind).max >> 1)) - kind.type(1)
+    finite, gone = (int(np.count_nonzero(before < last)) for last in _last_patterns(step))
+    return finite, gone
+
+
+@lru_cache(maxsize=128)
+def _last_patterns(step: Multiply) -> tuple[int, int]:
+    """The bits of the largest finite number of the source dtype, and of the largest whose product is rounded to 0."""
+    finite, halfway = largest(step.source), smallest(step.target) / 2
+    with np.errstate(all="ignore"):
+        nearest = float(np.array(min(halfway / abs(step.factor), finite), numpy_dtype(step.source)))
+    above = nearest * abs(step.factor) > halfway
+    return _pattern(finite, step.source), _pattern(nearest, step.source) - above
+
+
+def _pattern(number: float, dtype: str) -> int:
+    """The bits of a number in a safetensors float dtype."""
+    return int(np.array(number, numpy_dtype(dtype)).view(f"u{itemsize(dtype)}"))
+
+
 @cache
 def _largest_patterns(dtype: str) -> tuple[tuple[np.dtype[Any], int], ...]:
     """The bits of the largest finite value of a safetensors float dtype, read as positive numbers and as negative."""
-    target = numpy_dtype(dtype)
-    bits = 8 * target.itemsize
-    finite = int(np.array(largest(dtype), target).view(f"u{target.itemsize}"))
-    kinds = ((np.dtype(f"i{target.itemsize}"), finite), (np.dtype(f"u{target.itemsize}"), finite | 1 << bits - 1))
+    size = itemsize(dtype)
+    bits, finite = 8 * size, _pattern(largest(dtype), dtype)
+    kinds = ((np.dtype(f"i{size}"), finite), (np.dtype(f"u{size}"), finite | 1 << bits - 1))
     return kinds if bits > 8 else ()
 
 

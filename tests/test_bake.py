@@ -641,6 +641,20 @@ class TestNumbersThatAreNone:
             "b.safetensors": b"old",
         }
 
+    @pytest.mark.parametrize("weight", [1, 0.5])
+    def test_a_dtype_without_room_for_a_tensor_is_said(self, weight: float, tmp_path: Path, run: Run) -> None:
+        tensors = kohya_lora(NAMES, dtype="float32")
+        tensors[f"{MODULE}.lora_up.weight"] *= 1e-9
+        tensors[f"{MODULE}.lora_down.weight"] = np.ones((4, 320), np.float32)
+        tensors[f"{MODULE}.lora_down.weight"][0, 0] = 1e-12  # one of many is no loss
+        source = write(tmp_path / "a.safetensors", tensors)
+        bake = ("bake", source, "-w", f"*={weight}", "-o", tmp_path / "b.safetensors")
+        count = tensors[f"{MODULE}.lora_up.weight"].size
+        said = f"{count} numbers in 1 tensor (the first is {MODULE}.lora_up.weight) are too small for the new dtype"
+        assert said in run.refused(*bake, "--dtype", "f16", "--strict")
+        assert said in run.done(*bake, "--dtype", "f16")
+        assert "too small" not in run.done(*bake, "--dtype", "bf16", "--force", "--strict")
+
     @pytest.mark.parametrize("hashed", [False, True])
     def test_what_is_copied_unread_is_not_looked_at(self, hashed: bool, tmp_path: Path, run: Run) -> None:
         metadata = {"sshs_model_hash": "0"} if hashed else None

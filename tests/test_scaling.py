@@ -11,7 +11,7 @@ from conftest import transformed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbw_bake.scaling import FLOATS, Multiply, Survey, largest, numpy_dtype, survey
+from lbw_bake.scaling import FLOATS, Multiply, Survey, largest, numpy_dtype, smallest, survey, vanishing
 
 FACTORS = (1.0, -1.0, 0.5, 0.3, -0.7, 1.5, 3.0, 2.0**-9, 1e-3, 1e5, -1e-30)
 
@@ -243,6 +243,37 @@ def test_a_survey_says_what_a_factor_would_do(
 def test_a_survey_takes_all_pieces_together(dtype: str) -> None:
     pieces = [np.array(values, numpy_dtype(dtype)).view(np.uint8) for values in ([2.0], [-8.0], [1.0])]
     assert survey(Multiply(dtype, dtype, 0.3), pieces) == Survey(8.0, overflows=False, inexact=True)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_smallest_value_is_the_first_above_zero(dtype: str) -> None:
+    values = FORMATS[dtype].decode()
+    assert smallest(dtype) == values[values > 0].min()
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("source", FORMATS)
+def test_numbers_that_become_zero_are_counted(source: str, target: str) -> None:
+    values = FORMATS[source].decode()
+    bits = np.arange(len(values), dtype=f"u{numpy_dtype(source).itemsize}")
+    for factor in FACTORS:
+        step = Multiply(source, target, factor)
+        products = FORMATS[target].decode()[step.table()]
+        others = np.isfinite(values) & (values != 0)
+        expected = np.count_nonzero(others), np.count_nonzero(others & (products == 0))
+        assert vanishing(step, bits.view(np.uint8)) == expected, step
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3, -7.0, 1e-300, 1e300])
+def test_wide_numbers_that_become_zero_are_counted(factor: float) -> None:
+    step = Multiply("F32", "F16", factor)
+    halfway = np.float32(2.0**-25 / abs(factor)) if 1e-30 < abs(factor) < 1e30 else np.float32(1)
+    around = halfway * np.array([0, 0.5, 1 - 1e-7, 1, 1 + 1.2e-7, 2, 1e5, np.nan], np.float32)
+    values = np.concatenate([around, -around])
+    products = transformed(step, values.view(np.uint8)).view(np.float16)
+    others = np.isfinite(values) & (values != 0)
+    expected = np.count_nonzero(others), np.count_nonzero(others & (products == 0))
+    assert vanishing(step, values.view(np.uint8)) == expected
 
 
 @pytest.mark.parametrize("target", FORMATS)
