@@ -79,6 +79,11 @@ def _text(name: str) -> str:
     return os.fsencode(name).decode(errors="replace")
 
 
+def without_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata, but for the hashes of the tensor data."""
+    return {name: value for name, value in metadata.items() if name not in _HASHES}
+
+
 def stale_hashes(metadata: Mapping[str, str]) -> bool:
     """Whether the metadata holds hashes of the tensor data."""
     return any(name in metadata for name in _HASHES)

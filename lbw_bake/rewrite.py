@@ -17,7 +17,7 @@ import numpy as np
 from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
 from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
-from .metadata import DataHashes, baked_metadata, record_of, records_in, stale_hashes
+from .metadata import DataHashes, baked_metadata, record_of, stale_hashes, without_hashes
 from .plan import Plan
 from .scaling import (
     CPU,
@@ -44,8 +44,8 @@ _LONG = 8 * PIECE
 # Bytes of a file the system is asked to find room for at a time.
 _ROOM = 8 * PIECE
 
-# Tensors that are compared to know an output again, and bytes of each.
-_SAMPLE, _BEGINNING = 16, 1 << 12
+# Bytes of each tensor that are compared to know an output again.
+_BEGINNING = 1 << 10
 
 # The share of a tensor's numbers that may become 0 in another dtype without a word: a few of any normal distribution.
 _NEGLIGIBLE = 0.01
@@ -72,8 +72,13 @@ class Target:
         """What the output's metadata say of the bake."""
         return record_of(self.plan.lora, self.plan.weights, self.preset) | self.plan.means
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The output's metadata, but for the hashes of its data."""
+        return baked_metadata(self.plan.lora, self.record, self.output.stem, update=self.update_metadata)
+
     def written_before(self) -> bool:
-        """Whether the output is there as this would write it, as far as record, forms and a sample of the data tell.
+        """Whether the output is there as this would write it, as far as metadata, forms and tensors' beginnings tell.
 
         Raises FileFormatError.
         """
@@ -82,7 +87,7 @@ class Target:
             {(one.name, one.dtype, one.shape) for one in tensors}
             for tensors in (there.tensors, self.plan.outputs().values())
         ]
-        same = records_in(there.metadata)[-1:] == [self.record] and forms[0] == forms[1]
+        same = without_hashes(there.metadata) == without_hashes(self.metadata) and forms[0] == forms[1]
         return same and _made_of(self.plan, there)
 
 
@@ -95,7 +100,7 @@ class Rewritten:
 
 
 def _made_of(plan: Plan, there: TensorFile) -> bool:
-    """Whether a sample of a file's tensors begin as the plan makes them of its input: training changes all of them."""
+    """Whether a file's tensors begin as the plan makes them of its input."""
     written = {tensor.name: tensor for tensor in there.tensors}
     edits = plan.edits
     streamed = [
@@ -104,7 +109,7 @@ def _made_of(plan: Plan, there: TensorFile) -> bool:
         if tensor.size > 1 and isinstance(edit := edits.get(tensor.name), Multiply | None)
     ]
     with TensorData(plan.lora.file) as data, TensorData(there) as copy:
-        for tensor, edit in streamed[:: len(streamed) // _SAMPLE or 1]:
+        for tensor, edit in streamed:
             piece = next(data.pieces(tensor, _BEGINNING))
             wanted = piece if edit is None else edit.applied(piece)
             if not np.array_equal(next(copy.pieces(written[tensor.name], len(wanted))), wanted):
@@ -201,9 +206,7 @@ class _Writer:
         self._edits = target.plan.edits
         self._layout = target.plan.outputs()
         self._header = Header(self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout)
-        self._metadata = baked_metadata(
-            target.plan.lora, target.record, target.output.stem, update=target.update_metadata
-        )
+        self._metadata = target.metadata
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
         hashing = [self._hashes.update] if self._hashes else []

@@ -470,6 +470,25 @@ class TestSkipping:
         os.utime(lora, ns=(times.st_atime_ns, times.st_mtime_ns))
         assert "before its input changed" in run.done(*command)
 
+    @pytest.mark.parametrize("name", ORIGINAL)
+    def test_so_is_one_of_an_input_of_which_any_tensor_changed(
+        self, name: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        command = ("bake", lora, "-w", "*=0.5", "-o", tmp_path / "a.safetensors", "--skip-existing")
+        run.done(*command)
+        write(lora, ORIGINAL | {name: np.array(ORIGINAL[name] * 2, ORIGINAL[name].dtype)})
+        assert "before its input changed" in run.done(*command)
+
+    def test_so_is_one_of_other_metadata(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        hashed = {"sshs_model_hash": "stale", "ss_output_name": "a"}
+        write(lora, ORIGINAL, hashed)
+        command = ("bake", lora, "-w", "*=0.5", "-o", tmp_path / "b.safetensors", "--skip-existing")
+        run.done(*command)
+        assert "warning" not in run.done(*command)
+        assert "kept" in run.done(*command, "--no-metadata-update")
+        write(lora, ORIGINAL, hashed | {"modelspec.title": "b"})
+        assert "before its input changed" in run.done(*command)
+
     @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:
         output = tmp_path / "a.safetensors"
