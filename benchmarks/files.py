@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,26 +19,37 @@ class Case:
     hashed: bool
 
 
+Layer = tuple[str, int, int]  # name, inputs, outputs
+
+
+def unet_layers() -> Iterator[Layer]:
+    """The 722 layers of SDXL's UNet that kohya's trainer adapts, under its names for them."""
+    narrow = [f"{side}_blocks_{n}" for side, numbers in (("input", (4, 5)), ("output", (3, 4, 5))) for n in numbers]
+    wide = [f"{side}_blocks_{n}" for side, numbers in (("input", (7, 8)), ("output", (0, 1, 2))) for n in numbers]
+    for spots, width, depth in ((narrow, 640, 2), ([*wide, "middle_block"], 1280, 10)):
+        for spot in spots:
+            yield f"lora_unet_{spot}_1_proj_in", width, width
+            for i in range(depth):
+                block = f"lora_unet_{spot}_1_transformer_blocks_{i}"
+                for attention, context in (("attn1", width), ("attn2", 2048)):
+                    for part, inputs in (("to_q", width), ("to_k", context), ("to_v", context), ("to_out_0", width)):
+                        yield f"{block}_{attention}_{part}", inputs, width
+                yield f"{block}_ff_net_0_proj", width, 8 * width
+                yield f"{block}_ff_net_2", 4 * width, width
+            yield f"lora_unet_{spot}_1_proj_out", width, width
+
+
 def sdxl_lora(path: Path, case: Case) -> None:
-    """A LoRA of SDXL's 722 UNet modules, as large as asked by its width."""
-    rng = np.random.default_rng(0)
-    spots = [(f"input_blocks_{n}_1", 2) for n in (4, 5)] + [(f"input_blocks_{n}_1", 10) for n in (7, 8)]
-    spots += [("middle_block_1", 10)] + [(f"output_blocks_{n}_1", 10 if n < 3 else 2) for n in range(6)]
-    layers = [
-        f"lora_unet_{spot}_transformer_blocks_{block}_{layer}"
-        for spot, depth in spots
-        for block in range(depth)
-        for layer in ("attn1_to_q", "attn1_to_k", "attn2_to_k", "attn2_to_v", "ff_net_0_proj", "ff_net_2")
-    ]
-    rank = 32
+    """A LoRA of SDXL's UNet, as large as asked by its rank."""
+    layers = list(unet_layers())
     itemsize = np.dtype(case.dtype).itemsize
-    width = case.megabytes * 10**6 // (len(layers) * 2 * rank * itemsize)
-    pool = (rng.standard_normal(rank * width) * 1e-2).astype(case.dtype)
+    rank = case.megabytes * 10**6 // (itemsize * sum(inputs + outputs for _, inputs, outputs in layers))
+    pool = (np.random.default_rng(0).standard_normal(rank * 10240) * 1e-2).astype(case.dtype)
     tensors = {}
-    for i, layer in enumerate(layers):
+    for i, (layer, inputs, outputs) in enumerate(layers):
         values = np.roll(pool, i)
-        tensors[f"{layer}.lora_down.weight"] = values.reshape(rank, width)
-        tensors[f"{layer}.lora_up.weight"] = values.reshape(width, rank)
-        tensors[f"{layer}.alpha"] = np.array(16, case.dtype)
+        tensors[f"{layer}.lora_down.weight"] = values[: rank * inputs].reshape(rank, inputs)
+        tensors[f"{layer}.lora_up.weight"] = values[: outputs * rank].reshape(outputs, rank)
+        tensors[f"{layer}.alpha"] = np.array(rank / 2, case.dtype)
     hashes = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8} if case.hashed else {}
     save_file(tensors, path, {"ss_base_model_version": "sdxl_base_v1-0", **hashes})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 
 from ..keys import DENOISER, REMEMBERED
 from ..modules import Module
@@ -137,12 +137,7 @@ class Family:
 
     def block_of(self, path: str) -> str | None:
         """The block of a module of the denoiser."""
-        match = self._paths.match(path)
-        if match is None or match.lastgroup is None:
-            return None
-        rule = self.rules[int(match.lastgroup[1:])]
-        _, *numbers = (text for text in match.groups() if text is not None)
-        block = rule.block.format(rule.number(*map(int, numbers)))
+        block = self._block_by_rules(path)
         return block if block in self._known_blocks else None
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
@@ -169,8 +164,8 @@ class Family:
         return frozenset((*self.blocks, OTHER))
 
     @cached_property
-    def _paths(self) -> re.Pattern[str]:
-        return re.compile("|".join(f"(?P<g{i}>{rule.path})" for i, rule in enumerate(self.rules)))
+    def _block_by_rules(self) -> Callable[[str], str | None]:
+        return _placing(self.rules)
 
     @cached_property
     def _layers(self) -> _Lookup:
@@ -183,6 +178,23 @@ class Family:
     @cached_property
     def _encoder_layers(self) -> dict[str, _Lookup]:
         return {component: _Lookup(encoder.layers) for component, encoder in self._encoders.items()}
+
+
+@cache
+def _placing(rules: tuple[Rule, ...]) -> Callable[[str], str | None]:
+    """What tells the block of a path by these rules. Families that share rules share what it remembers."""
+    paths = re.compile("|".join(f"(?P<g{i}>{rule.path})" for i, rule in enumerate(rules)))
+
+    @lru_cache(maxsize=REMEMBERED)
+    def block_of(path: str) -> str | None:
+        match = paths.match(path)
+        if match is None or match.lastgroup is None:
+            return None
+        rule = rules[int(match.lastgroup[1:])]
+        _, *numbers = (text for text in match.groups() if text is not None)
+        return rule.block.format(rule.number(*map(int, numbers)))
+
+    return block_of
 
 
 class _Lookup:
