@@ -19,7 +19,7 @@ import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import scales_of
-from .edits import Compute, Drop, Edit, edited
+from .edits import Drop, Edit, edited
 from .errors import LbwError, NotALoraError, NotBakeableError
 from .factors import weigh
 from .families import FAMILIES, OTHER, Family, Place
@@ -30,7 +30,7 @@ from .rewrite import remade
 from .scaling import FLOATS
 from .tensordata import TensorData
 from .tensorfile import Tensor
-from .updates import MISFIT, Read, Scale, arrays_of, inner, measurable
+from .updates import MISFIT, Read, Scale, arrays_of, inner, measurable, unread
 from .weights import FamilyWeights, Options, parse_element
 
 # How far a module may be from what the record says: rounding to bfloat16 errs by 2e-3, to float8 by more.
@@ -91,7 +91,7 @@ class Comparison:
 
     @property
     def matches_record(self) -> bool | None:
-        """Whether every module got what the record says, None if there is no record or nothing could be measured."""
+        """Whether every module got what the record says, None if there is no record or no way to tell."""
         return None if self.contradictions is None else not self.contradictions
 
     @property
@@ -137,7 +137,7 @@ def diff(original: str | PathLike[str], baked: str | PathLike[str], *, family: s
             if share := _share(module, new.get(name), (a.read, b.read), scales):
                 shares[name] = (module, place, share)
         altered = tuple(_altered(one, two, known, a, b))
-        contradictions = _contradictions(one, two, shares, altered, partial(_is_baked, a=a, b=b))
+        contradictions = _contradictions(one, two, known, shares, altered, partial(_is_baked, a=a, b=b))
     return Comparison(
         one,
         two,
@@ -198,16 +198,19 @@ def _sum(shares: Iterable[Share]) -> Share:
 def _contradictions(
     original: Lora,
     baked: Lora,
+    family: Family,
     shares: Mapping[str, tuple[Module, Place, Share]],
     altered: Iterable[str],
     is_baked: Callable[[Module, Module, float], bool],
 ) -> tuple[str, ...] | None:
-    """What the records that were added say, against what was measured; None if none was added, or nothing measured.
+    """What the records that were added say, against what was measured.
 
-    What was measured is off where 16 bits leave small numbers few digits: `is_baked` knows such a module as it is.
+    None if none was added, or nobody can tell without the base model. What was measured is off where 16 bits leave
+    small numbers few digits, and says little of modules that hold more than a product: `is_baked` knows a module as it
+    is.
     """
     records = records_in(baked.file.metadata)[len(records_in(original.file.metadata)) :]
-    if not records or not shares or _is_unverifiable(records):
+    if not records or _is_unverifiable(records):
         return None
     try:
         bakes = [_recorded_weights(record, original) for record in records]
@@ -223,13 +226,24 @@ def _contradictions(
     said_of = {name: math.prod(weights.get(name, 1.0) for weights in bakes) for name in known}
     gone = (name for name in said_of if not names[name] & written.keys())
     found += [f"{name} was removed, its record says {said_of[name]:.4g}" for name in gone if said_of[name]]
-    for name, (module, _, share) in shares.items():
-        said, now = said_of[name], written.get(name)
-        if share.weight is None and share.baked:
+    unknown = False
+    for module, _ in original.placed(family):
+        name, said, now = module.name, said_of[module.name], written.get(module.name)
+        share = shares[name][2] if name in shares else None
+        if share and not (now and unread(now)) and _agrees(share, said, now):
+            continue
+        plain = module.linear or said in (0.0, 1.0)
+        if now and plain and is_baked(module, now, said):
+            continue
+        if share and share.weight is None and share.baked:
             found.append(f"{name} was zero, and is not now")
-        elif share.weight is not None and not (_agrees(share, said, now) or (now and is_baked(module, now, said))):
+        elif share and share.weight is not None and not _agrees(share, said, now):
             found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
-    return tuple(found)
+        elif now and plain and (len(bakes) == 1 or said in (0.0, 1.0)):
+            found.append(f"{name} is not what a weight of {said:.4g} makes of it")
+        else:
+            unknown |= now is not None
+    return None if unknown and not found else tuple(found)
 
 
 def _is_unverifiable(records: Iterable[Any]) -> bool:
@@ -237,11 +251,12 @@ def _is_unverifiable(records: Iterable[Any]) -> bool:
 
 
 def _agrees(share: Share, said: float, written: Module | None) -> bool:
+    if share.weight is None:
+        return not share.baked
     dtypes = {tensor.dtype for tensor in written.all_tensors} & FLOATS if written else set()
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
-    weight = share.weight or 0.0
     error = share.error or 0.0
-    return abs(weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
+    return abs(share.weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance
 
 
 def _is_baked(module: Module, written: Module, weight: float, a: TensorData, b: TensorData) -> bool:
@@ -262,15 +277,16 @@ def _is_baked_to(
         weigh(module, weight, dtype, a.survey, edits)
     except NotBakeableError:
         return False
-    for tensor in module.all_tensors:
-        edit = edits.get(tensor.name)
-        if isinstance(edit, Drop | Compute):
+    kept = [(tensor, edit) for tensor in module.all_tensors if not isinstance(edit := edits.get(tensor.name), Drop)]
+    if {edited(*both).name for both in kept} != there.keys():
+        return False
+    for tensor, edit in kept:
+        wanted = edited(tensor, edit)
+        got = there[wanted.name]
+        if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
             return False
-        wanted, got = edited(tensor, edit), there.get(tensor.name)
-        if not got or (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
-            return False
-        made = np.concatenate([*remade(tensor, edit, a)])
-        if not np.array_equal(made, np.concatenate([*b.pieces(got)])):
+        made, written = (b"".join(map(bytes, pieces)) for pieces in (remade(tensor, edit, a), b.pieces(got)))
+        if made != written:
             return False
     return True
 

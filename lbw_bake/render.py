@@ -222,14 +222,11 @@ def comparison(facts: Comparison, *, quiet: bool = False) -> None:
 
 
 def _verdict(facts: Comparison) -> str:
-    if not facts.shares:
-        return "nothing could be measured"
-    if facts.contradictions is None:
-        if RECORD in {**facts.metadata.added, **facts.metadata.changed}:
-            return "its lbw_bake record is of a merge or a truncation, to which numbers are not held"
-        return "there is no new lbw_bake record to hold it to"
-    unsure = f", as far as {len(facts.shares)} modules tell" if facts.unmeasured else ""
-    return f"it is what its lbw_bake record says{unsure}"
+    if facts.contradictions is not None:
+        return "it is what its lbw_bake record says"
+    if RECORD in {**facts.metadata.added, **facts.metadata.changed}:
+        return "its lbw_bake record is of more than weights (a merge, a truncation, DoRA), to which numbers are not held"
+    return "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
 
 
 def _differences(facts: Comparison) -> None:

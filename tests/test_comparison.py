@@ -191,14 +191,45 @@ def test_a_module_that_the_record_does_not_tell_of_contradicts_it(
     assert facts["contradictions"] == ["lora_unet_conv_in was added, of which its record says nothing"]
 
 
-def test_what_cannot_be_measured_is_not_certified(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-    dora = unet_lora([SD1_BLOCKS[1]], text_encoder="")
-    (up,) = (name for name in dora if name.endswith("lora_up.weight"))
-    dora[up.replace("lora_up.weight", "dora_scale")] = np.ones((1, 8), np.float32)
+@pytest.mark.parametrize(("weight", "certain"), [(1, True), (0, True), (0.5, None)])
+def test_what_cannot_be_measured_is_certified_only_bit_for_bit(
+    weight: float, certain: bool | None, tmp_path: Path, bake_file: BakeFile, run: Run
+) -> None:
+    dora = kohya_lora(["unet_middle_block_1_proj_in"]) | {f"{MODULE}.dora_scale": np.ones((1, 8), np.float32)}
     source = write(tmp_path / "dora.safetensors", dora)
-    code, out, _ = run("diff", source, bake_file(source, "-w", "*=1"), "--json")
-    assert code == 0
-    assert json.loads(out)["matches_record"] is None
+    baked = bake_file(source, "-w", f"*={weight}", "--family", "sd1", "--inexact", "allow")
+    assert compared(run, source, baked)["matches_record"] is certain
+
+
+# Algorithms by their marks -> modules of tensors that no least squares measure, and weights that need no base model.
+_OPAQUE = {
+    "dora": ({**kohya_lora(["unet_middle_block_1_proj_in"]), f"{MODULE}.dora_scale": np.ones((1, 8), np.float32)}, 1),
+    "oft": ({f"{MODULE}.oft_blocks": np.ones((2, 4, 4), np.float32)}, 1),
+    "scale": ({**kohya_lora(["unet_middle_block_1_proj_in"]), f"{MODULE}.scale": np.array(0.5, np.float32)}, 0.5),
+    **{case.name: (case.tensors(MODULE), 0.5) for case in FORMULAS},
+}
+
+
+@pytest.mark.parametrize(("tensors", "weight"), _OPAQUE.values(), ids=_OPAQUE)
+def test_whatever_number_of_whatever_algorithm_is_another_contradicts_the_record(
+    tensors: dict[str, np.ndarray], weight: float, tmp_path: Path, bake_file: BakeFile, run: Run
+) -> None:
+    source = write(tmp_path / "a.safetensors", tensors)
+    baked = bake_file(source, "-w", f"*={weight}", "--family", "sd1")
+    assert compared(run, source, baked)["matches_record"] is True
+    for name, array in load_file(baked).items():
+        if np.issubdtype(array.dtype, np.floating) and not name.endswith(".alpha"):  # which not all loaders heed
+            facts = compared(run, source, rewritten(baked, {name: 3 * array}), expect=1)
+            assert facts["contradictions"][0].startswith((MODULE, name))
+
+
+def test_a_tensor_more_in_a_module_contradicts_the_record(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    lokr = next(case for case in FORMULAS if f"{MODULE}.lokr_w1_a" in case.tensors(MODULE)).tensors(MODULE)
+    source = write(tmp_path / "a.safetensors", lokr)
+    baked = bake_file(source, "-w", "*=0.5", "--family", "sd1")
+    whole = lokr[f"{MODULE}.lokr_w1_a"] @ lokr[f"{MODULE}.lokr_w1_b"]
+    facts = compared(run, source, rewritten(baked, {f"{MODULE}.lokr_w1": whole}), expect=1)
+    assert facts["contradictions"] == [f"{MODULE} is not what a weight of 0.5 makes of it"]
 
 
 def test_both_products_of_glora_are_measured(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
@@ -230,7 +261,7 @@ def test_a_tensor_of_no_module_that_is_not_what_it_was_contradicts_the_record(
 def test_a_record_of_more_than_weights_is_said_not_to_be_checked(original: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     run.done("bake", original, "-w", "*=0.5", "--rank", 2, "-o", out)
-    assert "record is of a merge or a truncation" in run.done("diff", original, out)
+    assert "record is of more than weights (a merge, a truncation, DoRA)" in run.done("diff", original, out)
 
 
 def test_what_cannot_be_measured_must_be_there_still(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
