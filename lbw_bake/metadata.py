@@ -19,7 +19,7 @@ RECORD = "lbw_bake"
 _DATA_HASH, _LEGACY_HASH, _SPEC_HASH = "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"
 _HASHES = (_DATA_HASH, _LEGACY_HASH, _SPEC_HASH)
 _LEGACY_WINDOW = range(0x100000, 0x110000)
-_ALIAS, _BASE_MODEL = "ss_output_name", "ss_base_model_version"
+_ALIAS, _BASE_MODEL, _V2 = "ss_output_name", "ss_base_model_version", "ss_v2"
 
 
 def record_of(lora: Lora, weights: FamilyWeights, preset: str | None) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
 
     With `update`, the alias becomes the output's stem (two files with one alias are both refused by A1111), and
     a missing base model version is added if the family is certain (A1111 takes metadata without it for SD1, and
-    hides the file from SDXL users). Without it only the record is added.
+    hides the file from users of others; it tells SD2 by `ss_v2`). Without it only the record is added.
     """
     metadata = dict(lora.file.metadata)
     records = [*records_in(metadata), record]
@@ -71,6 +71,7 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
         family = lora.family
         if _BASE_MODEL not in metadata and family and family.base_model and not lora.doubt(family):
             metadata[_BASE_MODEL] = family.base_model
+            metadata |= {_V2: "True", **metadata} if family.name == "sd2" else {}
     return metadata
 
 

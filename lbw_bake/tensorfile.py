@@ -120,9 +120,13 @@ class Header:
             }
         )
 
-    def encode(self, metadata: Mapping[str, str]) -> bytes:
-        """The bytes that precede the data section, metadata first, padded with spaces to a multiple of 8."""
-        first = f'"__metadata__":{_json(dict(metadata))}{"," * (self._entries != "{}")}' if metadata else ""
+    def encode(self, metadata: Mapping[str, str] | None) -> bytes:
+        """The bytes that precede the data section, padded with spaces to a multiple of 8.
+
+        Metadata come first, empty ones too, as the library's own writer has it; None leaves their entry out.
+        """
+        entry = "" if metadata is None else f'"__metadata__":{_json(dict(metadata))}'
+        first = entry + "," * (bool(entry) and self._entries != "{}")
         text = f"{{{first}{self._entries[1:]}".encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         return len(text).to_bytes(_LENGTH_BYTES, "little") + text

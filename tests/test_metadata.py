@@ -82,6 +82,19 @@ class TestHashes:
         expected = hashlib.sha256(judge[0x100000:0x110000]).hexdigest()[:8]
         assert metadata_of(bake_file(source, "-w", "*=0.5"))["sshs_legacy_hash"] == expected
 
+    @pytest.mark.parametrize("options", [(), ("--prune",), ("--dtype", "f32"), ("--dtype", "f32", "--prune")])
+    def test_the_legacy_hash_of_a_file_without_metadata_of_the_trainer(
+        self, options: tuple[str, ...], tmp_path: Path, bake_file: BakeFile
+    ) -> None:
+        """As kohya's trainer signs files with --no_metadata; no family is certain, so there is none afterwards."""
+        tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_middle_block_1_proj_out"], 800, width=640)
+        source = write(tmp_path / "a.safetensors", tensors, {"sshs_legacy_hash": ""})
+        baked = bake_file(source, "-w", "*=0.5", "--element", ":proj_out:0", *options)
+        judge = save(load_file(baked), {})
+        assert not any(name.startswith("ss_") for name in metadata_of(baked))
+        assert len(judge) > 0x110000
+        assert metadata_of(baked)["sshs_legacy_hash"] == hashlib.sha256(judge[0x100000:0x110000]).hexdigest()[:8]
+
     @pytest.mark.parametrize("name", HASHES)
     def test_each_is_renewed_alone_and_none_is_added(self, name: str, tmp_path: Path, bake_file: BakeFile) -> None:
         baked = metadata_of(bake_file(write(tmp_path / "a.safetensors", lora(), {name: HASHES[name]}), "-w", "*=0.5"))
@@ -111,6 +124,15 @@ class TestNames:
         metadata = metadata_of(bake_file(write(tmp_path / "a.safetensors", tensors), "-w", "*=0.5"))
         assert metadata.keys() == {"lbw_bake", "ss_base_model_version"}
         assert metadata["ss_base_model_version"] == version
+
+    @pytest.mark.parametrize("v2", [{}, {"ss_v2": "False"}])
+    def test_so_is_the_entry_by_which_sd2_is_told(
+        self, v2: dict[str, str], tmp_path: Path, bake_file: BakeFile
+    ) -> None:
+        tensors = kohya_lora(["te_text_model_encoder_layers_0_self_attn_q_proj"], width=1024)
+        metadata = metadata_of(bake_file(write(tmp_path / "a.safetensors", tensors, v2), "-w", "*=0.5"))
+        assert metadata["ss_base_model_version"] == "sd_v2"
+        assert metadata["ss_v2"] == v2.get("ss_v2", "True")
 
     def test_it_is_not_added_where_several_fit(self, tmp_path: Path, bake_file: BakeFile) -> None:
         source = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
