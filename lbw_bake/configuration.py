@@ -61,6 +61,11 @@ def taken_from_base(lora: Lora) -> str:
     return ""
 
 
+def is_made_anew(lora: Lora) -> bool:
+    """Whether PEFT fills modules that its configuration names and the file lacks with random numbers, not zeros."""
+    return any(key.rpartition(".")[2] == _INITIAL and value is False for key, value in configuration(lora).items())
+
+
 def _parsed(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)

@@ -63,9 +63,11 @@ def _whole_file_reason(plan: Plan, data: TensorData) -> str:
     """Why no module of the file may be removed, empty if some may."""
     if ADAPTER_METADATA in plan.lora.file.metadata or configuration(plan.lora):
         return "the adapter's configuration names the modules, and PEFT would make missing ones anew"
-    alphas = {alpha_of(decision.module, data.read) for decision in plan.decisions if decision.module.rank}
+    modules = [decision.module for decision in plan.decisions if decision.module.rank]
+    # Without alphas diffusers before 0.40 takes the first module's rank for that of all.
+    alphas = {alpha_of(module, data.read) if "alpha" in module.tensors else module.rank for module in modules}
     if len(alphas) > 1:
-        return "their alphas differ, and diffusers gives attention layers the most common one of those that are left"
+        return "their alphas (or ranks, without any) differ, and diffusers gives all one of those that are left"
     return ""
 
 

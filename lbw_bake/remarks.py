@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+from .configuration import is_made_anew
 from .factors import REMOVED, ZEROED
 from .families import OTHER, Family
 from .lora import Lora
@@ -109,6 +110,13 @@ def _neutral(plan: Plan) -> Iterator[str]:
         yield f"{counted(len(modules), f'{name} module')} at weight 0 {done}: {some(modules, 3)}"
 
 
+def _made_anew(plan: Plan) -> Iterator[str]:
+    removed = [decision.module.name for decision in plan.decisions if decision.action == REMOVED]
+    if removed and is_made_anew(plan.lora):
+        what = f"{counted(len(removed), 'removed module')} ({some(removed, 3)})"
+        yield f"PEFT fills {what} with random numbers unless its configuration says init_lora_weights true: change that"
+
+
 def _emptied(plan: Plan) -> Iterator[str]:
     if any(decision.action == REMOVED for decision in plan.decisions) and not plan.outputs():
         yield "no tensor is left: no program will load the result"
@@ -137,6 +145,7 @@ _REMARKS = (
     _idle_elements,
     _fixed,
     _neutral,
+    _made_anew,
     _emptied,
     _inexact,
 )

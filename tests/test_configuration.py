@@ -57,6 +57,18 @@ def test_other_beginnings_leave_plain_adapters(said: object, tmp_path: Path, run
     run.done("bake", source, "-w", "*=0.5", "--family", "sd1", "-o", tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize(("said", "warned"), [(False, True), (True, False), ("gaussian", False)])
+def test_modules_that_peft_would_make_anew_at_random_are_said(
+    said: object, warned: bool, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": said, "use_dora": True}))
+    magnitudes = {f"base_model.model.{layer}.lora_magnitude_vector": np.ones(8, np.float32) for layer in LAYERS}
+    source = write(tmp_path / "a.safetensors", peft("base_model.model.") | magnitudes)
+    error = run.done("bake", source, "-w", "IN01=0 *=1", "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert "1 lora+dora module at weight 0 removed" in error
+    assert ("random numbers" in error) == warned
+
+
 def test_a_configuration_beside_a_file_with_alphas_is_anothers(tmp_path: Path, run: Run) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "pissa"}))
     source = write(tmp_path / "a.safetensors", unet_lora())

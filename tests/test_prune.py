@@ -63,7 +63,17 @@ def test_nothing_goes_unless_it_is_asked_for(tmp_path: Path, run: Run) -> None:
 def test_different_alphas_keep_all(alpha: float | None, bake: Bake) -> None:
     left, said = bake(lora(ATTENTION) | lora([OUT], alpha), "OUT=0 *=1")
     assert left == {*ATTENTION, OUT}
-    assert "1 module at weight 0 kept as zeros: their alphas differ" in said
+    assert "1 module at weight 0 kept as zeros: their alphas (or ranks, without any) differ" in said
+
+
+def test_different_ranks_without_alphas_keep_all(bake: Bake) -> None:
+    """Old versions of diffusers take that of the first module for the alpha of all."""
+    tensors = lora([*ATTENTION, OUT], None)
+    up, down = (f"lora_{ATTENTION[0]}.lora_{role}.weight" for role in ("up", "down"))
+    tensors |= {down: np.ones((4, 8), np.float16), up: np.ones((8, 4), np.float16)}
+    left, said = bake(tensors, "OUT03=0 *=1")
+    assert left == {*ATTENTION, OUT}
+    assert "1 module at weight 0 kept as zeros: their alphas (or ranks, without any) differ" in said
 
 
 def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:
