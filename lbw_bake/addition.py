@@ -9,7 +9,7 @@ biases add. What has no such sum keeps its own form, if it is the only one of it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .basemodel import ALL_ROWS, Rows, with_all_rows
 from .edits import Drop, Edit, edited
 from .errors import NotBakeableError
 from .factors import weigh
-from .families import Place
+from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
 from .rewrite import remade, rounded
@@ -40,13 +40,15 @@ _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same name
 class Form:
     """What is made of sums: `dtype` is what the file's floats become, None keeps theirs.
 
-    `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`.
+    `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`, and their
+    factors are called by what stands in `names` after their layer's.
     """
 
     dtype: str | None
     alpha: float | None
     rank: int | None
     device: str
+    names: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Addend:
     """One file's module of a layer: its weight, where to read it, and what loaders multiply it by (alpha / rank).
 
     `difference` makes the whole update of a module whose factors do not tell it: DoRA and OFT on their base model.
-    `rows` are those of the layer that it adapts, where the layer is several modules of this file.
+    `rows` are those of the layer that it adapts, where the layer is several modules of this file; `kernel` is that of
+    the layer, where its name tells.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class Addend:
     scale: float
     difference: Callable[[Read], Array] | None = None
     rows: Rows = ALL_ROWS
+    kernel: Kernel = ()
 
     @property
     def kind(self) -> str:
@@ -127,7 +131,7 @@ def add(layer: Layer, form: Form) -> Sum:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
     total, lost = _product(layer, addends, summed, form)
-    arrays = {} if total is None else _factors(layer, addends, total)
+    arrays = {} if total is None else _factors(layer, addends, total, form.names)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
     made = [_made(name, array, layer.stored) for name, array in arrays.items()]
     if total and form.alpha is not None:
@@ -231,7 +235,7 @@ def _has_bias(addend: Addend, layer: Layer) -> bool:
 
 def _low_rank(addend: Addend) -> LowRank:
     """A module's product as one of the whole layer, without its weight and alpha."""
-    product = FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.module.path)
+    product = FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.kernel)
     return LowRank(with_all_rows(product.up, addend.rows), product.down)
 
 
@@ -250,11 +254,11 @@ def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[f
     return total, (error * size, size)
 
 
-def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank) -> dict[str, Array]:
-    """The factors of a sum under the names of the first LoRA of the layer's own name, or kohya's."""
+def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, names: Mapping[str, str]) -> dict[str, Array]:
+    """The factors of a sum under the names of the first LoRA of the layer's own name, or those of the file."""
     loras = (addend.module for addend in addends if addend.module.algorithm.name == "lora")
     own = next((module for module in loras if module.name == layer.stem), None)
-    up, down = (own.tensors[role][0].name if own else f"{layer.bare}.lora_{role}.weight" for role in ("up", "down"))
+    up, down = (own.tensors[role][0].name if own else f"{layer.bare}{names[role]}" for role in ("up", "down"))
     kernel = total.down.shape[2:]
     return {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
 

@@ -7,7 +7,6 @@ Khatri-Rao product of its factors, LoKr's by the Kronecker product of theirs. Al
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +16,8 @@ import numpy as np
 
 from .cuda import algebra_device
 from .errors import DeviceError
+from .families import Kernel
 from .updates import Array, Arrays, check_room, factors_of, flat, through_core
-
-# The kernels of convolutions by path, for flattened factors, which do not tell.
-_KERNELS = {
-    (3, 3): re.compile(r".*_(?:conv\d?|op|in_layers_2|out_layers_3)|conv_in|conv_out|.*input_blocks_0_0|out_2"),
-    (1, 1): re.compile(r".*_(?:conv_shortcut|skip_connection)"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,46 +100,45 @@ def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
     return small, (lost / total) ** 0.5 if total else 0.0
 
 
-def _lora(arrays: Arrays, path: str) -> LowRank:
-    del path
+def _lora(arrays: Arrays, kernel: Kernel) -> LowRank:
+    del kernel
     up, down, mid = arrays["up"], arrays["down"], arrays.get("mid")
     if mid is not None:
         down = through_core(mid, flat(down))
     return LowRank(flat(up), down)
 
 
-def _loha(arrays: Arrays, path: str) -> LowRank:
+def _loha(arrays: Arrays, kernel: Kernel) -> LowRank:
     (a, b), (c, d) = (factors_of(arrays, f"hada_w{n}") for n in "12")
     check_room(*a.shape, c.shape[1])
     check_room(len(b), *d.shape)
     up = flat(np.einsum("oi,oj->oij", a, c))
     down = np.einsum("ic,jc->ijc", flat(b), flat(d)).reshape(up.shape[1], -1)
-    return LowRank(up, _with_kernel(down, b.shape[2:], path))
+    return LowRank(up, _with_kernel(down, b.shape[2:] or kernel))
 
 
-def _lokr(arrays: Arrays, path: str) -> LowRank:
-    (a, b), (c, d) = _kron(arrays, "1", path), _kron(arrays, "2", path)
+def _lokr(arrays: Arrays, kernel: Kernel) -> LowRank:
+    (a, b), (c, d) = _kron(arrays, "1", ()), _kron(arrays, "2", kernel)
     kernel = d.shape[2:]
     check_room(*a.shape, *c.shape)
     check_room(*b.shape, *d.shape)
     return LowRank(np.kron(a, c), np.kron(b.reshape(*b.shape, *(1 for _ in kernel)), d))
 
 
-def _kron(arrays: Arrays, n: str, path: str) -> tuple[Array, Array]:
+def _kron(arrays: Arrays, n: str, kernel: Kernel) -> tuple[Array, Array]:
     """One Kronecker factor as a product."""
     if (full := arrays.get(f"lokr_w{n}")) is not None:
         whole = factored(full)
         return whole.up, whole.down
     left, right = factors_of(arrays, f"lokr_w{n}")
-    return left, _with_kernel(right, right.shape[2:], path) if n == "2" else right
+    return left, _with_kernel(right, right.shape[2:] or kernel)
 
 
-def _with_kernel(down: Array, kernel: tuple[int, ...], path: str) -> Array:
-    if not kernel:
-        fitting = (k for k, layers in _KERNELS.items() if layers.fullmatch(path) and not down.shape[1] % math.prod(k))
-        kernel = next(fitting, ())
-    return down.reshape(len(down), -1, *kernel)
+def _with_kernel(down: Array, kernel: Kernel) -> Array:
+    fits = not down.shape[1] % math.prod(kernel)
+    return down.reshape(len(down), -1, *kernel) if fits else down
 
 
-# Algorithm -> a module's update without `alpha / rank`, given its arrays and path.
-FORMS: dict[str, Callable[[Arrays, str], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}
+# Algorithm -> a module's update without `alpha / rank`, given its arrays and its layer's
+# kernel, for flattened factors.
+FORMS: dict[str, Callable[[Arrays, Kernel], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

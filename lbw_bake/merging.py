@@ -26,7 +26,7 @@ from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
-from .modules import group_modules
+from .modules import Module, group_modules
 from .planning import DTYPES, agree
 from .recipes import Recipe
 from .remarks import copied_untouched
@@ -36,13 +36,17 @@ from .sources import Weights
 from .spelling import check_prefixes, spelling_of
 from .tables import counted
 from .tensordata import PIECE, TensorData
-from .tensorfile import Header, Tensor, read_header
+from .tensorfile import Header, Tensor, TensorFile, read_header
 from .weights import FamilyWeights
 
 _RANK, _ALPHA = "ss_network_dim", "ss_network_alpha"
 
 # Algorithms whose modules need tensors that belong to none of them.
 _SHARING = ("vera",)
+
+# What follows the name of a layer in those of its factors.
+_KOHYA_NAMES = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+_PEFT_NAMES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 
 # What a half of 0.01 % is: less is not worth a word.
 _ROUNDING = 5e-5
@@ -121,7 +125,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
         check_output(output, [part.lora.file.path for part in parts], replace=how.replace)
     if how.device == "cuda":
         algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
-    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device)
+    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device, _factor_names(parts))
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
         spool = _Spool()
@@ -148,6 +152,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
         warnings = (
             *_warnings(parts, layers, left_out),
             *_unloaded(parts, spool.tensors),
+            *(_uneven(parts, spool.tensors) if form.alpha is None else ()),
             *(_untruncated(sums, how.rank) if how.rank else ()),
         )
         merged = Merged(
@@ -203,7 +208,9 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
                 stem = re.sub("^oft_", "lora_", stem)
             weight = part.weights.of(place, module.path)
             scale = scale_of(module, data.read)
-            addend = Addend(part.lora.file.path, module, weight, data, scale, difference, rows)
+            kernels = {family.kernel_of(module.path) for family in part.lora.candidates}
+            kernel = kernels.pop() if len(kernels) == 1 else ()
+            addend = Addend(part.lora.file.path, module, weight, data, scale, difference, rows, kernel)
             own = _common_dtype(module.all_tensors, usual) if part is parts[0] else usual
             layer = layers.setdefault(key if len(parts) > 1 else stem, Layer(stem, place, DTYPES[how.dtype] or own, []))
             layer.addends.append(addend)
@@ -215,14 +222,33 @@ def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
     """The alpha of the whole output: the first the first file has; None if no file has any.
 
     Files without a product have none to follow: what truncation makes of them says what LyCORIS does not do without.
+    Dotted names have one only if a LoRA of theirs has: those of diffusers and PEFT have no place for it.
     """
-    placed = ((part.lora.file, module) for part in parts for module, _ in part.lora.placed(part.weights.family))
-    products = [(file, module) for file, module in placed if module.rank]
+    products = [(file, module) for file, module in _modules(parts) if module.rank]
     for file, module in products:
-        if "alpha" in module.tensors:
+        if "alpha" in module.tensors and ("." not in module.name or module.algorithm.name == "lora"):
             with TensorData(file) as data:
                 return abs(known_alpha(file.path, module, data.read)) or 1.0  # a negative one hangs diffusers
-    return float(rank) if rank and not products else None
+    return float(rank) if rank and not products and not _is_dotted(parts) else None
+
+
+def _factor_names(parts: Sequence[Part]) -> dict[str, str]:
+    """What follows a layer's name in those of its factors: as in a LoRA of the files, or as PEFT or kohya have it."""
+    dotted = _is_dotted(parts)
+    for _, module in _modules(parts):
+        if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name:
+            return {role: module.tensors[role][0].name.removeprefix(module.name) for role in ("down", "up")}
+    return dict(_PEFT_NAMES if dotted else _KOHYA_NAMES)
+
+
+def _is_dotted(parts: Sequence[Part]) -> bool:
+    """Whether the output's modules have dotted names, as those of the first file."""
+    _, first = next(_modules(parts))
+    return "." in first.name
+
+
+def _modules(parts: Sequence[Part]) -> Iterator[tuple[TensorFile, Module]]:
+    return ((part.lora.file, module) for part in parts for module, _ in part.lora.placed(part.weights.family))
 
 
 def _common_dtype(tensors: Iterable[Tensor], default: str = "F32") -> str:
@@ -318,6 +344,14 @@ def _unloaded(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]
     if made := [layer for layer in layers if "." in layer and f"{layer}.diff" not in given]:
         what = f"{counted(len(made), 'module')} became full differences (the first is {made[0]})"
         yield f"{what}, which PEFT and diffusers do not load: --rank makes products of them"
+
+
+def _uneven(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]:
+    """What is said of ranks that differ, as those of no file did, where no alpha says what they mean."""
+    ranks = _ranks(tensors)
+    if len(ranks) > 1 and all(len(_ranks(part.lora.file.tensors)) < 2 for part in parts):
+        found = ", ".join(map(str, ranks))
+        yield f"ranks {found} and no alpha: diffusers before 0.40 takes the first rank for all; --rank evens them out"
 
 
 def _common(parts: Sequence[Part]) -> list[str]:

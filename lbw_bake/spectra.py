@@ -43,7 +43,7 @@ def spectrum(module: Module, read: Read, scale_of: Scale) -> Spectrum | None:
         return None
     try:
         arrays = arrays_of(module, read)
-        values = values_of(arrays, module.path) * abs(scale_of(module, read))
+        values = values_of(arrays) * abs(scale_of(module, read))
     except (*MISFIT, np.linalg.LinAlgError):  # NaN and infinity too
         return None
     if not values.size or not np.isfinite(values).all():
@@ -75,17 +75,17 @@ def _of_matrix(matrix: Array) -> Array:
     return values
 
 
-def _low_rank(algorithm: str, arrays: Arrays, path: str) -> Array:
-    update = FORMS[algorithm](arrays, path)
+def _low_rank(algorithm: str, arrays: Arrays) -> Array:
+    update = FORMS[algorithm](arrays, ())
     return _of_product(update.up, flat(update.down))
 
 
-def _loha(arrays: Arrays, path: str) -> Array:
+def _loha(arrays: Arrays) -> Array:
     (a, b), (c, d) = (factors_of(arrays, f"hada_w{n}") for n in "12")
     b, d = flat(b), flat(d)
     if a.shape[1] * c.shape[1] >= min(len(a), b.shape[1]):
         return _of_matrix((a @ b) * (c @ d))
-    return _low_rank("loha", arrays, path)
+    return _low_rank("loha", arrays)
 
 
 def _kron_factor(arrays: Arrays, factor: str) -> Array:
@@ -95,11 +95,11 @@ def _kron_factor(arrays: Arrays, factor: str) -> Array:
     return _of_product(left, flat(right))
 
 
-_VALUES: dict[str, Callable[[Arrays, str], Array]] = {
+_VALUES: dict[str, Callable[[Arrays], Array]] = {
     "lora": partial(_low_rank, "lora"),
     "adalora": partial(_low_rank, "lora"),
-    "lora_embedding": lambda arrays, _: _of_product(arrays["embedding_b"], arrays["embedding_a"]),
+    "lora_embedding": lambda arrays: _of_product(arrays["embedding_b"], arrays["embedding_a"]),
     "loha": _loha,
-    "lokr": lambda arrays, _: np.outer(*(_kron_factor(arrays, f"lokr_w{n}") for n in "12")).reshape(-1),
-    "full": lambda arrays, _: _of_matrix(flat(arrays["diff"])) if arrays["diff"].ndim > 1 else np.empty(0),
+    "lokr": lambda arrays: np.outer(*(_kron_factor(arrays, f"lokr_w{n}") for n in "12")).reshape(-1),
+    "full": lambda arrays: _of_matrix(flat(arrays["diff"])) if arrays["diff"].ndim > 1 else np.empty(0),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, Run, kohya_lora, metadata_of, unet_lora, update_of, write
+from conftest import MODULE, Run, Tensors, kohya_lora, metadata_of, unet_lora, update_of, write
 from formulas import FORMULAS, Formula
 from safetensors.numpy import load_file
 
@@ -77,6 +77,49 @@ def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path,
     for path, alpha in alphas.items():
         original, sum_ = (t[f"unet.{path}.lora_B.weight"] @ t[f"unet.{path}.lora_A.weight"] for t in (tensors, merged))
         np.testing.assert_allclose(sum_, 0.5 * alpha / 4 * original, rtol=1e-5, atol=1e-6)
+
+
+def dotted(path: str, rank: int) -> Tensors:
+    shapes = {"lora_A": (rank, 8), "lora_B": (8, rank)}
+    return {f"unet.{path}.{role}.weight": np.ones(shape, np.float32) for role, shape in shapes.items()}
+
+
+def test_ranks_that_differ_without_an_alpha_are_said(tmp_path: Path, run: Run) -> None:
+    one, other = "mid_block.attentions.0.proj_in", "up_blocks.1.attentions.0.proj_in"
+    a = write(tmp_path / "a.safetensors", dotted(one, 2))
+    b = write(tmp_path / "b.safetensors", dotted(one, 4) | dotted(other, 4))
+    command = ("merge", a, b, "--family", "sd1", "--force", "-o", tmp_path / "out.safetensors")
+    assert "ranks 4, 6 and no alpha" in run.done(*command)
+    assert "no alpha" not in run.done(*command, "--rank", 4)
+    uneven = write(tmp_path / "c.safetensors", dotted(one, 2) | dotted(other, 4))
+    assert "no alpha" not in run.done("merge", uneven, *command[2:])
+
+
+@pytest.mark.parametrize(
+    ("also", "suffix"),
+    [
+        ({}, "lora_B.weight"),
+        ({"unet.conv_in.lora_A.weight": (2, 4, 3, 3), "unet.conv_in.lora_B.weight": (8, 2, 1, 1)}, "lora_B.weight"),
+        (
+            {"unet.conv_in.lora.down.weight": (2, 4, 3, 3), "unet.conv_in.lora.up.weight": (8, 2, 1, 1)},
+            "lora.up.weight",
+        ),
+    ],
+)
+def test_products_that_are_new_are_called_as_those_of_the_file(
+    also: dict[str, tuple[int, ...]], suffix: str, tmp_path: Path, run: Run
+) -> None:
+    """Or as PEFT has it, where there are none and names have dots; alpha is in the numbers then."""
+    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
+    loha = {f"{name}.{role}": np.ones(shape, np.float32) for role, shape in shapes.items()}
+    loha |= {f"{name}.alpha": np.array(1.0, np.float32)}
+    source = write(tmp_path / "a.safetensors", loha | {key: np.ones(shape, np.float32) for key, shape in also.items()})
+    run.done("bake", source, "-w", "*=1", "--rank", 1, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    small = load_file(tmp_path / "b.safetensors")
+    down, up = sorted(key for key in small if key.startswith(name))
+    assert up == f"{name}.{suffix}"
+    np.testing.assert_allclose(small[up] @ small[down], np.full((8, 8), 4 / 2), rtol=1e-5)
 
 
 def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:

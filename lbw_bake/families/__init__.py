@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import UnknownFamilyError, nearest
 from ..modules import Module
 from .auraflow import AURAFLOW
-from .base import OTHER, Family, Layout, Place, letter_of
+from .base import OTHER, Family, Kernel, Layout, Place, letter_of
 from .cascade import CASCADE
 from .cosmos import ANIMA, COSMOS
 from .detection import candidates_among, placed_by, resembles, stops_short
@@ -31,6 +31,7 @@ __all__ = [
     "FAMILIES",
     "OTHER",
     "Family",
+    "Kernel",
     "Layout",
     "Place",
     "detect_families",

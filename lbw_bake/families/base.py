@@ -15,6 +15,7 @@ OTHER = "OTHER"
 
 Layout = tuple[str, ...]
 Widths = tuple[int, ...]
+Kernel = tuple[int, ...]
 
 # Layers of a network: a regular expression over their whole flattened path -> the input widths they have (a number,
 # several, or () for any); or one over the start of their paths -> layers by the rest. The first match wins; what
@@ -76,7 +77,8 @@ class Family:
     generously; `layers` are those it really has, and tell the family from others with the same places. `base_model` is
     kohya's `ss_base_model_version` for it, and `claims` a regular expression for the starts of that and of
     `modelspec.architecture`. Presets for one of `preset_families` serve it too. `host_names` are what hosts call
-    the layers that some files name otherwise, by regular expressions for the ends of their paths.
+    the layers that some files name otherwise, by regular expressions for the ends of their paths; `kernels` those of
+    the convolutions among them, by regular expressions for whole paths.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Family:
     claims: str = ""
     preset_families: tuple[str, ...] = ()
     host_names: Mapping[str, str] = field(default_factory=dict)
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", self.layouts or (self.blocks, self.stack))
@@ -151,6 +154,10 @@ class Family:
         for end, name in self.host_names.items():
             path = re.sub(rf"{end}\Z", name, path)
         return path
+
+    def kernel_of(self, path: str) -> Kernel:
+        """The kernel of a convolution of the denoiser, () for other layers."""
+        return next((kernel for whole, kernel in self.kernels.items() if re.fullmatch(whole, path)), ())
 
     def claimed_by(self, metadata: Mapping[str, str]) -> bool:
         """Whether the metadata names this family."""

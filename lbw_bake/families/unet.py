@@ -46,6 +46,14 @@ _HOST_NAMES = {
     r"(?<=_downsamplers_0_)conv": "op",
 }
 
+# Factors of a convolution are often stored flat, and do not tell.
+_KERNELS = {
+    r".*_(?:conv\d?|op|in_layers_2|out_layers_3)|conv_in|conv_out|.*input_blocks_0_0|out_2": (3, 3),
+    r".*_(?:conv_shortcut|skip_connection)": (1, 1),
+}
+# The attentions of the first models begin and end with a convolution, those of all others with a linear layer.
+_SD1_KERNELS = {r"(?:.*_attentions_\d|(?:in|out)put_blocks_\d+_1|middle_block_1)_proj_(?:in|out)": (1, 1)}
+
 
 def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *more: str, motion: bool = False) -> Layers:
     """The layers of a UNet whose levels have these widths and this many transformer blocks in each attention."""
@@ -94,6 +102,7 @@ SD1 = Family(
     layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 768, motion=True),
     base_model="sd_v1",
     host_names=_HOST_NAMES,
+    kernels=_KERNELS | _SD1_KERNELS,
     claims=r"sd_v1|stable-diffusion-v1",
 )
 
@@ -104,6 +113,7 @@ SD2 = replace(
     encoders=(encoder("clip_h", "BASE", "te", "te1"),),
     layers=_layers((320, 640, 1280, 1280), (1, 1, 1, 0), 1024, r"class_embedding_\w+"),
     base_model="sd_v2",
+    kernels=_KERNELS,
     claims=r"sd_v2|stable-diffusion-v2",
     preset_families=("sd1",),
 )
@@ -122,6 +132,7 @@ SDXL = Family(
     layers=_layers((320, 640, 1280), (0, 2, 10), 2048, _SIZES, motion=True),
     base_model="sdxl_base_v1-0",
     host_names=_HOST_NAMES,
+    kernels=_KERNELS,
     claims=r"sdxl_|stable-diffusion-xl-v1-base",
 )
 
@@ -136,5 +147,6 @@ SDXL_REFINER = Family(
     relatives=(_SD_ATTENTION, _SDXL_ATTENTION, _SDXL),
     layers=_layers((384, 768, 1536, 1536), (0, 4, 4, 0), 1280, _SIZES),
     host_names=_HOST_NAMES,
+    kernels=_KERNELS,
     claims=r"stable-diffusion-xl-v1-refiner",
 )

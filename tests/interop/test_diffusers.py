@@ -297,3 +297,28 @@ def test_a_merge_is_both_adapters_at_once(model: Model, run: Run, tmp_path: Path
     base = output(["kohya"], [0.0])
     expected = output(["kohya", "pipeline"], [0.7, -0.4]) - base
     assert_close(output(["merged"], [1.0]) - base, expected, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize(("stem", "prefix"), [("kohya", ""), ("pipeline", "unet."), ("adapter", "")])
+def test_what_a_rank_makes_of_loha_is_a_lora_that_loads(
+    stem: str, prefix: str, bake_file: BakeFile, tmp_path: Path
+) -> None:
+    """Under every spelling, on linear layers and on the convolutions that begin and end SD1's attentions."""
+    model = MODELS[0]
+    net = model.make().eval()
+    tensors: StateDict = {}
+    expected: dict[str, torch.Tensor] = {}
+    for name, layer in model.layers(net).items():
+        outputs, inputs = layer.weight.shape[:2]
+        key = model.kohya(name) if stem == "kohya" else f"{prefix}{name}"
+        halves = [(torch.randn(outputs, 2), torch.randn(2, inputs)) for _ in "12"]
+        tensors |= {f"{key}.hada_w{n}_a": left for n, (left, _) in enumerate(halves, 1)}
+        tensors |= {f"{key}.hada_w{n}_b": right for n, (_, right) in enumerate(halves, 1)}
+        expected[name] = 0.5 * (halves[0][0] @ halves[0][1]) * (halves[1][0] @ halves[1][1])
+    source = tmp_path / f"{stem}.safetensors"
+    save_file(tensors, source)
+    baked = bake_file(source, "--weights", "*=0.5", "--rank", 4, "--family", "sd1")
+    load(model, net, baked, "trained")
+    for name, update in expected.items():
+        delta = net.get_submodule(name).get_delta_weight("trained")
+        assert_close(delta.reshape(update.shape), update, 1e-4)

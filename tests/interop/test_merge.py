@@ -18,11 +18,11 @@ lycoris = pytest.importorskip("lycoris.modules", reason="needs lycoris-lora")
 
 # A layer of each kernel size, 0 being a linear one.
 NAMES = {
-    0: "lora_unet_mid_block_attentions_0_proj_in",
-    1: "lora_unet_mid_block_resnets_0_conv_shortcut",
+    0: "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+    1: "lora_unet_mid_block_attentions_0_proj_in",
     3: "lora_unet_mid_block_resnets_0_conv1",
 }
-OTHER = "lora_unet_up_blocks_1_attentions_0_proj_in"
+OTHER = "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 LOCON, LOHA, LOKR = lycoris.LoConModule, lycoris.LohaModule, lycoris.LokrModule
 TUCKER, BOTH = {"use_tucker": True}, {"decompose_both": True}
 
@@ -189,7 +189,10 @@ NONLINEAR = {
 @pytest.mark.parametrize("parts", NONLINEAR.values(), ids=NONLINEAR)
 def test_what_does_not_add_up_by_itself_does_on_its_base_model(parts: Sequence[Part], tmp_path: Path, run: Run) -> None:
     base = layer(0)
-    save_file({"mid_block.attentions.0.proj_in.weight": base.weight.contiguous()}, tmp_path / "base.safetensors")
+    save_file(
+        {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight": base.weight.contiguous()},
+        tmp_path / "base.safetensors",
+    )
     modules = write_parts(parts, base, tmp_path)
     specs = [f"{tmp_path}/part{i}.safetensors:{WEIGHTS[i]}" for i in range(len(parts))]
     merged = tmp_path / "merged.safetensors"
