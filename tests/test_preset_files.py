@@ -303,6 +303,9 @@ class TestConverting:
         "elements": ("A:\n  sd1: {MID: 1}\n  elements: IN05:attn:1\n", "lbwpresets", "A: its element rules"),
         "weights": ("A:\n  sd1: {MID: 1}\n  elements: IN05:attn:1\n", "elempresets", "A: its weights"),
         "a depth": ("A:\n  elements: 25%-75%:attn:1\n", "elempresets", "A: element rule 25%-75%:attn:1"),
+        "no block": ("A:\n  elements: OTHER:attn:1\n", "elempresets", "A: element rule OTHER:attn:1"),
+        "a block of others": ("A:\n  elements: IN05 TE:attn:1\n", "elempresets", "A: element rule IN05 TE:attn:1"),
+        "a range of letters": ("A:\n  elements: IN-MID:attn:1\n", "elempresets", "A: element rule IN-MID:attn:1"),
         "a family without a vector": ("A:\n  qwen_image: {'*': 1}\n", "lbwpresets", "A: its weights for qwen_image"),
         "rules for any family": ("A: {'*': 1}\n", "lbwpresets", "A: its weights for any family"),
         "a variable in rules": ("A:\n  sd1: {MID: X}\n", "lbwpresets", "A: its weights: the weight of MID is X"),
@@ -331,6 +334,20 @@ class TestConverting:
         error = run.done("presets", "convert", source, tmp_path / "out", "--to", kind)
         assert f"lost: {lost}" in error or lost in error
         assert "lost: " in error
+
+    @pytest.mark.parametrize(
+        ("rule", "written"),
+        [
+            ("not in05 mid:not attn:0", "NOT IN05 M00:NOT attn:0"),
+            ("In05-Mid  out:Not  attn2.to_k ff.net:0.5", "IN05-M00 OUT:NOT attn2_to_k ff_net:0.5"),
+            ("D00-D18 S IN:notable:1", "D00-D18 S IN:notable:1"),
+            ("*:attn:1", ":attn:1"),
+        ],
+    )
+    def test_element_rules_are_spelled_as_the_extension_reads_them(self, rule: str, written: str) -> None:
+        made = WRITERS["elempresets"]([added("A", "", elements=rule)], None)
+        assert (made.text, made.lost) == (f"A:{written}\n", ())
+        assert read_document(made.text.encode(), Path("x"), "elempresets").findings == ()
 
     def test_a_description_becomes_a_comment(self, tmp_path: Path, run: Run) -> None:
         source = tmp_path / "in.yaml"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from ..errors import WeightError, nearest
-from ..families import FAMILIES, Family
+from ..families import FAMILIES, Family, letter_of
 from ..positions import Positions
 from ..selectors import block_range, select
 from ..tables import counted
@@ -26,6 +26,10 @@ RESERVED = ("XYZ", "ZYX")
 NAMED = "name the blocks: IN04=-0.5"
 MOST_ITEMS = 500  # in one selector or list of rules: no family has so many blocks
 USUAL = 2.0  # weights beyond it are more often a lost decimal point than meant
+# The blocks that the extension knows, of UNets and of Flux. Ranges have their ends in one of the lists; what stands
+# alone may be a part of a name.
+_IDS = tuple(frozenset("M00" if block == "MID" else block for block in FAMILIES[n].blocks) for n in ("sd1", "flux"))
+_LETTERS = frozenset(letter_of(name) for names in _IDS for name in names)
 _BREAKS_PROMPT = re.compile(r"[,:=<>\x00-\x1f\x7f-\x9f]|^%")
 
 
@@ -244,7 +248,7 @@ def read_element(
         yield written.strip().finding("LBW401", f"element rule {written.strip().shown()} has {colons}, not 2", name)
         return
     blocks, words, weight = parts
-    findings = list(_check_element_blocks(blocks, name, dialect, families))
+    findings = [*_check_element_blocks(blocks, name, dialect, families), *_check_words(words, name, dialect)]
     if variable_of(weight.text):
         message = f"{weight.shown()} is not a number, which element rules need"
         findings.append(weight.finding("LBW303", message, name))
@@ -261,18 +265,39 @@ def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect, families: 
     if findings:
         return
     for item in blocks.words():
-        if dialect is EXTENSION and (problem := _unportable(item.text)):
+        if dialect is EXTENSION and (problem := unportable(item.text)):
             yield item.finding("LBW309", problem, name)
         if any(_is_reversed(item.text, family) for family in families):
             yield item.finding("LBW404", f"range {item.text} is reversed", name)
 
 
-def _unportable(item: str) -> str:
+def _check_words(words: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
+    first = next(words.words(), words)
+    if first.text.upper() == "NOT" != first.text and dialect is EXTENSION:
+        yield first.finding("LBW309", f"the extension writes {first.text} in capitals", name)
+    if "." in words.text and dialect is EXTENSION:
+        where = words.part(words.text.index("."))
+        yield where.finding("LBW309", "the extension's names of layers have underscores, not dots", name)
+
+
+def portable_blocks(selector: str) -> str:
+    """The blocks of an element rule as the extension spells them; `unportable` says which words it does not know."""
+    return "" if selector.strip() == "*" else re.sub(r"\bMID\b", "M00", " ".join(selector.upper().split()))
+
+
+def portable_words(words: str) -> str:
+    """The words of an element rule as the extension finds them: its keys have underscores, its NOT is in capitals."""
+    return re.sub(r"(?i)^not(?= )", "NOT", " ".join(words.replace(".", "_").split()))
+
+
+def unportable(item: str) -> str:
+    """What keeps the extension from knowing a word of a block selector; empty if it does."""
     if "MID" in item.upper().split("-"):
         return "the extension calls the block M00, not MID"
-    if "%" in item or "*" in item:
-        return f"the extension does not know {item}"
-    return "" if item == item.upper() else f"the extension writes {item} in capitals"
+    if item != item.upper():
+        return f"the extension writes {item} in capitals"
+    known = item in ("NOT", *_LETTERS) or any(set(item.split("-")) <= names for names in _IDS)
+    return "" if known else f"the extension does not know {item}"
 
 
 def _is_reversed(item: str, family: Family) -> bool:

@@ -14,7 +14,7 @@ from ..positions import Positions
 from ..selectors import select
 from ..values import number_text, variable_of
 from ..weights import Element, Rules, Source, Vector, resolve
-from .grammar import EXTENSION, INSPIRE, Dialect
+from .grammar import EXTENSION, INSPIRE, Dialect, portable_blocks, portable_words, unportable
 from .inspire import LAYOUTS, Selectors
 from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset
 
@@ -52,7 +52,7 @@ def write_elempresets(presets: Iterable[Preset], _family: Family | None = None) 
             if blocks is None:
                 lost.append(f"{preset.name}: element rule {element}, whose blocks the extension cannot name")
             else:
-                rules.append(f"{blocks}:{element.words}:{number_text(element.weight)}")
+                rules.append(f"{blocks}:{portable_words(element.words)}:{number_text(element.weight)}")
         if rules:
             entries.append(f"{preset.name}:" + "\n".join(rules) + "\n")
     return Written("\n".join(entries), tuple(lost))
@@ -225,9 +225,5 @@ def _spelled(value: str, dialect: Dialect) -> str:
 
 def _portable_blocks(element: Element) -> str | None:
     """The blocks of an element rule as the extension names them, None where it cannot."""
-    words = re.sub(r"\bMID\b", "M00", element.blocks.upper()).split()
-    if words == ["*"]:
-        return ""
-    if any("%" in word or "*" in word for word in words):
-        return None
-    return " ".join(words)
+    written = portable_blocks(element.blocks)
+    return None if any(map(unportable, written.split())) else written
