@@ -194,6 +194,7 @@ BROKEN: dict[str, tuple[str, int, str]] = {
     "an unknown family": (f"A:\n  sd1: {HALVES}\n  sdlx: {HALVES}\n", 3, "sdlx"),
     "too deep": (f"A: {HALVES}\nB: {{sd1: {{MID: [1]}}}}\n", 2, ""),
     "an element rule without a weight": ("A: {elements: 'IN04:attn'}\n", 1, "IN04:attn"),
+    "an element rule for no word": ("A: {elements: ':NOT:1'}\n", 1, "NOT names no word"),
     "a control character": (f"A: {HALVES}\nB: \x01\n", 2, ""),
 }
 

@@ -273,7 +273,9 @@ def _check_element_blocks(blocks: Piece, name: str, dialect: Dialect, families: 
 
 def _check_words(words: Piece, name: str, dialect: Dialect) -> Iterator[Finding]:
     first = next(words.words(), words)
-    if first.text.upper() == "NOT" != first.text and dialect is EXTENSION:
+    if words.text.upper() == "NOT":
+        yield words.finding("LBW407", "NOT names no word", name)
+    elif first.text.upper() == "NOT" != first.text and dialect is EXTENSION:
         yield first.finding("LBW309", f"the extension writes {first.text} in capitals", name)
     if "." in words.text and dialect is EXTENSION:
         where = words.part(words.text.index("."))
