@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .api import bake, merge, mix
     from .batch import run_batch
-    from .checks import Checked, find_preset_files, validate
+    from .checks import Checked, validate, validate_all
     from .comparison import Comparison, diff
     from .errors import LbwError
     from .grid import Assembled, assemble_grid
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "api": ("bake", "merge", "mix"),
     "batch": ("run_batch",),
-    "checks": ("Checked", "find_preset_files", "validate"),
+    "checks": ("Checked", "validate", "validate_all"),
     "comparison": ("Comparison", "diff"),
     "errors": ("LbwError",),
     "grid": ("Assembled", "assemble_grid"),
@@ -76,7 +76,6 @@ __all__ = [
     "convert_presets",
     "diff",
     "find_preset",
-    "find_preset_files",
     "inspect",
     "load_presets",
     "make_batch",
@@ -88,6 +87,7 @@ __all__ = [
     "remove_preset",
     "run_batch",
     "validate",
+    "validate_all",
     "write_sweep",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -36,24 +37,34 @@ class Checked:
         return sum(finding.is_error for finding in self.findings)
 
 
-def find_preset_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files named, and those of the folders named, subfolders included, that end like preset files.
+def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = None) -> Iterator[Checked]:
+    """Check preset files, and those of folders, one after the other, as `validate` does.
 
-    Raises FileFormatError for a folder that holds none, or cannot be looked into.
+    What cannot be read, and a folder that holds none, has a finding that says so.
     """
+    for found in _find_files(map(Path, paths)):
+        try:
+            if isinstance(found, FileFormatError):
+                raise found
+            yield validate(found, kind=kind)
+        except FileFormatError as error:
+            problem = error.message.removeprefix(f"{error.path}: ")
+            yield Checked(error.path, 0, (Finding("LBW112", 1, 1, "", problem, error.hint),))
+
+
+def _find_files(paths: Iterable[Path]) -> Iterator[Path | FileFormatError]:
+    """The files named, and those of the folders named, subfolders included, that end like preset files."""
     for path in paths:
-        if path == STDIN or not path.is_dir():
+        if path == STDIN or not os.path.isdir(path):  # noqa: PTH112 - which does not raise for what may not be looked at
             yield path
             continue
-        found = False
-        for file in files_in(path, recursive=True):
-            if isinstance(file, FileFormatError):
-                raise file
-            if file.suffix.lower() in SUFFIXES:
-                found = True
-                yield file
-        if not found:
-            raise FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
+        found = [
+            file
+            for file in files_in(path, recursive=True)
+            if isinstance(file, FileFormatError) or file.suffix.lower() in SUFFIXES
+        ]
+        nothing = FileFormatError(path, f"holds no files ending in {', '.join(SUFFIXES)}", "name the preset files")
+        yield from found or (nothing,)
 
 
 def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
@@ -67,7 +78,7 @@ def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
         with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
             return check(read_data(file), path, kind)
     except OSError as error:
-        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its path and permissions") from error
 
 
 def check(data: bytes, path: Path, kind: str | None = None) -> Checked:

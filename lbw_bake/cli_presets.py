@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import path
+from .cli_options import path, refuse
 from .completion import all_preset_names, element_rules, family_names
 
 presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
@@ -38,20 +38,18 @@ def validate(
         Kind | None, typer.Option("--kind", help="What the files are, where name and content do not tell.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print findings only.")] = False,
 ) -> None:
     """Check preset files: presets.yaml, lbwpresets.txt, elempresets.txt, the Inspire Pack's.
 
-    Exits 1 if a file has errors. docs/preset-rules.md explains every code.
+    Exits 1 if a file has errors or cannot be read. docs/preset-rules.md explains every code.
     """
-    from . import console, find_preset_files, reports
-    from . import validate as check
+    from . import console, reports, validate_all
 
-    for file in files:
-        if str(file) != "-" and not file.exists():
-            raise typer.BadParameter(f"{console.escape(file)} does not exist", param_hint="FILE")
-    results = [check(file, kind=kind) for file in find_preset_files(files)]
-    default = "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
+    refuse((json_output and format_ not in (None, "json"), "--json", f"--format {format_} is another format"))
+    results = list(validate_all(files, kind=kind))
+    default = "json" if json_output else "github" if os.environ.get("GITHUB_ACTIONS") == "true" else "text"
     for line in reports.FORMATS[format_ or default](results):
         typer.echo(line)
     if not quiet:

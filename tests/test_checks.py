@@ -50,6 +50,7 @@ class TestExitCodes:
             ("A: R\n", (), 1),
             (WRONG, ("--format", "xml"), 2),
             (WRONG, ("--kind", "csv"), 2),
+            (GOOD, ("nowhere.txt",), 1),
         ],
     )
     @pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
@@ -59,10 +60,22 @@ class TestExitCodes:
         file.write_text(text)
         assert run("validate", file, "--format", form, *options)[0] == expected
 
-    def test_a_missing_file_is_wrong_usage(self, tmp_path: Path, run: Run) -> None:
-        code, out, error = run("validate", tmp_path / "nowhere.txt")
-        assert (code, out) == (2, "")
-        assert "does not exist" in " ".join(error.replace("│", "").split())
+    @pytest.mark.parametrize("missing", ["nowhere.txt", "a" * 300, "empty", "lbwpresets.txt/x"])
+    @pytest.mark.parametrize("form", ["text", "json", "github", "sarif"])
+    def test_what_cannot_be_read_is_a_finding_beside_those_of_the_others(
+        self, missing: str, form: str, file: Path, run: Run
+    ) -> None:
+        (file.parent / "empty").mkdir()
+        code, out, _ = run("validate", file.parent / missing, file, "--format", form)
+        assert code == 1
+        for said in ("LBW112", missing, "LBW301", MESSAGE.partition(";")[0]):
+            assert said in out
+
+    def test_json_is_a_flag_too(self, file: Path, run: Run) -> None:
+        expected = run("validate", file, "--format", "json")
+        for options in (("--json",), ("--json", "--format", "json")):
+            assert run("validate", file, *options) == expected
+        assert run("validate", file, "--json", "--format", "text")[0] == 2
 
     def test_without_files_there_is_nothing_to_do(self, run: Run) -> None:
         assert run("validate")[0] == 2
@@ -90,8 +103,9 @@ class TestFinding:
         assert list(dict.fromkeys(found)) == ["a/b/elempresets.txt", "a/b/x.yaml", "a/lbwpresets.txt", "x.txt"]
 
     def test_a_folder_without_preset_files_is_an_error(self, tmp_path: Path, run: Run) -> None:
-        error = run.refused("validate", tmp_path)
-        assert "holds no files ending in .yaml, .yml, .txt" in error
+        code, out, _ = run("validate", tmp_path)
+        assert code == 1
+        assert f"{tmp_path}:1:1: error LBW112: holds no files ending in .yaml, .yml, .txt\n    name the" in out
 
     @pytest.mark.parametrize(
         ("text", "options", "codes"),

@@ -97,7 +97,7 @@ class TestReading:
 
     def test_every_rule_is_broken_by_a_file(self) -> None:
         broken = {finding["code"] for path in files_of("invalid") for finding in expected_of(path)}  # type: ignore[attr-defined]
-        assert broken == RULES.keys()
+        assert broken == RULES.keys() - {"LBW112"}  # of what is no file to be read
 
     def test_the_built_in_file_is_clean_and_means_something_everywhere(self) -> None:
         path = ROOT / "presets.yaml"
