@@ -54,12 +54,12 @@ _ROUNDING = 5e-5
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a merge, with its weights; the preset's name, if they come from one, and what is said of its file."""
+    """One file of a merge, with its weights; the preset's name, if they come from one, and what is said of it."""
 
     lora: Lora
     weights: FamilyWeights
     preset: str | None = None
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,12 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
             )
         common = shared
     alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
-    parts = [Part(lora, agree(lora, weights.for_family), weights.preset, weights.remark) for lora, weights in alike]
-    if len(parts) == 1:
-        said = parts[0].remark, copied_untouched(parts[0].lora, parts[0].weights.family)
-        return [replace(parts[0], remark="; ".join(filter(None, said)))]
+    parts = []
+    for lora, weights in alike:
+        agreed = agree(lora, weights.for_family)
+        parts.append(Part(lora, agreed, weights.preset, tuple(weights.remarks(agreed.family))))
+    if len(parts) == 1 and (said := copied_untouched(parts[0].lora, parts[0].weights.family)):
+        return [replace(parts[0], remarks=(*parts[0].remarks, said))]
     return parts
 
 
@@ -363,7 +365,7 @@ def _common(parts: Sequence[Part]) -> list[str]:
 def _warnings(
     parts: Sequence[Part], layers: Sequence[Layer], left_out: Iterable[tuple[Part, Sequence[Tensor]]]
 ) -> Iterator[str]:
-    yield from filter(None, dict.fromkeys(part.remark for part in parts))
+    yield from dict.fromkeys(remark for part in parts for remark in part.remarks)
     components = {(layer.place.component, len(layer.addends) > 1) for layer in layers}
     for component in _common(parts):
         if (component, True) not in components:

@@ -71,4 +71,4 @@ def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData
         from .prune import prune
 
         plan = prune(plan, data)
-    return replace(plan, warnings=tuple(filter(None, (recipe.weights.remark, *plan.warnings))))
+    return replace(plan, warnings=(*recipe.weights.remarks(weights.family), *plan.warnings))

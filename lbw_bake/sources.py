@@ -34,12 +34,13 @@ class Weights:
     """The weights that are asked for, before a family gives them meaning; by default all ones.
 
     `source` says where they come from, `options` what modifies them; `layout` chooses among a preset's vectors by
-    their length.
+    their length. `element_presets` are those that rules of the options come from.
     """
 
     source: Source | Preset = ONES
     options: Options = field(default_factory=Options)
     layout: int | None = None
+    element_presets: tuple[Preset, ...] = ()
 
     @classmethod
     def of(cls, given: Weights | Preset | str | Sequence[float] | Mapping[str, float]) -> Weights:
@@ -97,19 +98,21 @@ class Weights:
         if text:
             source = find_preset(text, known) if by_name else parse_source(text)
         own = source.elements if isinstance(source, Preset) else ()
-        named = (rule for name in names for rule in _elements_of(find_preset(name, known)))
+        named = tuple(find_preset(name, known) for name in names)
+        theirs = (rule for preset in named for rule in _elements_of(preset))
         written = (rule for text in elements for rule in parse_elements(text))
-        return cls(source, replace(options, elements=(*own, *named, *written)), layout)
+        return cls(source, replace(options, elements=(*own, *theirs, *written)), layout, named)
 
     @property
     def preset(self) -> str | None:
         """The preset's name, if the weights come from one."""
         return self.source.name if isinstance(self.source, Preset) else None
 
-    @property
-    def remark(self) -> str:
-        """What there is to say of the file the preset comes from; empty if nothing."""
-        return self.source.remark if isinstance(self.source, Preset) else ""
+    def remarks(self, family: Family) -> list[str]:
+        """What there is to say of the presets they come from, for a family."""
+        own = (self.source,) if isinstance(self.source, Preset) else ()
+        said = (preset.remark for preset in (*own, *self.element_presets))
+        return list(filter(None, dict.fromkeys((*said, *(preset.hiding(family) for preset in own)))))
 
     def source_for(self, family: Family) -> Source:
         """Where the weights of a family come from. Raises PresetError."""
@@ -128,11 +131,12 @@ class Weights:
         return replace(resolved, named=frozenset())
 
     def _blamed(self, error: LbwError, preset: Preset, family: Family) -> LbwError:
-        """What is wrong, naming the preset if that is by itself."""
+        """What is wrong, naming the preset if that is by itself, and one that it hides if that is right."""
         try:
             resolve(self.source_for(family), family, replace(self.options, elements=preset.elements))
         except WeightError as own:
-            return own.about(preset)
+            about = own.about(preset)
+            return WeightError(about.message, preset.hiding(family) or about.hint)
         return error
 
 

@@ -253,6 +253,37 @@ class TestFiles:
         builtin = load_presets()["MIDD"]
         assert f"hides that of {builtin.path}:{builtin.line}, which has one: rename it" in error
 
+    @pytest.mark.parametrize("name", ["MIDD", "OUTS"])
+    def test_the_extension_s_own_file_hides_other_families_meanings_aloud(
+        self, name: str, tmp_path: Path, run: Run
+    ) -> None:
+        path = tmp_path / "lbwpresets.txt"
+        path.write_text("".join(f"{name}:{values}\n" for name, values in EXTENSION.items()))
+        builtin = load_presets()[name]
+        line = [*EXTENSION].index(name) + 1
+        files = {
+            "sd1": unet_lora(),
+            "sdxl": sdxl_lora(),
+            "flux": kohya_lora(["unet_double_blocks_0_img_attn_proj", "unet_single_blocks_0_linear2"]),
+        }
+        said = {}
+        for family, tensors in files.items():
+            source = write(tmp_path / f"{family}.safetensors", tensors)
+            _, _, said[family] = run("bake", source, "-p", name, "--presets", path, "--dry-run", "--family", family)
+        hides = f"and hides that of {builtin.path}:{builtin.line}, which is: rename it"
+        assert f"hint: {path}:{line}: preset {name} is not for flux {hides}" in said["flux"]
+        assert f"{path}:{line}: preset {name} is not for sdxl {hides}" in said["sdxl"]
+        assert "hides" not in said["sd1"]
+        merge = (
+            "merge",
+            f"{tmp_path / 'sdxl.safetensors'}:1:{name}",
+            "--presets",
+            path,
+            "-o",
+            tmp_path / "m.safetensors",
+        )
+        assert hides in run.done(*merge)
+
     def test_nobody_is_told_to_change_the_built_in_file(self, tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())
         error = run.refused("bake", source, "-p", "MIDD", "--layout", "12", "--dry-run")
@@ -308,6 +339,10 @@ class TestFiles:
         for name in "ABD":
             run.done(*asked, name)
         assert f"{path}:4: C needs an empty line before it" in run.refused(*asked, "C")
+        said = f"{path}: 1 line cannot be used, first line 4: C needs an empty line before it"
+        assert f"warning: {source}: {said}" in run.done(*asked, "A")
+        assert said in run.refused(*asked, "A", "--strict")
+        assert said not in run.done(*asked, "ATTNDEEPON")
 
     @pytest.mark.parametrize(
         ("name", "text"),

@@ -110,6 +110,16 @@ class Preset:
             return False
         return not isinstance(source, Vector) or len(source.values) in map(len, family.layouts)
 
+    def hiding(self, family: Family) -> str:
+        """What is said where a preset that it is found instead of speaks for the family and it does not; or nothing."""
+        hidden = self.hides
+        while hidden and not hidden.speaks_for(family):
+            hidden = hidden.hides
+        if hidden is None or not self.entries or self.speaks_for(family):
+            return ""
+        where = f"{hidden.path}:{hidden.line}"
+        return f"{self} is not for {family.name} and hides that of {where}, which is: rename it, or add one that is"
+
     def entries_for(self, family: Family, layout: int | None = None) -> list[Entry]:
         """The entries that fit a family, the one that counts first.
 
