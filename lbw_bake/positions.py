@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from .errors import WeightError
 from .families import Family
@@ -74,14 +75,18 @@ def _at_positions(selector: str, family: Family) -> frozenset[str]:
             f"{' '.join(sorted(meaning)) or 'no block'} in one of {len(layout)} blocks"
             for meaning, layout in zip(meanings, family.layouts, strict=True)
         )
+        meant = next(blocks for blocks in (*meanings, *(blocks[:1] for blocks in found)) if blocks)
         raise WeightError(
-            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {_example(meanings, found)}=0.5"
+            f"{selector} counts the blocks a LoRA has: {choices}", f"name the blocks: {_by_name(meant, family)}"
         )
     return frozenset().union(*meanings)
 
 
-def _example(meanings: Iterable[frozenset[str]], found: Iterable[Sequence[str]]) -> str:
-    return " ".join(sorted(next(filter(None, meanings), frozenset(next(iter(found))[:1]))))
+def _by_name(blocks: Iterable[str], family: Family) -> str:
+    """Rules for these blocks, neighbours as a range."""
+    runs = groupby(enumerate(sorted(map(family.blocks.index, blocks))), key=lambda place: place[1] - place[0])
+    ends = [[family.blocks[index] for _, index in run] for _, run in runs]
+    return " ".join(f"{'-'.join(dict.fromkeys((run[0], run[-1])))}=0.5" for run in ends)
 
 
 def _of_kind(kind: str, layout: Sequence[str]) -> list[str]:

@@ -131,11 +131,21 @@ class TestInspire:
         weights = weights_of(text, family, seed=1)
         assert {block: weights[block] for block in expected} == expected
 
-    @pytest.mark.parametrize(("text", "family"), [("%in3=0.5", "sd1"), ("%in1-4=1", "sdxl"), ("%out7=0", "sd1")])
-    def test_positions_that_depend_on_the_file_are_refused(self, text: str, family: str) -> None:
+    @pytest.mark.parametrize(
+        ("text", "family", "meant"),
+        [
+            ("%in3=0.5", "sd1", "IN04=0.5"),
+            ("%in1-4=0.5", "sd1", "IN01-IN02=0.5 IN04-IN05=0.5"),
+            ("%in1-4=1", "sdxl", "IN04-IN05=0.5 IN07-IN08=0.5"),
+            ("%out7=0", "sd1", "OUT09=0.5"),
+            ("%in20=0", "sd1", "IN01=0.5"),
+        ],
+    )
+    def test_positions_that_depend_on_the_file_are_refused(self, text: str, family: str, meant: str) -> None:
         with pytest.raises(WeightError, match="counts the blocks a LoRA has") as problem:
             weights_of(text, family)
-        assert "=0.5" in problem.value.hint
+        assert problem.value.hint == f"name the blocks: {meant}"
+        assert 0.5 in weights_of(meant, family).values()
 
     def test_the_refusal_says_what_it_could_mean(self) -> None:
         with pytest.raises(WeightError) as problem:
