@@ -54,15 +54,21 @@ def weigh_positions(rules: Iterable[tuple[str, str]], family: Family, evaluate: 
     numbered = frozenset(block for kind in _KINDS for layout in family.layouts for block in _of_kind(kind, layout))
     listed = {block: default if block in numbered else base for block in family.blocks}
     for selector, number in numbers:
-        if selector not in ("default", "base"):
-            listed |= dict.fromkeys(_at_positions(selector, family), number)
+        listed |= dict.fromkeys(blocks_at(selector, family), number)
     return listed
 
 
-def _at_positions(selector: str, family: Family) -> frozenset[str]:
-    """The blocks that `in3` or `in1-4` means, if that is the same for a LoRA of any of the family's layouts."""
+def blocks_at(selector: str, family: Family) -> frozenset[str]:
+    """The blocks that `in3` or `in1-4` means, if that is the same for a LoRA of any of the family's layouts.
+
+    `default` and `base` are none by position. Raises WeightError.
+    """
+    if selector in ("default", "base"):
+        return frozenset()
     kind, *numbers = _PARTS.split(selector)
-    found = [_of_kind(kind, layout) for layout in family.layouts]
+    # Where a family has one layout, its relatives' show what a LoRA of the attention alone may lack.
+    layouts = family.layouts if len(family.layouts) > 1 else (*family.layouts, *family.relatives)
+    found = [_of_kind(kind, layout) for layout in layouts]
     if not any(found):
         raise WeightError(f"{family.name} has no {kind} blocks", "name its blocks: IN04=0.5 D07=1")
     if not numbers:
@@ -73,7 +79,7 @@ def _at_positions(selector: str, family: Family) -> frozenset[str]:
     if not all(meanings) or len({meaning & common for meaning in meanings}) > 1:
         choices = "; ".join(
             f"{' '.join(sorted(meaning)) or 'no block'} in one of {len(layout)} blocks"
-            for meaning, layout in zip(meanings, family.layouts, strict=True)
+            for meaning, layout in zip(meanings, layouts, strict=True)
         )
         meant = next(blocks for blocks in (*meanings, *(blocks[:1] for blocks in found)) if blocks)
         raise WeightError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from math import ceil
 
 from .errors import WeightError, nearest
 from .families import OTHER, Family, letter_of
@@ -16,7 +17,7 @@ def select(text: str, family: Family) -> frozenset[str]:
     """The blocks a selector names: `IN04`, `IN04-IN08` (either order), `OUT` (all of that letter), `BASE`, `*`.
 
     `25%-75%` is the middle half of the stack. Several stand side by side; a leading `NOT ` means all others; empty
-    means all. Raises WeightError.
+    means all. Raises WeightError, also for what names no block.
     """
     items = text.split()
     inverted = bool(items) and items[0].upper() == "NOT"
@@ -53,7 +54,11 @@ def _select_item(item: str, family: Family) -> tuple[str, ...]:
             raise WeightError(f"{item} goes beyond the whole depth", "write percents up to 100, as in 25%-75%")
         stack = family.stack
         middles = ((100 * (i + 0.5) / len(stack), block) for i, block in enumerate(stack))
-        return tuple(block for middle, block in middles if first < middle <= last)
+        inside = tuple(block for middle, block in middles if first < middle <= last)
+        if not inside:
+            share = ceil(100 / len(stack))
+            raise WeightError(f"{item} holds no block of {family.name}", f"write a range of at least {share}%")
+        return inside
     ends = [block_range(end, family) for end in name.split("-", 1)]
     start, stop = min(end.start for end in ends), max(end.stop for end in ends)
     selected = tuple(block for block in _vocabulary(family)[start:stop] if block in family.blocks)

@@ -139,6 +139,7 @@ class TestInspire:
             ("%in1-4=1", "sdxl", "IN04-IN05=0.5 IN07-IN08=0.5"),
             ("%out7=0", "sd1", "OUT09=0.5"),
             ("%in20=0", "sd1", "IN01=0.5"),
+            ("%in3=0.5", "sdxl_refiner", "IN02=0.5"),
         ],
     )
     def test_positions_that_depend_on_the_file_are_refused(self, text: str, family: str, meant: str) -> None:

@@ -184,6 +184,15 @@ class TestRules:
         with pytest.raises(WeightError, match="goes beyond the whole depth"):
             weights_of(f"{selector}=1")
 
+    @pytest.mark.parametrize(("family", "enough"), [("sd1", 4), ("flux", 2), ("sdxl", 6)])
+    @pytest.mark.parametrize("selector", ["0%-0%", "25%-25%", "NOT 100%-100%"])
+    def test_a_depth_that_holds_no_block_is_refused(self, selector: str, family: str, enough: int) -> None:
+        with pytest.raises(WeightError, match=f"holds no block of {family}") as problem:
+            weights_of(f"{selector}=0 *=1", family)
+        assert problem.value.hint == f"write a range of at least {enough}%"
+        for start in range(100 - enough):
+            weights_of(f"{start}%-{start + enough}%=0", family)
+
     @pytest.mark.parametrize("text", ["IN11=1 *=0", "OUT09=1 *=0"])
     def test_a_block_of_another_family_is_not_passed_over_in_silence(self, text: str, tmp_path: Path, run: Run) -> None:
         """SDXL ends at IN08 and OUT08, though vectors with names beyond them are taken."""

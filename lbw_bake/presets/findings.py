@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = _table(
     ("LBW405", ERROR, "range with more than two ends", "write FIRST-LAST"),
     ("LBW406", ERROR, "entry without element rules", "write NAME:BLOCKS:WORDS:WEIGHT"),
     ("LBW407", ERROR, "NOT of no word", "write the words it is not for: IN05:NOT attn:0.5"),
+    ("LBW408", ERROR, "position that is no block, or several", "name the blocks: IN04=0.5"),
     # presets.yaml
     ("LBW501", ERROR, "not valid YAML", "correct the syntax"),
     ("LBW502", ERROR, "alias or tag", "write the values out, without *, & and !"),

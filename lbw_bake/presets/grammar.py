@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from ..errors import WeightError, nearest
 from ..families import FAMILIES, Family, letter_of
-from ..positions import Positions
+from ..positions import Positions, blocks_at
 from ..selectors import block_range, select
 from ..tables import counted
 from ..values import NOT_FINITE, NUMBER, are_several, slip, variable_of
@@ -172,12 +172,32 @@ def read_source(written: Piece, name: str, families: Sequence[Family]) -> Iterat
         rules = [(written.part(*match.span(1)), written.part(*match.span(2))) for match in split_rules(written.text)]
         yield from check_rules(rules, name, families)
     elif isinstance(source, Positions):
+        yield from _check_positions(written, [selector for selector, _ in source.rules], name, families)
         for selector, value in source.rules:
             found = list(check_value(written.with_text(value), name, LBW))
             yield from found
             if not found and value.startswith("-") and float(value):
                 yield written.finding("LBW303", f"{selector}={value} is negative, which % rules cannot be", name, NAMED)
     yield source
+
+
+def _check_positions(
+    written: Piece, selectors: Sequence[str], name: str, families: Sequence[Family]
+) -> Iterator[Finding]:
+    """What keeps all families from knowing the blocks of `%` rules: said of the one that knows most of them."""
+    kinds = [re.sub(r"\d.*", "", selector) for selector in selectors]
+    best = max(families, key=lambda family: sum(_position_problem(one, family) is None for one in (*selectors, *kinds)))
+    for selector in dict.fromkeys(selectors):
+        if problem := _position_problem(selector, best):
+            yield written.finding("LBW408", problem.message, name, problem.hint)
+
+
+def _position_problem(selector: str, family: Family) -> WeightError | None:
+    try:
+        blocks_at(selector, family)
+    except WeightError as error:
+        return error
+    return None
 
 
 def check_rules(rules: Sequence[tuple[Piece, Piece]], name: str, families: Sequence[Family]) -> Iterator[Finding]:
