@@ -127,10 +127,11 @@ def _result(outcome: Outcome) -> str:
     counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
     size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
     done = f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
-    strength = outcome.options.strength * outcome.options.unet
-    if strength in (0, 1):
+    te, unet = (outcome.options.strength * part for part in (outcome.options.te, outcome.options.unet))
+    if {te, unet} <= {0, 1}:
         return done
-    return f"{done}; load it with a weight of 1, a strength of {strength:g} is baked in"
+    baked = f"a strength of {te:g} is" if te == unet else f"strengths of {te:g} (te) and {unet:g} (unet) are"
+    return f"{done}; load it with a weight of 1, {baked} baked in"
 
 
 def _counted(outcome: Outcome) -> str:

@@ -12,6 +12,7 @@ from .errors import LbwError, NotBakeableError, WeightError
 from .values import NOT_FINITE, NUMBER, parse_number
 
 _TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
+_ELEMENT_RULE = re.compile(rf":\s*lbwe\s*=\s*([^:=]*:[^:=]*:\s*{NUMBER.pattern})\s*(?=:|$)", re.IGNORECASE)
 _SAMPLING = ("start", "stop", "step")
 _ALIASES = {"w": "lbw"}
 _KEYS = ("te", "unet", "lbw", "w", "lbwe", "x", *_SAMPLING)
@@ -44,6 +45,11 @@ def parse_token(text: str) -> Token:
     if match is None or not match[1].strip():
         raise WeightError(f"{text!r} is not a prompt token", "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>")
     try:
+        if rule := _ELEMENT_RULE.search(match[2]):
+            raise WeightError(
+                f"lbwe={rule[1]} is an element rule, lbwe= takes the name of a preset of them",
+                f'leave it out and give it as --element "{rule[1]}"',
+            )
         return _token(match[1].strip(), [field.strip() for field in match[2].split(":") if field.strip()])
     except LbwError as error:
         raise type(error)(f"{text.strip()}: {error.message}", error.hint) from error
@@ -52,25 +58,29 @@ def parse_token(text: str) -> Token:
 def _token(name: str, fields: list[str]) -> Token:
     strengths: list[float] = []
     keyed: dict[str, str] = {}
-    early = ""
     for field in fields:
         key, equals, value = (part.strip() for part in field.partition("="))
-        key = _ALIASES.get(key.lower(), key.lower())
         if equals:
-            _put(keyed, key, value)
-        elif early:
+            _put(keyed, _ALIASES.get(key.lower(), key.lower()), value)
+    early = ""
+    for field in (field for field in fields if "=" not in field):
+        if early:
             raise WeightError(
                 f"{field!r} after {early!r} could mean several things", f"write x={field}, unet={field} or lbwe={field}"
             )
-        elif NUMBER.fullmatch(field) or NOT_FINITE.fullmatch(field):
+        if NUMBER.fullmatch(field) or NOT_FINITE.fullmatch(field):
             strengths.append(parse_number(field, "a strength"))
         elif "@" in field:
             raise NotBakeableError(
                 f"{field!r} changes the strength during sampling, a file cannot", "write one number there"
             )
+        elif "lbw" in keyed:
+            raise WeightError(
+                f"{field!r} is no number, and lbw={keyed['lbw']} has the weights already",
+                "leave it out, or write a number like 0.7",
+            )
         else:
-            early = field
-            _put(keyed, "lbw", field)
+            early = keyed["lbw"] = field
     if sampling := [key for key in _SAMPLING if key in keyed]:
         raise NotBakeableError(
             f"{', '.join(sampling)} cannot be baked: it switches the LoRA during sampling, a file cannot",

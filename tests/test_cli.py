@@ -353,7 +353,14 @@ class TestTokens:
         ("options", "said"),
         [
             (("--token", "<lora:a:0.7:lbw=MIDD>"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
-            (("--token", "<lora:a:1:0.5:lbw=MIDD>"), "; load it with a weight of 1, a strength of 0.5 is baked in"),
+            (
+                ("--token", "<lora:a:1:0.5:lbw=MIDD>"),
+                "strengths of 1 (te) and 0.5 (unet) are baked in",
+            ),
+            (
+                ("-p", "MIDD", "--te", "0.5"),
+                "strengths of 0.5 (te) and 1 (unet) are baked in",
+            ),
             (("-p", "MIDD", "--strength", "0.7"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
             (("--token", "<lora:a:1:lbw=MIDD>"), "MB/s)"),
             (("-p", "MIDD", "--te", "0"), "MB/s)"),

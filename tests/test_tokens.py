@@ -73,6 +73,13 @@ class TestErrors:
             parse_token(f"<lora:x:0.7:MIDD:{last}>")
         assert f"x={last}" in problem.value.hint
 
+    @pytest.mark.parametrize("rule", ["IN05-OUT05:attn:0.5", "IN05::-1", ":NOT attn:.5"])
+    @pytest.mark.parametrize("around", ["<lora:x:0.7:lbw=MIDD:lbwe={}>", "<lora:x:LBWE = {} :te=1>"])
+    def test_an_element_rule_has_an_option_of_its_own(self, rule: str, around: str) -> None:
+        with pytest.raises(WeightError, match="is an element rule") as problem:
+            parse_token(around.format(rule))
+        assert problem.value.hint == f'leave it out and give it as --element "{rule}"'
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [
@@ -85,7 +92,10 @@ class TestErrors:
             ("<lora:x:1> <lora:y:1>", "not a prompt token"),
             ("<lora:x:1:lbv=MIDD>", "unknown key 'lbv'"),
             ("<lora:x:1:lbw=A:lbw=B>", "gives lbw twice"),
-            ("<lora:x:1:A:lbw=B>", "gives lbw twice"),
+            ("<lora:x:1:A:lbw=B>", "'A' is no number, and lbw=B has the weights already"),
+            ("<lora:x:1:0.5:dyn:lbw=MIDD>", "'dyn' is no number"),
+            ("<lora:x:lbw=MIDD:attn:0.5>", "'attn' is no number"),
+            ("<lora:x:\uff10.7:lbw=MIDD>", "'\uff10.7' is no number"),
             ("<lora:x:1:w=A:lbw=B>", "gives lbw twice"),
             ("<lora:x:1:te=0.5:te=0.5>", "gives te twice"),
             ("<lora:x:1:0.5:0.2>", "has 3 strengths"),
