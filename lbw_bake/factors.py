@@ -5,7 +5,7 @@ What must be known of tensor data (would a factor overflow?) is asked of `look`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ Look = Callable[[Tensor, Multiply], Survey]
 
 ACTIONS = COPIED, SCALED, ZEROED, REMOVED = "copied", "scaled", "zeroed", "removed"
 
+_WIDEST = frozenset(["BF16", "F32", "F64"])  # float32 has no room for what is beyond these
 # Roles that are read as they are: re-encoded only where that changes nothing.
 _PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)
 
@@ -73,7 +74,7 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
     for tensor in module.all_tensors if edits else ():  # a treatment's own factors
         step = edits.get(tensor.name)
         if isinstance(step, Multiply) and step.may_overflow and (found := look(tensor, step)).overflows:
-            raise _overflow(module, weight, {tensor.dtype}, largest(step.target) / found.peak)
+            raise _overflow(module, weight, {step.target}, largest(step.target) / found.peak)
     _turn_back(module, weight, edits)
     treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
@@ -103,16 +104,17 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
             limit = max(limit, min(room))
         else:
             limits.append(limit)
-            dtypes = {tensor.dtype for tensor in steps}
+            dtypes = {step.target for step in steps.values()}
     if limits:
         raise _overflow(module, weight, dtypes, min(limits))
 
 
-def _overflow(module: Module, weight: float, dtypes: Iterable[str], limit: float) -> NotBakeableError:
+def _overflow(module: Module, weight: float, dtypes: Collection[str], limit: float) -> NotBakeableError:
+    wider = ", or write wider numbers with --dtype f32" if _WIDEST.isdisjoint(dtypes) else ""
     return NotBakeableError(
         f"{module.name}: weight {weight:g} overflows {', '.join(sorted(dtypes))}; "
         f"the largest safe weight is {limit:.6g}",
-        "use a smaller weight, or write wider numbers with --dtype f32",
+        f"use a smaller weight{wider}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from math import ceil
 
@@ -36,8 +37,13 @@ def block_range(name: str, family: Family) -> range:
     blocks = enumerate(_vocabulary(family))
     positions = [i for i, block in blocks if block in named or letter_of(block) in named]
     if not positions:
-        raise WeightError(f"{family.name} has no block {name!r}", lambda: slip(name) or nearest(name, family.blocks))
+        raise WeightError(f"{family.name} has no block {name!r}", lambda: block_hint(name, family.blocks))
     return range(positions[0], positions[-1] + 1)
+
+
+def block_hint(name: str, blocks: Iterable[str]) -> str:
+    """A hint for a block that none is: numbers have two digits."""
+    return slip(name) or nearest(re.sub(r"(?<=[A-Za-z])(?=\d$)", "0", name), blocks)
 
 
 def _select_item(item: str, family: Family) -> tuple[str, ...]:

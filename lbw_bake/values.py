@@ -50,14 +50,17 @@ class Slip:
 
 
 _N = NUMBER.pattern
+_GAP = r"(?:\s*[;\uff1b\uff0c\u3001]\s*|\s+)"
 SLIPS = (
-    Slip(rf"{_N}(?:\s+{_N})+", "separate the values with commas: {}", r"\s+", ","),
+    Slip(rf"{_N}(?:{_GAP}{_N})+", "separate the values with commas: {}", _GAP, ","),
+    Slip(rf"[\[(]\s*{_N}.*", "write the values without brackets"),
     Slip(rf"[\w-]+\s*:\s*{_N}(?:[\s,]+[\w-]+\s*:\s*{_N})*", "write {}", r"\s*:\s*", "="),
     Slip(r"\w+(?:\.\.+|[~:\u2013])\w+", "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
 )
 NAME_SLIPS = (
     *SLIPS,
     Slip(_N, "that is one weight for everything: --strength {}"),
+    Slip("(?i:FLUXALL)", "the extension's FLUXALL is ALL here, for every family: --preset ALL"),
     Slip(r"<.*", "that is a prompt token: give it as --token"),
     Slip(rf"{_N}(?:\s*,\s*{_N})+|[^=]+=.*", "that is no name: give it as --weights"),
     Slip(r"[^,]+(?:,[^,]+)+", "give each by itself: --preset {}", r"\s*,\s*", " --preset "),

@@ -77,6 +77,7 @@ class TestReading:
             ("A: 1 0 0.5 1", "LBW310", "separate the values with commas: 1,0,0.5,1"),
             ("A: 1,1,1,1,1,1,1,1,1,1,1,1 0", "LBW310", "give each block one value"),
             ("A: IN04:0.5", "LBW303", "write IN04=0.5"),
+            ("A: {flux: {D0-D09: 1}}", "LBW403", "did you mean D00?"),
             ("A: {IN04..IN08: 1}", "LBW403", "write the range as IN04-IN08"),
         ],
     )
@@ -616,6 +617,10 @@ class TestCommands:
             "layout": 17,
             "weights": list("10001111111100000"),
         }
+
+    def test_showing_element_rules_for_a_family_says_what_to_do(self, run: Run) -> None:
+        error = run.refused("presets", "show", "ATTNDEEPON", "--family", "sd1")
+        assert "hint: bake it with --element-preset ATTNDEEPON; lbw presets show ATTNDEEPON prints the rules" in error
 
     def test_show_settles_variables(self, tmp_path: Path, run: Run) -> None:
         path = tmp_path / "lbwpresets.txt"

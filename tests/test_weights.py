@@ -165,7 +165,9 @@ class TestRules:
     @pytest.mark.parametrize(
         ("text", "family", "hint"),
         [
-            ("IN4=1", "sd1", "IN"),
+            ("IN4=1", "sd1", "did you mean IN04?"),
+            ("D0-D9=1", "flux", "did you mean D00?"),
+            ("S7=1", "flux", "did you mean S07?"),
             ("INN04=1", "sd1", "IN04"),
             ("MIDD=1", "sd1", "MID"),
             ("D07=1", "sd1", ""),
@@ -350,6 +352,11 @@ class TestCommandLine:
     # How other tools, or hands in a hurry, write it -> how it is written here.
     SLIPS: ClassVar = {
         "1 0 0.5 -1": "separate the values with commas: 1,0,0.5,-1",
+        "1;0; 0.5": "separate the values with commas: 1,0,0.5",
+        "1\uff0c0\u30010.5": "separate the values with commas: 1,0,0.5",
+        "1,0\uff0c0.5,0": "separate the values with commas: 0,0.5",
+        "[1,0,0.5]": "write the values without brackets",
+        "(1 0 0.5)": "write the values without brackets",
         "IN04:0.5": "write IN04=0.5",
         "IN04-IN08: 0.5, MID:1": "write IN04-IN08=0.5",
         "IN04:0.5 MID:1": "write IN04=0.5 MID=1",
@@ -359,6 +366,7 @@ class TestCommandLine:
         "IN04\u2013IN08=0.5": "write the range as IN04-IN08",
     }
     NAME_SLIPS: ClassVar = {
+        "FLUXALL": "the extension's FLUXALL is ALL here, for every family: --preset ALL",
         "MIDD,OUTALL": "give each by itself: --preset MIDD --preset OUTALL",
         "IN04=0.5 *=0": "that is no name: give it as --weights",
         "1,0, 0.5": "that is no name: give it as --weights",

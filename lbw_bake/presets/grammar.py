@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ..errors import WeightError, nearest
+from ..errors import WeightError
 from ..families import FAMILIES, Family, letter_of
 from ..positions import Positions, blocks_at
-from ..selectors import block_range, select
+from ..selectors import block_hint, block_range, select
 from ..tables import counted
 from ..values import NOT_FINITE, NUMBER, are_several, slip, variable_of
 from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
@@ -244,7 +244,7 @@ def _unknown_block(item: Piece, name: str, families: Sequence[Family]) -> Findin
     if item.text.upper() == "NOT":
         return item.finding("LBW403", message, name, "NOT comes first and turns the whole list around")
     blocks = dict.fromkeys(block for family in families for block in ("BASE", *family.blocks))
-    hint = slip(item.text) or nearest(item.text, blocks)
+    hint = block_hint(item.text, blocks)
     return item.finding("LBW403", message, name, "" if hint.startswith("known") else hint)
 
 

@@ -132,7 +132,8 @@ class Preset:
     def _silent(self, family: Family, layout: int | None) -> PresetError:
         if not self.entries:
             return PresetError(
-                f"preset {self.name} holds element rules, no weights", f"give it as --element-preset {self.name}"
+                f"preset {self.name} holds element rules, no weights",
+                f"bake it with --element-preset {self.name}; lbw presets show {self.name} prints the rules",
             )
         known = ", ".join(sorted({entry.family or "any family" for entry in self.entries}))
         hint = f"it has entries for {known}; add one to {self.path}, or give --weights"
