@@ -5,6 +5,7 @@ Entries end at an empty line. Where it was forgotten, the extension drops the se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..weights import Element
 from .findings import Finding
 from .grammar import EXTENSION, check_name, read_element
 from .model import Preset, of_type
-from .text import Piece, lines_of
+from .text import WIDE_COLON, WIDE_COMMA, Piece, lines_of
 
 _HEAD_COLONS = 3
 
@@ -27,11 +28,11 @@ def read_elempresets(text: str, path: Path) -> Iterator[Preset | Finding]:
             continue
         if "\t" in line.text:
             yield line.part(line.text.index("\t")).finding("LBW104", "the line holds a tab")
-        if lines and (not stripped.text or _is_head(line)):
+        if lines and (not stripped.text or _is_head(_narrowed(line))):
             yield from _read_entry(lines, path)
             lines = []
             if line.text:
-                yield _joined(line)
+                yield _joined(_narrowed(line))
         if stripped.text:
             lines.append(line)
     if lines:
@@ -43,6 +44,15 @@ def _is_head(line: Piece) -> bool:
     return next(line.split(",")).text.count(":") == _HEAD_COLONS
 
 
+def _narrowed(line: Piece) -> Piece:
+    """The line with ASCII punctuation for full-width one, but for what a name may hold."""
+    rest = re.search(f"(?<=[:{WIDE_COLON}]).*", line.text)
+    text = line.text[: rest.start()] + rest[0].replace(WIDE_COMMA, ",") if rest else line.text
+    first = text.split(",")[0]
+    wide = first.count(":") + first.count(WIDE_COLON) <= _HEAD_COLONS
+    return line.with_text(text.replace(WIDE_COLON, ":") if wide else text)
+
+
 def _joined(line: Piece) -> Finding:
     if not line.text.strip():
         return line.finding("LBW402", "the line between two entries holds spaces, so it does not separate them")
@@ -52,6 +62,7 @@ def _joined(line: Piece) -> Finding:
 
 
 def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
+    written, lines = lines, [*map(_narrowed, lines)]
     head = lines[0]
     colon = head.text.find(":")
     if colon < 0:
@@ -59,6 +70,9 @@ def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
         return
     yield from check_name(head.part(0, colon))
     where = head.part(0, colon).strip()
+    for wide, line in zip(written, lines, strict=True):
+        if at := [i for i, character in enumerate(line.text) if wide.text[i] != character]:
+            yield wide.part(at[0]).finding("LBW103", "full-width colon or comma in an entry", where.text)
     rules = [rule for line in (head.part(colon + 1), *lines[1:]) for rule in line.split(",") if rule.text.strip()]
     if not rules:
         yield where.finding("LBW406", f"{where.text} has no element rules", where.text)
