@@ -55,7 +55,7 @@ def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = Non
 def _find_files(paths: Iterable[Path]) -> Iterator[Path | FileFormatError]:
     """The files named, and those of the folders named, subfolders included, that end like preset files."""
     for path in paths:
-        if path == STDIN or not os.path.isdir(path):  # noqa: PTH112 - which does not raise for what may not be looked at
+        if path == STDIN or not os.path.isdir(path):  # noqa: PTH112 - which never raises
             yield path
             continue
         found = [

@@ -14,7 +14,16 @@ from .families import family_named
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
 from .presets.findings import Finding
-from .presets.formats import comment_lines, decode, error_of, kind_by_name, parse_presets, read_data, read_presets
+from .presets.formats import (
+    comment_lines,
+    decode,
+    error_of,
+    kind_by_name,
+    parse_presets,
+    read_data,
+    read_presets,
+    usable_presets,
+)
 from .presets.writers import WRITERS
 from .sources import Weights
 from .tables import counted
@@ -88,20 +97,22 @@ def convert_presets(
     """A preset file in another format, written to `target` if it is named.
 
     `from_` and `to` are `yaml`, `lbwpresets`, `elempresets` or `inspire`, needed where the files' names do not tell; of
-    presets with several families, a format of one vector per name gets that of `family`. Raises PresetError,
-    UnknownFamilyError, OutputError.
+    presets with several families, a format of one vector per name gets that of `family`. Of formats by line the presets
+    with errors are lost, others must have none. Raises PresetError, UnknownFamilyError, OutputError.
     """
     path = None if target is None else Path(target)
     kind = to or (kind_by_name(path) if path else None)
     if kind not in WRITERS:
         wrong = f"{kind!r} is none" if kind else f"{path or 'the text'} does not tell its own"
         raise PresetError(f"formats are {', '.join(WRITERS)}; {wrong}", "name the format to convert to: --to yaml")
-    read = read_presets(Path(source), from_)
+    read = usable_presets(Path(source), from_)
     written = WRITERS[kind](read, family_named(family) if family else None)
     comments = comment_lines(Path(source))  # before the target, which may be the source, is written
     if path:
         _write(path, written.text, replace=replace)
     lost = [counted(comments, "comment line")] if comments else []
+    unused = {finding.line: finding for finding in reversed(read[0].unused if read else ())}
+    lost += (f"line {line}: {finding.message} ({finding.code})" for line, finding in sorted(unused.items()))
     return Converted(written.text, (*written.lost, *lost), len(read), kind)
 
 

@@ -350,6 +350,38 @@ class TestConverting:
         assert (made.text, made.lost) == (f"A:{written}\n", ())
         assert read_document(made.text.encode(), Path("x"), "elempresets").findings == ()
 
+    @pytest.mark.parametrize(
+        ("kind", "text", "lost"),
+        [
+            (
+                "lbwpresets",
+                f"my presets\nA:{','.join('1' * 17)}\nB:{','.join('1' * 17)},\nC\uff1a1\uff0c0\n",
+                ["1: 'my presets' has no colon", "3: comma after the last value", "4: full-width colon"],
+            ),
+            ("inspire", f"A:{','.join('1' * 12)}\nB:1,0\n@x\n", ["2: 2 values", "3: '@x' is no analyser macro"]),
+            ("elempresets", "A:IN05:attn:1\n\nB:IN05:attn\n", ["3: element rule 'IN05:attn' has 1 colon"]),
+        ],
+    )
+    def test_a_line_with_an_error_is_lost_and_the_others_are_converted(
+        self, kind: str, text: str, lost: list[str], tmp_path: Path, run: Run
+    ) -> None:
+        source, target = tmp_path / "in", tmp_path / "out.yaml"
+        source.write_text(text, encoding="utf-8")
+        error = run.done("presets", "convert", source, target, "--from", kind)
+        _, *said = error.splitlines()
+        assert len(said) == len(lost)
+        for line, start in zip(said, lost, strict=True):
+            assert line.startswith(f"lost: line {start}")
+        assert [preset.name for preset in read_presets(target)] == ["A"]
+
+    @pytest.mark.parametrize(("kind", "text"), [("yaml", "A: {MID: 1}\nB: 1,0\n"), ("lbwpresets", "A:1,0\n")])
+    def test_nothing_is_converted_where_nothing_can_be_told_apart(
+        self, kind: str, text: str, tmp_path: Path, run: Run
+    ) -> None:
+        (tmp_path / "in").write_text(text)
+        assert "(LBW301)" in run.refused("presets", "convert", tmp_path / "in", tmp_path / "out.yaml", "--from", kind)
+        assert not (tmp_path / "out.yaml").exists()
+
     def test_a_description_becomes_a_comment(self, tmp_path: Path, run: Run) -> None:
         source = tmp_path / "in.yaml"
         source.write_text("A:\n  description: sharper\n  sdxl: {MID: 0.5}\n")

@@ -114,19 +114,19 @@ def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
     return _accepted(_document(path, kind), path)
 
 
-def usable_presets(path: Path) -> list[Preset]:
+def usable_presets(path: Path, kind: str | None = None) -> list[Preset]:
     """The presets of a file, in formats by line those that have no errors themselves: `unused` are the others' errors.
 
     Raises PresetError where there are none of them, and for other files as `read_presets` does.
     """
-    read = _document(path)
+    read = _document(path, kind)
     errors = tuple(finding for finding in read.findings if finding.is_error)
     wrong = {finding.name for finding in errors}
     usable = [replace(preset, unused=errors) for preset in read.presets if preset.name not in wrong]
     return usable if usable and read.by_line and not read.cut_short else _accepted(read, path)
 
 
-def _document(path: Path, kind: str | None = None) -> Document:
+def _document(path: Path, kind: str | None) -> Document:
     try:
         with path.open("rb") as file:
             data = read_data(file)
