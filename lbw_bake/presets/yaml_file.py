@@ -7,7 +7,6 @@ silence, and leave scalars as written, so that a preset named `NO` is not the bo
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,9 +151,6 @@ class _Reader:
                 family = key.text if key.text in FAMILIES else None
                 meant = [FAMILIES[family]] if family else list(FAMILIES.values())
                 items = list(self._sources(part, preset_name, meant))
-                lengths = Counter(len(vector.values) for vector in of_type(Vector, items))
-                twice = (length for length, times in lengths.items() if times > 1)
-                items += [self._whole(part).finding("LBW509", f"two vectors of {n} values", preset_name) for n in twice]
                 sources = (item for item in items if not isinstance(item, Finding))
                 entries += (Entry(family, source, key.line, key.column) for source in sources)
             else:
@@ -187,12 +183,21 @@ class _Reader:
                 if not isinstance(item, yaml.ScalarNode):
                     yield self._wrong_kind(item, name, "a number or a vector")
             if any("," in piece.text for piece in known):
-                for piece in known:
-                    yield from read_source(piece, name, families)
+                yield from self._several(known, name, families)
             elif len(known) == len(node.value):
                 yield from read_values(known, self._whole(node), name, LBW, families)
         elif piece := self._piece(node):
             yield from read_source(piece, name, families)
+
+    def _several(self, written: Sequence[Piece], name: str, families: Sequence[Family]) -> Iterator[Any]:
+        lengths: set[int] = set()
+        for piece in written:
+            for item in read_source(piece, name, families):
+                yield item
+                if isinstance(item, Vector):
+                    if (length := len(item.values)) in lengths:
+                        yield piece.finding("LBW509", f"two vectors of {length} values", name)
+                    lengths.add(length)
 
     def _rules(self, node: yaml.MappingNode, name: str, families: Sequence[Family]) -> Iterator[Any]:
         rules: list[tuple[Piece, Piece]] = []
