@@ -174,11 +174,22 @@ class TestKinds:
             ("ATTN:IN05-OUT05:attn:1", "elempresets"),
             ("ATTN:::1", "elempresets"),
             ("SD:1,0\n@SD-FULL-TEST:17\n", "inspire"),
+            (f"MINE:{','.join('1' * 17)}\nSD-LyC-INALL:{','.join('1' * 27)}", "inspire"),
+            (f"SDXL-LyC-ALL: {','.join('1' * 21)}", "inspire"),
+            (f"FLUX-SINGLE-1to10:{','.join('1' * 58)}", "inspire"),
+            # One value too many is no other tool's length.
+            (f"MINE:{','.join('1' * 27)}", "lbwpresets"),
+            (f"SD-LyC-ALL:{','.join('1' * 26)}", "lbwpresets"),
             ("", "lbwpresets"),
         ],
     )
     def test_or_else_the_content(self, text: str, kind: str) -> None:
         assert kind_of(Path("-"), text) == kind
+
+    @pytest.mark.parametrize("count", [21, 27, 58])
+    def test_where_neither_does_lengths_of_another_tool_lead_there(self, count: int) -> None:
+        (finding,) = read_document(f"MINE:{','.join('1' * count)}".encode(), Path("x.txt")).findings
+        assert "name the file lbw-preset.txt if it is one of the Inspire Pack" in finding.remedy
 
 
 class TestChoosing:

@@ -50,13 +50,21 @@ def _read_yaml(text: str, path: Path) -> Items:
 LONGEST = 1 << 18
 
 _NUMBER = r"[+-]?[\d.]+"
+# Names that come with the Inspire Pack, with as many values as no other tool takes: the number alone may be a slip.
+_STOCK = "|".join(
+    rf"{name}:(?:[^,]*,){{{count - 1}}}[^,]*"
+    for name, count in (("SD-LyC-[A-Z]+", 27), ("SDXL-LyC-[A-Z]+", 21), (r"FLUX-(?:ALL|SINGLE-\w+)", 58))
+)
 # A file is of the first format whose pattern its name matches; failing that, of the first one of whose lines it has.
 READERS: dict[str, Format] = {
     "elempresets": Format(
         read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?", by_line=True
     ),
     "inspire": Format(
-        read_inspire, r".*lbw-preset.*(?:\.txt|\.example)", r"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*", by_line=True
+        read_inspire,
+        r".*lbw-preset.*(?:\.txt|\.example)",
+        rf"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*|{_STOCK}",
+        by_line=True,
     ),
     "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#\s][^:#]*:\s.*|---"),
     "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*", by_line=True),

@@ -155,6 +155,8 @@ def _wrong_length(
         takes = f"no family takes so many, the nearest is {near} ({listed(of)})"
     elsewhere = [family.name for family in FAMILIES.values() if dialect.lengths and count in family.lengths]
     hint = f"presets.yaml takes {count} values, for {listed(elsewhere)}" if elsewhere else ""
+    if dialect is EXTENSION and count in INSPIRE.lengths:
+        hint = f"give {near} values, or name the file lbw-preset.txt if it is one of {INSPIRE.tool}"
     return whole.finding("LBW301", f"{values}; {takes}", name, hint)
 
 
