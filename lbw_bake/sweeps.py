@@ -141,8 +141,9 @@ def make_sweep(
     read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
     starts: _Starts = {None: base, **{label: read(label) for label in labels}}
     _check_values(lora, parsed, [starts[label] for label in labels] or [base])
-    cells = _cells(lora, parsed, starts, at)
-    return _surveyed(Sweep(lora, recipe, parsed, tuple(cells)))
+    cells = tuple(_cells(lora, parsed, starts, at))
+    said = (remark for start in starts.values() for remark in start.remarks(cells[0].weights.family))
+    return _surveyed(Sweep(lora, recipe, parsed, cells, warnings=tuple(said)))
 
 
 def _cells(lora: Lora, axes: Mapping[str, Axis], starts: _Starts, at: float) -> Iterator[Cell]:
@@ -161,7 +162,7 @@ def _cells(lora: Lora, axes: Mapping[str, Axis], starts: _Starts, at: float) -> 
 def _surveyed(sweep: Sweep) -> Sweep:
     """The sweep with what writing it would mean."""
     nbytes = 0
-    warnings = dict.fromkeys(_idle_blocks(sweep))
+    warnings = dict.fromkeys((*sweep.warnings, *_idle_blocks(sweep)))
     with TensorData(sweep.lora.file) as data:
         for weights in sweep.files.values():
             plan = plan_by(sweep.recipe, sweep.lora, weights, data)

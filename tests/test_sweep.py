@@ -127,6 +127,14 @@ def test_two_axes_of_presets_are_combined(source: Path, run: Run, tmp_path: Path
     }
 
 
+def test_what_a_file_of_presets_has_that_cannot_be_used_is_said(source: Path, run: Run, tmp_path: Path) -> None:
+    presets = tmp_path / "lbwpresets.txt"
+    presets.write_text(f"prose\nA:{','.join('1' * 17)}\n")
+    sweep = ("sweep", source, "-o", tmp_path / "plot", "--presets", presets, "--x")
+    assert f"{presets}: 1 line cannot be used" in run.done(*sweep, "presets=A")
+    assert "cannot be used" not in run.done(*sweep, "presets=MIDD", "--force")
+
+
 def write_presets(path: Path, **presets: str) -> Path:
     path.write_text("".join(f'{name}: {{{rules}, "*": 0}}\n' for name, rules in presets.items()))
     return path

@@ -38,7 +38,7 @@ RULES: dict[str, Rule] = _table(
     ("LBW109", ERROR, "malformed analyser macro", "write @NAME:TOTAL or @NAME:TOTAL,EXTRAS,BLOCK"),
     ("LBW110", WARNING, "no presets in the file", "remove the file, or write a preset: NAME: 1,0,0,..."),
     ("LBW111", ERROR, "too many findings", "correct the first ones, then check it again"),
-    ("LBW112", ERROR, "what cannot be read", "check its path and permissions"),
+    ("LBW112", ERROR, "path that cannot be read", "check its path and permissions"),
     # Names
     ("LBW201", ERROR, "name defined twice", "remove or rename one of them"),
     ("LBW202", WARNING, "name defined for another length too", "rename one: tools that know one length keep the last"),
