@@ -24,7 +24,7 @@ from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
 from .rewrite import remade, rounded
-from .scaling import Bytes, itemsize, numpy_dtype, round_to
+from .scaling import Bytes, itemsize, largest, numpy_dtype, round_to
 from .tensordata import TensorData
 from .tensorfile import Tensor
 from .updates import Array, Read, arrays_of, flat, unread
@@ -207,7 +207,8 @@ def _product(
     rank, full = sum(one.rank for _, one in products), any(addend.kind == "full" for addend in addends)
     anew = full or bool(form.rank and rank > form.rank)
     factor = 1.0 if anew else unloaded(rank)
-    scaled = [one.times(addend.weight * addend.scale * factor) for addend, one in products]
+    limit = largest(layer.stored)
+    scaled = [one.times(addend.weight * addend.scale * factor, limit) for addend, one in products]
     total, lost = concatenate(scaled) if scaled else None, (0.0, 0.0)
     if full:
         difference = summed["diff"]
@@ -217,7 +218,7 @@ def _product(
         total = factored(summed.pop("diff")) if lower else None
     if anew and form.rank and total:
         total, lost = _truncated(total, form.rank, form.device)
-        total = total.times(unloaded(total.rank))
+        total = total.times(unloaded(total.rank), limit)
     elif form.rank:
         size = _size(total) / unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
         lost = (0.0, size)

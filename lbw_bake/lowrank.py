@@ -37,14 +37,14 @@ class LowRank:
         check_room(len(self.up), *self.down.shape[1:])
         return np.tensordot(self.up, self.down, 1)
 
-    def times(self, factor: float) -> LowRank:
+    def times(self, factor: float, limit: float = math.inf) -> LowRank:
         """The update times a factor, put where it costs the least precision: into the larger matrix if it shrinks.
 
-        Zeros go into the other one, which trainers begin with zeros.
+        Zeros go into the other one, which trainers begin with zeros; so does what grows, unless that passes the limit.
         """
         if factor == 0:  # whatever was there: NaN and infinity too
             return LowRank(np.zeros_like(self.up), self.down)
-        if abs(factor) < 1:
+        if abs(factor) < 1 or np.abs(self.up).max(initial=0.0) * abs(factor) > limit:
             return LowRank(self.up, self.down * factor)
         return LowRank(self.up * factor, self.down)
 

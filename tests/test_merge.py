@@ -614,6 +614,22 @@ def test_one_layer_may_have_several_names(family: str, one: str, other: str, tmp
     np.testing.assert_allclose(update_of(merged, f"lora_{one}"), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("role", "other"), [("lora_up", "lora_down"), ("lora_down", "lora_up")])
+def test_a_factor_without_room_leaves_the_strength_to_the_other(
+    role: str, other: str, tmp_path: Path, run: Run
+) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"])
+    tensors[f"{NAME}.{role}.weight"][0, 0] = 60000
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
+    run.done("merge", f"{source}:10", "-o", out)
+    merged = load_file(out)
+    assert merged[f"{NAME}.{role}.weight"].tobytes() == tensors[f"{NAME}.{role}.weight"].tobytes()
+    np.testing.assert_allclose(update_of(merged, NAME), 10 * update_of(tensors, NAME), rtol=0.01)
+    tensors[f"{NAME}.{other}.weight"][0, 0] = 60000
+    write(source, tensors)
+    assert "overflows F16" in run.refused("merge", f"{source}:10", "-o", out, "--force")
+
+
 def test_numbers_that_are_not_finite_are_switched_off(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
     tensors[f"{NAME}.lora_up.weight"][0, 0] = np.nan
