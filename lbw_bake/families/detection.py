@@ -66,6 +66,10 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
     widths = {module.name: module.width for module in modules}
     sample = modules[:: len(modules) // _SAMPLE or 1]
     strange = {family: sum(family.place(module) is None for module in sample) for family in families}
+    fewest = min(strange.values())
+    # Their layers are compiled only for those that know the most places.
+    likely = [family for family in strange if strange[family] == fewest]
+    strange |= {family: sum(not _has_layer(family, module) for module in sample) for family in likely}
     found: dict[Family, Evidence] = {}
     for family in sorted(strange, key=lambda family: strange[family]):
         if found and len(modules) - strange[family] < max(evidence.layers for evidence in found.values()):
@@ -75,6 +79,10 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
     return [
         found[family] for family in strange if family in found and (found[family].layers, found[family].placed) == most
     ]
+
+
+def _has_layer(family: Family, module: Module) -> bool:
+    return family.widths_of(module.component, module.path) is not None
 
 
 def resembles(family: Family, modules: Iterable[Module]) -> bool:
