@@ -58,7 +58,7 @@ class Options:
     """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them.
 
     `other` is the weight of `OTHER`, None for what the source says of it, or 1. Raises WeightError for what is not a
-    finite number.
+    finite number, and for a negative seed.
     """
 
     strength: float = 1.0
@@ -77,6 +77,8 @@ class Options:
         for name in ("strength", "te", "unet", "rest", "other", "x", "a", "b"):
             if (number := getattr(self, name)) is not None:
                 check_finite(number, name)
+        if self.seed is not None and self.seed < 0:  # the generator would take it for its opposite
+            raise WeightError(f"seed {self.seed} is negative", "give a whole number from 0 on")
 
 
 @dataclass(frozen=True, slots=True)

@@ -341,6 +341,12 @@ class TestCommandLine:
         assert f"error: {option} is {float(value)}, not a finite number" in error
         assert not (tmp_path / "b.safetensors").exists()
 
+    def test_a_seed_is_not_negative(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora())
+        draws = ("-w", ",".join("R" * 17), "-o", tmp_path / "b.safetensors")
+        assert "seed -3 is negative" in run.refused("bake", source, *draws, "--seed=-3")
+        run.done("bake", source, *draws, "--seed=0")
+
     @pytest.mark.parametrize("options", [(), ("--strength", "0")])
     def test_so_is_what_they_multiply_to(self, options: tuple[str, ...], tmp_path: Path, run: Run) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora())
