@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .errors import FileFormatError, LbwError, WeightError
+from .errors import FileFormatError, LbwError, WeightError, reading_hint
 from .folders import files_in
 from .presets import Preset, builtin_path
 from .presets.findings import Finding, in_order
@@ -78,7 +78,7 @@ def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
         with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
             return check(read_data(file), path, kind)
     except OSError as error:
-        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its path and permissions") from error
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", reading_hint(error)) from error
 
 
 def check(data: bytes, path: Path, kind: str | None = None) -> Checked:

@@ -6,6 +6,7 @@ escapes is a bug of ours.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -111,6 +112,21 @@ class StrictError(LbwError):
 
     def __init__(self, path: Path, warnings: Sequence[str]) -> None:
         super().__init__(f"{path}: {'; '.join(warnings)}", "leave out --strict to go on in spite of warnings")
+
+
+# What to do about a path that the system refuses to read, where its permissions are not the matter.
+_UNREADABLE = {
+    errno.ENOENT: "check the path; quote names that hold spaces",
+    errno.ELOOP: "the link leads back to itself; make it anew, or name the file",
+    errno.ENAMETOOLONG: "no file can have so long a name; check the path",
+    errno.ENOTDIR: "what the path has for a folder is a file; check the path",
+    errno.EIO: "check the disk",
+}
+
+
+def reading_hint(error: OSError) -> str:
+    """What to do next about a path that cannot be read."""
+    return _UNREADABLE.get(error.errno or 0, "check its permissions")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import FileFormatError
+from .errors import FileFormatError, reading_hint
 
 
 def files_in(folder: Path, *, recursive: bool) -> Iterator[Path | FileFormatError]:
@@ -22,7 +22,7 @@ def files_in(folder: Path, *, recursive: bool) -> Iterator[Path | FileFormatErro
         try:
             visible = [entry for entry in os.scandir(current) if not entry.name.startswith(".")]
         except OSError as error:
-            yield FileFormatError(current, f"cannot be looked into: {error.strerror}", "check its permissions")
+            yield FileFormatError(current, f"cannot be looked into: {error.strerror}", reading_hint(error))
             continue
         for entry in visible:
             path = current / entry.name

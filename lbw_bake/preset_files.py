@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .atomic import make_folder, write_file
 from .checks import Checked, validate
-from .errors import PresetError, WeightError, nearest
+from .errors import PresetError, WeightError, nearest, reading_hint
 from .families import family_named
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
@@ -143,7 +143,7 @@ def _text_of(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise PresetError(f"{path}: cannot be read: {error.strerror}", "check its permissions") from error
+        raise PresetError(f"{path}: cannot be read: {error.strerror}", reading_hint(error)) from error
     if isinstance(text, Finding):
         raise error_of(text, path)
     return text.removeprefix("\ufeff")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import FileFormatError
+from .errors import FileFormatError, reading_hint
 
 SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8
@@ -140,10 +140,10 @@ def _json(value: Any) -> str:
 def _regular_file(path: Path) -> os.stat_result:
     try:
         status = path.stat()
-    except FileNotFoundError:
-        raise FileFormatError(path, "no such file", "check the path; quote names that hold spaces") from None
+    except FileNotFoundError as error:
+        raise FileFormatError(path, "no such file", reading_hint(error)) from None
     except OSError as error:
-        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", reading_hint(error)) from error
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
         raise FileFormatError(path, f"is {what}, not a file", "give a LoRA file")
