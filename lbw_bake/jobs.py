@@ -14,8 +14,9 @@ from unicodedata import normalize
 from .atomic import make_folder
 from .errors import FileFormatError, LbwError, OutputError
 from .folders import files_in
+from .metadata import records_in
 from .recipes import Recipe
-from .tensorfile import SUFFIX
+from .tensorfile import SUFFIX, read_header
 
 _SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no safetensors file is pickled
 
@@ -28,8 +29,8 @@ class Job:
     """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned.
 
     `named` says that the input was itself given, not found in a folder; `makes_folders` that those of the outputs are
-    made before work starts, so that a dry run need not find them; `share` how many bytes the process that runs it may
-    have to write in all, which tells whether starting CUDA would pay.
+    made where they are missing; `share` how many bytes the process that runs it may have to write in all, which tells
+    whether starting CUDA would pay.
     """
 
     input: Path
@@ -55,15 +56,22 @@ class Naming:
         except ValueError as error:
             raise OutputError(f"--name {self.template!r}: {error}", f"known fields: {_FIELDS_TEXT}") from error
         for _, name, spec, conversion in fields:
-            if name is not None and (name not in _FIELDS or spec or conversion):
+            if name is not None and name not in _FIELDS:
                 raise OutputError(f"--name {self.template!r}: unknown field {{{name}}}", f"known: {_FIELDS_TEXT}")
+            if spec or conversion:
+                raise OutputError(f"--name {self.template!r}: fields take no format", f"write {{{name}}} alone")
+        if self.template.lower().endswith(SUFFIX):
+            raise OutputError(f"--name {self.template!r}: names get their {SUFFIX} anyway", "leave it out")
 
-    @property
-    def hint(self) -> str:
-        """How two outputs are told apart."""
-        if self.out_dir:
+    def hint(self, one: Path, other: Path) -> str:
+        """How outputs of two inputs, or two of one, are told apart."""
+        if self.out_dir is None:
+            return "give --out-dir DIR for several outputs"
+        if ("{preset}" if one == other else "{stem}") not in self.template:
             return 'tell them apart, also where case does not count, with --name, as --name "{stem}-{preset}"'
-        return "give --out-dir DIR for several outputs"
+        if one == other:
+            return "give each preset once, by names that differ in more than case"
+        return "bake the folder that holds both with --recursive, or each to an --out-dir of its own"
 
     def name(self, file: Path, inside: Path, recipe: Recipe) -> Path | None:
         """Where an input found at `inside` (relative to what was named) goes by a recipe. Raises OutputError."""
@@ -94,6 +102,8 @@ def name_problem(name: str, stem: str, added: str) -> str:
         return "is not a file name"
     if unsafe := _UNSAFE.search(added):
         return f"holds {unsafe[0]!r}, which not every system allows in names"
+    if name.startswith(".") and not stem.startswith("."):
+        return "is hidden, and hidden files are nobody's input"
     if name != stem and name.partition(".")[0].rstrip(" ").lower() in _DEVICES:
         return "is a device to Windows"
     return ""
@@ -123,14 +133,16 @@ def find_inputs(
     others can go on.
     """
     paths = list(dict.fromkeys(paths))
-    named = {os.path.realpath(path) for path in paths if path.is_file()}
+    # os.path says no to what may not be looked at, of which reading says more.
+    named = {os.path.realpath(path) for path in paths if os.path.isfile(path)}  # noqa: PTH113
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # noqa: PTH112
             yield Found(path, Path(path.name))
             continue
-        insides = []
+        insides, unread = [], False
         for file in files_in(path, recursive=recursive):
             if isinstance(file, LbwError):
+                unread = True
                 yield file
             elif file.suffix.lower() in _SUFFIXES:
                 insides.append(file.relative_to(path))
@@ -141,7 +153,7 @@ def find_inputs(
             and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]
-        if not any(map(_is_safetensors, chosen)):
+        if not unread and not any(map(_is_safetensors, chosen)):
             yield _nothing_in(path, insides, recursive=recursive)
         for inside in chosen:
             yield Found(path / inside, inside, named=False) if _is_safetensors(inside) else path / inside
@@ -190,7 +202,7 @@ def make_batch(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Batch:
-    """Find the inputs, name every output before any work starts, and make their folders unless it is a dry run.
+    """Find the inputs, name every output before any work starts, and make their folder unless it is a dry run.
 
     Raises OutputError where two outputs would be the same file, or would be found as inputs another time.
     """
@@ -200,8 +212,8 @@ def make_batch(
     if naming.out_dir:
         if recursive:
             _check_outside(naming.out_dir, paths)
-        if not all(recipe.dry_run for recipe in recipes):
-            _make_folders(jobs)
+        if jobs and not all(recipe.dry_run for recipe in recipes):
+            make_folder(naming.out_dir, "choose another --out-dir")
     problems = tuple(item for item in found if isinstance(item, LbwError))
     return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 
@@ -215,30 +227,36 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
         raise OutputError("recipes of one batch differ in more than weights", "make a batch of each")
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
-    named = {os.path.realpath(item.file): item.file for item in found if item.named}
+    inputs = {os.path.realpath(item.file): item for item in found}
     for item in found:
         outputs = tuple((naming.name(item.file, item.inside, recipe), recipe) for recipe in recipes)
-        for output, _ in outputs:
+        for output, recipe in outputs:
             if output is None:
                 continue
-            key = str(output) if naming.in_place else folded(output)
+            # Folders may be links to one another.
+            key = str(output) if naming.in_place else folded(Path(os.path.realpath(output.parent), output.name))
             if key in taken:
-                raise OutputError(f"{output}: would be written from {taken[key]} and from {item.file}", naming.hint)
+                hint = naming.hint(taken[key], item.file)
+                raise OutputError(f"{output}: would be written from {taken[key]} and from {item.file}", hint)
             taken[key] = item.file
-            if named.get(os.path.realpath(output), item.file) != item.file:
+            other = inputs.get(os.path.realpath(output), item)
+            if other.file != item.file and (other.named or (recipe.replace and not _was_baked(other.file))):
                 raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
-        size = item.file.stat().st_size if item.file.is_file() else 0
+        size = os.path.getsize(item.file) if os.path.isfile(item.file) else 0  # noqa: PTH113, PTH202 - see find_inputs
         jobs.append(Job(item.file, outputs, item.named, size, makes_folders=naming.out_dir is not None))
     return jobs
+
+
+def _was_baked(file: Path) -> bool:
+    """Whether a file found in a folder is an earlier output, which is nobody's input and may be replaced."""
+    try:
+        return bool(records_in(read_header(file).metadata))
+    except FileFormatError:
+        return False
 
 
 def _check_outside(out_dir: Path, inputs: Iterable[Path]) -> None:
     """Raise OutputError where outputs would be found as inputs another time."""
     for folder in inputs:
-        if folder.is_dir() and out_dir.resolve().is_relative_to(folder.resolve()):
+        if os.path.isdir(folder) and Path(os.path.realpath(out_dir)).is_relative_to(os.path.realpath(folder)):  # noqa: PTH112
             raise OutputError(f"{out_dir}: lies inside the input folder {folder}", "choose a folder outside of it")
-
-
-def _make_folders(jobs: Iterable[Job]) -> None:
-    for folder in {output.parent for job in jobs for output, _ in job.outputs if output}:
-        make_folder(folder, "choose another --out-dir")

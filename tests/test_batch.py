@@ -163,6 +163,17 @@ class TestOutputs:
         assert f"{loras / 'b.safetensors'}: " in error
         assert (loras / "b.safetensors").read_bytes() == before
 
+    def test_nor_is_one_that_was_found_and_never_baked(self, loras: Path, run: Run) -> None:
+        original = write(loras / "a-MIDD.safetensors", ORIGINAL)
+        before = original.read_bytes()
+        options = ("-p", "MIDD", "--out-dir", loras, "--name", "{stem}-{preset}")
+        error = run.refused("bake", loras, *options, "--force")
+        assert f"error: {original}: is another input\n" in error
+        assert original.read_bytes() == before
+        original.unlink()
+        for _ in range(2):  # an earlier output is nobody's input
+            assert "done: 2 written" in run.done("bake", loras, *options, "--force")
+
     def test_a_failed_bake_in_place_leaves_the_input(self, lora: Path, run: Run) -> None:
         before = lora.read_bytes()
         assert run("bake", lora, "-w", "*=1e300", "--in-place")[0] == 1
@@ -259,6 +270,45 @@ class TestFolders:
         assert str(other) in error
         assert not (tmp_path / "out").exists() or not names_in(tmp_path / "out")
 
+    def test_nor_do_they_through_a_link_between_output_folders(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        for name in ("p", "q"):
+            (tmp_path / "many" / name).mkdir(parents=True)
+            shutil.copy(lora, tmp_path / "many" / name)
+        (tmp_path / "out" / "p").mkdir(parents=True)
+        (tmp_path / "out" / "q").symlink_to("p")
+        options = (*HALF, "--recursive", "--out-dir", tmp_path / "out", "--force")
+        assert "would be written from" in run.refused("bake", tmp_path / "many", *options)
+        assert names_in(tmp_path / "out") == set()
+
+    def test_the_hint_is_none_that_was_followed(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        other = write(tmp_path / "a.safetensors", ORIGINAL)
+        command = ("bake", loras / "a.safetensors", "--out-dir", tmp_path / "out", "--name")
+        assert "--recursive" in run.refused(*command, "{stem}-{preset}", "-p", "MIDD", other)
+        assert "{stem}-{preset}" in run.refused(*command, "{preset}", "-p", "MIDD", other)
+        assert "{stem}-{preset}" in run.refused(*command, "{stem}", "-p", "MIDD", "-p", "ALL")
+        assert "each preset once" in run.refused(*command, "{stem}-{preset}", "-p", "MIDD", "-p", "MIDD")
+
+    @pytest.mark.parametrize("problem", ["too long", "a loop"])
+    def test_a_path_that_cannot_be_looked_at_is_its_own_problem(
+        self, problem: str, lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        bad = tmp_path / ("x" * 300 if problem == "too long" else "loop")
+        if problem == "a loop":
+            bad.symlink_to(bad)
+        error = run.refused("bake", bad, lora, *HALF, "--out-dir", tmp_path / "out")
+        assert f"error: {bad}: cannot be read: " in error
+        assert "permissions" not in error
+        assert "done: 1 written, 1 failed" in error
+
+    def test_an_output_folder_that_cannot_be_made_fails_its_files_alone(
+        self, loras: Path, tmp_path: Path, run: Run
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "deeper").touch()
+        error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", tmp_path / "out")
+        assert f"error: {tmp_path / 'out' / 'deeper'}: cannot be made: File exists\n" in error
+        assert "done: 2 written, 1 failed" in error
+
     def test_a_file_named_twice_is_baked_once(self, lora: Path, tmp_path: Path, run: Run) -> None:
         again = lora.parent / "." / lora.name
         out = run.out("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
@@ -329,6 +379,9 @@ class TestFolders:
         error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", tmp_path / "out")
         assert f"{loras / 'deeper'}: cannot be looked into: Permission denied" in error
         assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+        error = run.refused("bake", loras / "deeper", loras / "b.safetensors", *HALF, "--out-dir", tmp_path / "again")
+        assert error.count("error: ") == 1
+        assert "done: 1 written, 1 failed" in error
 
     def test_processes_write_what_one_process_writes(
         self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -363,12 +416,24 @@ class TestSeveralPresets:
         assert run("bake", lora, *options)[0] == 0
         assert names_in(tmp_path / "out") == {"MIDD of a.safetensors"}
 
-    @pytest.mark.parametrize("name", ["{nope}", "{stem", "{}", "{stem.parent}", "{stem!r}", "../{stem}", "/{stem}"])
+    @pytest.mark.parametrize("name", ["{nope}", "{stem", "{}", "{stem.parent}", "../{stem}", "/{stem}", ".{stem}"])
     def test_a_name_that_is_none_is_refused(self, name: str, lora: Path, tmp_path: Path, run: Run) -> None:
         code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "out", "--name", name)
         assert code in (1, 2)
         assert "--name" in error
         assert names_in(tmp_path) == {"loras/a.safetensors"}
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("{stem!r}", "fields take no format\nhint: write {stem} alone\n"),
+            ("{preset:>9}", "fields take no format\nhint: write {preset} alone\n"),
+            ("{stem}.safetensors", "names get their .safetensors anyway\nhint: leave it out\n"),
+        ],
+    )
+    def test_what_is_too_much_in_one_is_said(self, name: str, said: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        options = ("--out-dir", tmp_path / "out", "--name", name)
+        assert run.refused("bake", lora, *HALF, *options) == f"error: --name {name!r}: {said}"
 
 
 # Names made of an input's stem and what was added to it.
@@ -383,6 +448,7 @@ UNSAFE = {
     "a device, in capitals": ("NUL", "a", "NUL", "is a device to Windows"),
     "a device, with more": ("Aux.v2", "a", "Aux.v2", "is a device to Windows"),
     "a device, with a space": ("COM1 .x", "a", "COM1 .x", "is a device to Windows"),
+    "a hidden one": (".a", "a", ".", "is hidden"),
     "a device, superscript": ("lpt\u00b9", "a", "lpt\u00b9", "is a device to Windows"),
 }
 SAFE = {
@@ -390,6 +456,7 @@ SAFE = {
     "a dot at the end of the stem": ("a.-ALL0.5", "a.", "-ALL0.5"),
     "the input's own colon": ("a:b-MIDD", "a:b", "-MIDD"),
     "the input's own name": ("con", "con", ""),
+    "the input's own dot": (".a-MIDD", ".a", "-MIDD"),
     "no device": ("console", "a", "console"),
     "no device either": ("com10", "a", "com10"),
     "letters of all kinds": ("東京 é\u0301 🎨-MIDD", "東京 é\u0301 🎨", "-MIDD"),
