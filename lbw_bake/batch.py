@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, LbwError
-from .jobs import Batch, Job
+from .interrupts import uninterrupted
+from .jobs import RETRIES, Batch, Job, repeatable
 from .recipes import Recipe
-from .run import FAILED, Outcome, run
+from .run import Outcome, failed, run
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Future
 
 # A worker process takes about half a second to start, in which a core bakes some 200 MB.
 _WORTH_PROCESSES = 400_000_000
 
-# A worker that dies takes its job along; somebody else's job it may have been that killed it.
-_RETRIES = 3
+# Seconds in which a cluster finishes nothing, after which one asks whether it is there.
+_PATIENCE = 5
+
+# Who tells of the cluster what errors and remarks of ours say.
+_DASKS_LOGS = ("distributed", "distributed.client", "tornado.application")
+
+_GONE = "its scheduler is gone"
+
+Say = Callable[[str], None]
 
 
-Submit = Callable[[Job], "Future[list[Outcome]]"]
+def run_batch(
+    batch: Batch, *, workers: int = 0, cluster: str | None = None, say: Say = lambda _: None
+) -> Iterator[tuple[Job, list[Outcome]]]:
+    """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
+
+    `say` is told what a cluster keeps waiting for. Raises DeviceError if it cannot be reached.
+    """
+    if cluster:
+        yield from _on_cluster(for_cluster(batch.jobs), cluster, say)
+        return
+    processes = _processes(batch, workers)
+    share = sum(job.nbytes * len(job.outputs) for job in batch.jobs) // (processes or 1)
+    jobs = [replace(job, share=share) for job in batch.jobs]
+    if processes:
+        from .workers import run_in_processes
+
+        yield from run_in_processes(jobs, processes)
+    else:
+        yield from ((job, run(job)) for job in jobs)
 
 
 def _processes(batch: Batch, workers: int) -> int:
@@ -35,125 +59,81 @@ def _processes(batch: Batch, workers: int) -> int:
     return workers if workers > 1 and batch.nbytes >= _WORTH_PROCESSES else 0
 
 
-@contextmanager
-def _submitting(workers: int, cluster: str | None) -> Iterator[Submit | None]:
-    """What takes jobs: a Dask cluster by its address, or so many processes; None where there are to be none.
-
-    Raises DeviceError if the cluster cannot be reached.
-    """
-    if cluster:
-        with _dask(cluster) as executor:
-            yield lambda job: executor.submit(run, job)
-        return
-    if not workers:
-        yield None
-        return
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
-    # Fresh processes: forking one that has threads is not safe.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker)
-    try:
-        yield lambda job: pool.submit(_run_interruptibly, job)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[Executor]:
-    try:
-        from distributed import Client
-    except ImportError:
-        raise DeviceError("--cluster needs dask.distributed", "pip install 'lbw-bake[dask]'") from None
-    try:
-        client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise DeviceError(f"--cluster {address}: {error}", "start a scheduler there, or check the address") from error
-    with client:
-        yield client.get_executor(retries=_RETRIES, pure=False)  # type: ignore[no-untyped-call]
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _run_interruptibly(job: Job) -> list[Outcome]:
-    """Run a job in a worker process. Elsewhere Ctrl-C could leave a lock behind that others wait for."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return run(job)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Keep Ctrl-C waiting, where the system can; in processes that are started meanwhile too, until they are ready."""
-    if sys.platform == "win32":
-        yield
-        return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def for_cluster(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs as other machines can do them, twice if need be: absolute paths, and what is finished is left alone.
-
-    A worker may die between finishing a file and saying so; then the next one finds it finished. Outputs that exist
-    before the batch are still refused.
-    """
+    """Jobs as other machines can do them, twice if need be, with absolute paths."""
 
     def elsewhere(path: Path | None, recipe: Recipe) -> tuple[Path | None, Recipe]:
-        recipe = replace(recipe, base=recipe.base and recipe.base.absolute())
-        if path is None:
-            return None, recipe
-        return path.absolute(), recipe if path.exists() else replace(recipe, skip_existing=True)
+        return path and path.absolute(), replace(recipe, base=recipe.base and recipe.base.absolute())
 
     return [
-        replace(job, input=job.input.absolute(), outputs=tuple(elsewhere(*output) for output in job.outputs))
+        repeatable(
+            replace(job, input=job.input.absolute(), outputs=tuple(elsewhere(*output) for output in job.outputs))
+        )
         for job in jobs
     ]
 
 
-def run_batch(batch: Batch, *, workers: int = 0, cluster: str | None = None) -> Iterator[tuple[Job, list[Outcome]]]:
-    """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
-
-    Raises DeviceError if the cluster cannot be reached.
-    """
-    processes = _processes(batch, workers)
-    share = sum(job.nbytes * len(job.outputs) for job in batch.jobs) // (processes or 1)
-    jobs = for_cluster(batch.jobs) if cluster else [replace(job, share=share) for job in batch.jobs]
-    with _submitting(processes, cluster) as submit:
-        yield from _run_all(jobs, submit)
-
-
-def _run_all(jobs: Sequence[Job], submit: Submit | None) -> Iterator[tuple[Job, list[Outcome]]]:
-    if submit is None:
-        yield from ((job, run(job)) for job in jobs)
-        return
-    from concurrent.futures import as_completed, wait
+def _on_cluster(jobs: Sequence[Job], address: str, say: Say) -> Iterator[tuple[Job, list[Outcome]]]:
+    """Run jobs on a Dask cluster. A scheduler that is gone for longer than Dask waits fails all that are left."""
+    from concurrent.futures import TimeoutError as NothingYet
+    from concurrent.futures import as_completed
 
     pending: dict[Future[list[Outcome]], Job] = {}
+    waited = False
+    with _dask(address) as client:
+        executor = client.get_executor(retries=RETRIES, pure=False)
+        try:
+            with uninterrupted():
+                pending.update((executor.submit(run, job), job) for job in jobs)
+            while pending:
+                try:
+                    for future in as_completed([*pending], timeout=_PATIENCE):
+                        yield _ended(future, pending.pop(future))
+                except NothingYet:
+                    if client.status == "closed":  # what it did not say by now it never will
+                        break
+                    if not waited and client.status == "running" and not client.scheduler_info()["workers"]:
+                        say(f"for workers; the cluster {address} has none")
+                        waited = True
+            yield from (_lost(job, _GONE) for job in pending.values())
+        except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
+            done = {future: job for future, job in pending.items() if not future.cancel()}
+            yield from (_ended(future, job) for future, job in done.items() if future.exception() is None)
+            raise
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Any]:
     try:
-        with _uninterrupted():
-            pending.update((submit(job), job) for job in jobs)
-        for future in as_completed([*pending]):
-            yield _ended(future, pending.pop(future))
-    except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
-        done = {future: job for future, job in pending.items() if not future.cancel()}
-        wait(done)
-        yield from (_ended(future, job) for future, job in done.items() if future.exception() is None)
-        raise
+        from distributed import Client
+    except ImportError:
+        raise DeviceError("--cluster needs dask.distributed", "pip install 'lbw-bake[dask]'") from None
+    import logging
+
+    for name in _DASKS_LOGS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
+    except Exception as error:  # of any kind, as the scheme and what follows it have it
+        hint = "start a scheduler there, and give its address as tcp://HOST:PORT"
+        raise DeviceError(f"--cluster {address}: cannot be reached: {_reason(error)}", hint) from error
+    with client:
+        yield client
 
 
 def _ended(future: Future[list[Outcome]], job: Job) -> tuple[Job, list[Outcome]]:
+    if future.cancelled():  # by Dask
+        return _lost(job, _GONE)
     try:
         return job, future.result()
     except Exception as error:  # noqa: BLE001 - a worker that died takes its job along, not the batch
-        ended = LbwError(f"{job.input}: its worker process ended: {error or type(error).__name__}", "run it again")
-        return job, [Outcome(job.input, output, FAILED, error=ended) for output, _ in job.outputs]
+        return _lost(job, _reason(error))
+
+
+def _lost(job: Job, reason: str) -> tuple[Job, list[Outcome]]:
+    problem = LbwError(f"{job.input}: was not done by the cluster: {reason}", "see to the cluster, and run it again")
+    return job, failed(job, problem)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

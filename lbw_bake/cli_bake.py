@@ -191,7 +191,7 @@ def bake(
         exclude=exclude or (),
     )
     with render.Report(batch, quiet=quiet, verbose=verbose, json=json_output) as report:
-        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster):
+        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster, say=report.say):
             report.add(outcomes, job.nbytes)
     if report.failed:
         raise typer.Exit(1)

@@ -20,6 +20,9 @@ from .tensorfile import SUFFIX, read_header
 
 _SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no safetensors file is pickled
 
+# How often a job is done again whose process died, which it may have for another's sake.
+RETRIES = 3
+
 _FIELDS = ("stem", "preset")
 _FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
 
@@ -39,6 +42,18 @@ class Job:
     nbytes: int = 0
     makes_folders: bool = False
     share: int = 0
+
+
+def repeatable(job: Job) -> Job:
+    """A job as it can be done twice: what is finished is left alone. Outputs that are there by now are still refused.
+
+    A process may die between finishing a file and saying so; then the next one finds it finished.
+    """
+    outputs = (
+        (path, recipe if path is None or os.path.exists(path) else replace(recipe, skip_existing=True))  # noqa: PTH110
+        for path, recipe in job.outputs
+    )
+    return replace(job, outputs=tuple(outputs))
 
 
 @dataclass(frozen=True, slots=True)

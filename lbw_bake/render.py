@@ -51,15 +51,21 @@ class Report:
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if self._bar:
             self._bar.stop()
-        if self._expected > 1 and not self._quiet:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        if self._expected > 1 and not self._quiet and (interrupted or not kind):
             said = [
                 f"{self._counts[status]} {words}"
                 for status, words in _SUMMARY.items()
                 if self._counts[status] or status == BAKED
             ]
-            if kind:
+            if interrupted:
                 said.append(f"{self._expected - self._counts.total()} left")
-            message("interrupted" if kind else "done", ", ".join(said))
+            message("interrupted" if interrupted else "done", ", ".join(said))
+
+    def say(self, remark: str) -> None:
+        """A remark while the batch goes on."""
+        if not self._quiet:
+            message("waiting", remark)
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""

@@ -150,6 +150,11 @@ def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     return replace(outcome, warnings=(*outcome.warnings, *merged.warnings, *merged.losses))
 
 
+def failed(job: Job, error: LbwError) -> list[Outcome]:
+    """The outcomes of a job that did not come to its end."""
+    return [Outcome(job.input, output, FAILED, error=error) for output, _ in job.outputs]
+
+
 def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Outcome:
     seconds = time.perf_counter() - began
     named = error if isinstance(error, OutputError) else error.about(job.input)

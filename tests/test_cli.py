@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from lbw_bake.cli import app
 
 HALF = ("-w", "*=0.5")
 CHILDREN = "/proc/{0}/task/{0}/children"
+CHILDREN_LISTED = Path(CHILDREN.format(os.getpid())).exists()
+ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @pytest.fixture
@@ -412,9 +415,31 @@ def peak_memory(*args: str | Path) -> int:
     return next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
 
 
+@contextmanager
+def started_batch(lora: Path, scratch: Path, count: int) -> Iterator[subprocess.Popen[str]]:
+    """A batch of so many copies of a LoRA, in two processes that are at work."""
+    (scratch / "in").mkdir()
+    (scratch / "out").mkdir()
+    for number in range(count):
+        (scratch / "in" / f"{number}.safetensors").symlink_to(lora)
+    command = [sys.executable, "-m", "lbw_bake", "bake", str(scratch / "in"), *HALF, "--jobs", "2"]
+    command += ["--out-dir", str(scratch / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while process.poll() is None and len(list((scratch / "out").glob(".*"))) < 2:
+            time.sleep(0.01)
+        yield process
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The numbers of its worker processes, the one started first being the first."""
+    children = map(int, Path(CHILDREN.format(process.pid)).read_text().split())
+    return [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+
+
 class TestProcess:
+    @pytest.mark.parametrize("number", ENDING, ids=[number.name for number in ENDING])
     @pytest.mark.parametrize("batch", [False, True], ids=["one file", "a batch in processes"])
-    def test_an_interrupt_is_130_and_leaves_nothing(self, batch: bool, large_lora: Path, scratch: Path) -> None:
+    def test_what_ends_it_leaves_nothing(self, batch: bool, number: int, large_lora: Path, scratch: Path) -> None:
         inputs = [scratch / "in1.safetensors", scratch / "in2.safetensors"] if batch else [scratch / "in1.safetensors"]
         for path in inputs:
             path.symlink_to(large_lora)
@@ -424,15 +449,49 @@ class TestProcess:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
             while process.poll() is None and len(list(out_dir.glob(".*"))) < len(inputs):
                 time.sleep(0.01)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+            os.killpg(process.pid, number)  # as a terminal does
             _, error = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Traceback" not in error
+        assert process.returncode == 128 + number
+        assert error == "interrupted: 0 written, 2 left\n" * batch
         assert list(out_dir.iterdir()) == []
 
-    @pytest.mark.skipif(
-        not Path(CHILDREN.format(os.getpid())).exists(), reason="needs the children that Linux can list"
-    )
+    def test_impatience_is_no_traceback(self, large_lora: Path, scratch: Path) -> None:
+        with started_batch(large_lora, scratch, 4) as process:
+            while process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+                time.sleep(0.02)
+            _, error = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT)  # the last one may end it before it ends itself
+        assert error in ("interrupted: 0 written, 4 left\n", "")
+        assert list((scratch / "out").iterdir()) == []
+
+    @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
+    def test_a_worker_that_is_killed_loses_nothing(self, large_lora: Path, scratch: Path) -> None:
+        with started_batch(large_lora, scratch, 4) as process:
+            os.kill(workers_of(process)[0], signal.SIGKILL)
+            _, error = process.communicate(timeout=120)
+        assert (process.returncode, error.splitlines()[-1]) == (0, "done: 4 written"), error
+        assert {path.name for path in (scratch / "out").iterdir()} == {f"{i}.safetensors" for i in range(4)}
+
+    @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
+    def test_a_batch_whose_workers_are_all_killed_ends(self, large_lora: Path, scratch: Path) -> None:
+        with started_batch(large_lora, scratch, 2) as process:
+            while process.poll() is None:
+                with suppress(OSError):  # some have just gone
+                    for worker in workers_of(process):
+                        os.kill(worker, signal.SIGKILL)
+            _, error = process.communicate(timeout=120)
+        assert error.count("its process died (exit code -9)\nhint: run it again") == 2
+        assert (process.returncode, error.splitlines()[-1]) == (1, "done: 0 written, 2 failed")
+
+    @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
+    def test_no_worker_outlives_its_batch(self, large_lora: Path, scratch: Path) -> None:
+        with started_batch(large_lora, scratch, 4) as process:
+            process.kill()
+            process.communicate(timeout=120)  # until nobody can write to its stderr
+        assert len(list((scratch / "out").glob("[0-9]*"))) <= 2
+
+    @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_workers_that_are_starting_bear_an_interrupt(self, large_lora: Path, scratch: Path) -> None:
         for name in "ab":
             (scratch / f"{name}.safetensors").symlink_to(large_lora)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +95,32 @@ def test_failures_are_those_of_the_files(loras: Path, cluster: Any, tmp_path: Pa
     assert existing.read_bytes() == b"old"
 
 
-def test_a_cluster_that_is_not_there_is_one_line(loras: Path, tmp_path: Path, run: Run) -> None:
-    options = ("-w", "*=0.5", "--out-dir", tmp_path / "out", "--cluster", "tcp:nowhere")
-    error = run.refused("bake", loras, *options)
-    assert "--cluster tcp:nowhere" in error
+@pytest.mark.parametrize("address", ["tcp:nowhere", "inproc://foo", "tls://127.0.0.1:1", "ucx://127.0.0.1:1", "a://b"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str, loras: Path, tmp_path: Path, run: Run) -> None:
+    options = ("-w", "*=0.5", "--out-dir", tmp_path / "out", "--cluster", address)
+    said = [line.partition(": ")[::2] for line in run.refused("bake", loras, *options).splitlines()]
+    assert [label for label, _ in said] == ["error", "hint"]
+    assert said[0][1].startswith(f"--cluster {address}: cannot be reached: ")
+
+
+def test_waiting_for_workers_is_said_and_a_scheduler_that_dies(loras: Path, tmp_path: Path) -> None:
+    found = tmp_path / "scheduler.json"
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", str(found)]
+    scheduler += ["--port", "0", "--dashboard-address", ":0", "--host", "127.0.0.1"]
+    with subprocess.Popen(scheduler, stderr=subprocess.DEVNULL) as dying:
+        try:
+            while not found.exists() or not found.read_text():
+                time.sleep(0.1)
+            address = json.loads(found.read_text())["address"]
+            command = [sys.executable, "-m", "lbw_bake", "bake", str(loras), "-w", "*=0.5", "--cluster", address]
+            command += ["--out-dir", str(tmp_path / "out")]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as baking:
+                assert baking.stderr
+                assert baking.stderr.readline() == f"waiting: for workers; the cluster {address} has none\n"
+                dying.kill()
+                _, error = baking.communicate(timeout=100)
+        finally:
+            dying.kill()
+    assert baking.returncode == 1
+    assert error.count(": was not done by the cluster: its scheduler is gone\nhint: ") == FILES
+    assert error.splitlines()[2 * FILES :] == [f"done: 0 written, {FILES} failed"]

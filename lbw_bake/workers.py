@@ -1,0 +1,140 @@
+"""Processes of this machine that do jobs, each one at a time: what ends one of them takes no other's job along.
+
+Each has a pipe of its own, which ends when either side does. So there is no lock that a process could die with, and
+whoever started them is outlived by no more than the jobs they are at.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .errors import LbwError
+from .interrupts import end_quietly, uninterrupted
+from .jobs import RETRIES, Job, repeatable
+from .run import Outcome, failed, run
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A job, what is done of it should its process die, and how often."""
+
+    job: Job
+    again: Job
+    retries: int
+
+    @classmethod
+    def of(cls, job: Job) -> _Task:
+        """A job that is about to be done for the first time; in place none can be done twice."""
+        in_place = any(recipe.in_place for _, recipe in job.outputs)
+        return cls(job, repeatable(job), 0 if in_place else RETRIES)
+
+
+class _Worker:
+    """A process, and our end of its pipe."""
+
+    def __init__(self) -> None:
+        context = get_context("spawn")  # forking a process that has threads is not safe
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
+        with theirs, uninterrupted():  # and so is the process, until it is ready
+            self.process.start()
+
+    def begin(self, job: Job) -> None:
+        """Give it a job; if it has died, its result says so."""
+        with uninterrupted(), suppress(OSError):
+            self.pipe.send(job)
+
+    def result(self) -> list[Outcome] | str | None:
+        """What became of its job: outcomes, what is wrong with us, or None if it died. Waits for it."""
+        wait([self.pipe, self.process.sentinel])
+        with uninterrupted(), suppress(EOFError, OSError):
+            if self.pipe.poll():
+                result: list[Outcome] | str = self.pipe.recv()
+                return result
+        return None
+
+    def end(self) -> int | None:
+        """Wait until it has ended, after the job it is at; returns its exit code."""
+        self.pipe.close()
+        self.process.join()
+        return self.process.exitcode
+
+
+def run_in_processes(jobs: Iterable[Job], count: int) -> Iterator[tuple[Job, list[Outcome]]]:
+    """Run jobs in so many processes; yields each with its outcomes as it ends.
+
+    One whose process dies is done again in a new one. Interrupted, it yields what is finished before it raises.
+    """
+    _start_tracker()
+    tasks = deque(_Task.of(job) for job in jobs)
+    idle: list[_Worker] = []
+    busy: dict[_Worker, _Task] = {}
+    try:
+        while tasks or busy:
+            while tasks and len(busy) < count:
+                worker = idle.pop() if idle else _Worker()
+                busy[worker] = tasks.popleft()
+                worker.begin(busy[worker].job)
+            for worker in _ready(busy):
+                result = worker.result()
+                task = busy.pop(worker)
+                if result is None:
+                    code = worker.end()
+                    if task.retries:
+                        tasks.append(_Task(task.again, task.again, task.retries - 1))
+                        continue
+                    result = f"its process died (exit code {code})"
+                else:
+                    idle.append(worker)
+                yield task.job, _outcomes(task.job, result)
+    except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
+        with uninterrupted():
+            for worker, task in busy.items():
+                if isinstance(result := worker.result(), list):
+                    yield task.job, result
+        raise
+    finally:
+        with uninterrupted():
+            for worker in (*idle, *busy):
+                worker.end()
+
+
+def _start_tracker() -> None:
+    """Start what Python starts beside the first process: starting it would end the wait of what is kept waiting."""
+    if sys.platform != "win32":
+        with uninterrupted():
+            resource_tracker.ensure_running()
+
+
+def _ready(workers: Iterable[_Worker]) -> list[_Worker]:
+    """Those whose results are there; waits for the first."""
+    ready = set(wait([each for worker in workers for each in (worker.pipe, worker.process.sentinel)]))
+    return [worker for worker in workers if ready & {worker.pipe, worker.process.sentinel}]
+
+
+def _outcomes(job: Job, result: list[Outcome] | str) -> list[Outcome]:
+    if isinstance(result, list):
+        return result
+    return failed(job, LbwError(f"{job.input}: {result}", "run it again; with --jobs 1 it has all memory to itself"))
+
+
+def _work(pipe: Any) -> None:
+    """Do jobs as they come in, in a process of its own, until there are no more."""
+    end_quietly()
+    with suppress(EOFError, OSError):  # whoever gave the jobs is done, or gone
+        while True:
+            job = pipe.recv()
+            result: list[Outcome] | str
+            try:
+                result = run(job)
+            except Exception as error:  # noqa: BLE001 - a bug of ours ends one job, not the batch
+                result = f"failed unexpectedly: {type(error).__name__} {error}"
+            pipe.send(result)
