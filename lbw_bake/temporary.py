@@ -30,7 +30,7 @@ _STALE_SECONDS = 24 * 60 * 60
 @contextlib.contextmanager
 def temporary_file(path: Path) -> Iterator[tuple[FileIO, Path]]:
     """A new file beside the path, locked while it is open, and its name, which is gone afterwards."""
-    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(errors="ignore")
+    stem = os.fsencode(path.name)[:_NAME_LIMIT].decode(sys.getfilesystemencoding(), errors="ignore")
     while True:
         temporary = path.with_name(f".{stem}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}")
         try:

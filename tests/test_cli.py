@@ -331,6 +331,14 @@ class TestNames:
             assert "Traceback" not in result.stderr
             assert result.returncode == 0
 
+    @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode here")
+    def test_or_has_letters_that_the_locale_lacks(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "hé 東京.safetensors", unet_lora())
+        for place in (("--out-dir", tmp_path / "out"), ("--in-place",)):
+            result = lbw("bake", source, *HALF, *place, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+            assert result.returncode == 0, result.stderr
+        assert (tmp_path / "out" / source.name).read_bytes() == source.read_bytes()
+
 
 class TestTokens:
     @pytest.mark.parametrize(
