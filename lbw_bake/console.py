@@ -54,7 +54,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON value on one line of stdout."""
-    print(json_text(value))  # noqa: T201
+    print(json_text(value), flush=True)  # noqa: T201 - who reads a pipe need not wait until it is full
 
 
 def _finite(value: Any) -> Any:

@@ -12,7 +12,7 @@ from string import Formatter
 from unicodedata import normalize
 
 from .atomic import make_folder
-from .errors import FileFormatError, LbwError, OutputError
+from .errors import FileFormatError, OutputError
 from .folders import files_in
 from .metadata import records_in
 from .recipes import Recipe
@@ -140,7 +140,7 @@ class Found:
 
 def find_inputs(
     paths: Iterable[Path], *, recursive: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Iterator[Found | Path | LbwError]:
+) -> Iterator[Found | Path | FileFormatError]:
     """The files named, and the safetensors files of the folders named, in sorted order.
 
     Glob patterns choose among a folder's files by their path in it. Files there that may be LoRAs of another format
@@ -156,7 +156,7 @@ def find_inputs(
             continue
         insides, unread = [], False
         for file in files_in(path, recursive=recursive):
-            if isinstance(file, LbwError):
+            if isinstance(file, FileFormatError):
                 unread = True
                 yield file
             elif file.suffix.lower() in _SUFFIXES:
@@ -199,7 +199,7 @@ class Batch:
     """What there is to do, what was found that cannot be done, and files of folders that are no safetensors."""
 
     jobs: tuple[Job, ...]
-    problems: tuple[LbwError, ...] = ()
+    problems: tuple[FileFormatError, ...] = ()
     left_out: tuple[Path, ...] = ()
 
     @property
@@ -229,7 +229,7 @@ def make_batch(
             _check_outside(naming.out_dir, paths)
         if jobs and not all(recipe.dry_run for recipe in recipes):
             make_folder(naming.out_dir, "choose another --out-dir")
-    problems = tuple(item for item in found if isinstance(item, LbwError))
+    problems = tuple(item for item in found if isinstance(item, FileFormatError))
     return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 
 

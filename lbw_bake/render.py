@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import error, error_lines, message, print_json, print_line
+from .console import error_lines, message, print_json, print_line
 from .jobs import Batch
 from .metadata import RECORD
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome
@@ -34,15 +34,16 @@ class Report:
         self._batch, self._quiet, self._verbose, self._json = batch, quiet, verbose, json
         self._counts: Counter[str] = Counter()
         self._expected = sum(len(job.outputs) for job in batch.jobs) + len(batch.problems)
+        self._several = self._expected > 1 or any(not job.named for job in batch.jobs)
         self._bar: Progress | None = None
 
     def __enter__(self) -> Report:
-        if self._expected > 1 and not self._quiet and sys.stderr.isatty():
+        shared = self._json and sys.stdout.isatty()  # objects would go on in the line of a bar
+        if self._expected > 1 and not self._quiet and sys.stderr.isatty() and not shared:
             self._bar = _progress(self._batch.nbytes)
             self._bar.start()
         for problem in self._batch.problems:
-            self._counts[FAILED] += 1
-            error(problem, {"input": None, "output": None, "status": FAILED} if self._json else None)
+            self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
         if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
             suffixes = ", ".join(sorted({path.suffix for path in left_out}))
             message("skipped", f"{counted(len(left_out), 'file')} of another kind than safetensors ({suffixes})")
@@ -52,7 +53,7 @@ class Report:
         if self._bar:
             self._bar.stop()
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
-        if self._expected > 1 and not self._quiet and (interrupted or not kind):
+        if self._several and not self._quiet and (interrupted or not kind):
             said = [
                 f"{self._counts[status]} {words}"
                 for status, words in _SUMMARY.items()
@@ -73,8 +74,8 @@ class Report:
             self._counts[outcome.status] += 1
             if self._json:
                 print_json(outcome_json(outcome))
-        # Outputs of one input that fail for the same reason say so once.
-        for outcome in {str(one.error or i): one for i, one in enumerate(outcomes)}.values():
+        # Outputs of one input that fail, or are skipped, for the same reason say so once.
+        for outcome in {str(one.error or one.note or i): one for i, one in enumerate(outcomes)}.values():
             if outcome.error or not self._quiet:
                 _show(outcome, verbose=self._verbose)
         if self._bar:
@@ -126,8 +127,10 @@ def _remarks(outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 
 def _result(outcome: Outcome) -> str:
+    if outcome.note:
+        return f"{outcome.input} ({outcome.note})"
     if outcome.status == SKIPPED:
-        return str(outcome.output or outcome.input)
+        return str(outcome.output)
     if outcome.status == PLANNED:
         return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
     counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
@@ -165,6 +168,7 @@ def outcome_json(outcome: Outcome) -> Mapping[str, object]:
         "elements": list(map(str, outcome.options.elements)),
         "unknown": list(outcome.unknown),
         "warnings": list(outcome.warnings),
+        "note": outcome.note or None,
         "error": outcome.error.message if outcome.error else None,
         "hint": outcome.error.hint if outcome.error else "",
     }

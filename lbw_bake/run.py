@@ -41,7 +41,8 @@ class Outcome:
 
     `family` is the one that names the blocks, `candidates` are all that the file fits; `blocks` says of every block
     with modules how many of them get which weight, everything multiplied; `options` are what modified the
-    weights; `unknown` are the tensors that nobody understands, copied as they are.
+    weights; `unknown` are the tensors that nobody understands, copied as they are; `note` is why nothing was to be
+    done, where that is as it should be.
     """
 
     input: Path
@@ -60,6 +61,7 @@ class Outcome:
     options: Options = field(default_factory=Options)
     unknown: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    note: str = ""
     error: LbwError | None = None
 
 
@@ -175,7 +177,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
 def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
     """What is to become of one output, whatever there is to warn of. Raises LbwError."""
     if records_in(lora.file.metadata) and not job.named:
-        return Outcome(job.input, output, SKIPPED, warnings=("was baked before; name it to bake it again",)), None
+        return Outcome(job.input, output, SKIPPED, note="was baked before; name it to bake it again"), None
     weights = agree(lora, recipe.weights.for_family)
     with TensorData(lora.file) as data:
         plan = plan_by(recipe, lora, weights, data)
@@ -243,4 +245,4 @@ def _differences(target: Target, how: Recipe) -> list[str]:
     except FileFormatError as error:
         return [f"the existing output is kept, though it cannot be read: {error.message}"]
     differs = "it was baked with other options or before its input changed; replace it with --force"
-    return [] if same else [f"the existing output is kept, though {differs}"]
+    return [] if same else [f"the existing {target.output} is kept, though {differs}"]

@@ -222,6 +222,10 @@ class TestFolders:
         assert names_in(tmp_path / "out") == expected
         assert all(is_half(tmp_path / "out" / name) for name in expected)
 
+    def test_a_folder_of_one_has_a_summary_too(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        assert "done: 1 written\n" in run.done("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
+        assert "done: " not in run.done("bake", lora, *HALF, "--out-dir", tmp_path / "again")
+
     def test_a_suffix_may_be_in_capitals(self, lora: Path, tmp_path: Path, run: Run) -> None:
         lora.rename(lora.with_name("A.SAFETENSORS"))
         run.done("bake", lora.parent, *HALF, "--out-dir", tmp_path / "out")
@@ -320,9 +324,14 @@ class TestFolders:
 
     def test_files_found_that_were_baked_before_are_not_baked_again(self, loras: Path, run: Run) -> None:
         for _ in range(2):
-            out = run.out("bake", loras, *HALF, "--in-place", "--json")
-        assert {json.loads(line)["status"] for line in out.splitlines()} == {"skipped"}
+            out = run.out("bake", loras, *HALF, "--in-place", "--strict", "--json")
+        skipped = [json.loads(line) for line in out.splitlines()]
+        assert {outcome["status"] for outcome in skipped} == {"skipped"}
+        assert {outcome["note"] for outcome in skipped} == {"was baked before; name it to bake it again"}
         assert is_half(loras / "a.safetensors")
+        error = run.done("bake", loras, "-p", "MIDD", "-p", "ALL", "--out-dir", loras.parent / "out")
+        assert error.count(f"skipped: {loras / 'a.safetensors'} (was baked before; ") == 1
+        assert "done: 0 written, 4 skipped\n" in error
 
     def test_outputs_are_not_looked_for_among_inputs(self, loras: Path, run: Run) -> None:
         error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", loras / "out")
@@ -555,6 +564,13 @@ class TestSkipping:
         assert "kept" in run.done(*command, "--no-metadata-update")
         write(lora, ORIGINAL, hashed | {"modelspec.title": "b"})
         assert "before its input changed" in run.done(*command)
+
+    def test_one_that_is_something_else_is_named(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        options = ("bake", lora, "-p", "MIDD", "-p", "ALL", "--out-dir", tmp_path, "--skip-existing")
+        run.done(*options)
+        error = run.done(*options, "--strength", "0.5")
+        for preset in ("MIDD", "ALL"):
+            assert f"the existing {tmp_path / f'a-{preset}.safetensors'} is kept, though it was baked with" in error
 
     @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:

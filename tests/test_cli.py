@@ -202,15 +202,18 @@ class TestJson:
         assert (facts["status"], facts["output"], facts["bytes"], facts["device"]) == ("planned", None, 0, None)
         assert facts["modules"] == {"copied": 9, "scaled": 0, "zeroed": 8, "removed": 0}
 
-    def test_a_failure_is_one_too(self, tmp_path: Path, run: Run) -> None:
-        (tmp_path / "bad.safetensors").write_bytes(b"no LoRA")
-        code, out, error = run("bake", tmp_path / "bad.safetensors", *HALF, "--out-dir", tmp_path / "out", "--json")
+    @pytest.mark.parametrize("what", ["file", "empty folder"])
+    def test_a_failure_is_one_too(self, what: str, tmp_path: Path, run: Run) -> None:
+        bad = tmp_path / "bad.safetensors"
+        bad.write_bytes(b"no LoRA") if what == "file" else bad.mkdir()
+        code, out, error = run("bake", bad, *HALF, "--out-dir", tmp_path / "out", "--json")
         facts = json.loads(out)
         assert code == 1
         assert facts.keys() >= BAKE_KEYS
         assert (facts["status"], facts["family"], facts["device"]) == ("failed", None, None)
         assert facts["modules"] == {"copied": 0, "scaled": 0, "zeroed": 0, "removed": 0}
-        assert str(tmp_path / "bad.safetensors") in str(facts["error"])
+        assert facts["input"] == str(bad)
+        assert str(bad) in str(facts["error"])
         assert error.startswith("error: ")
 
     def test_what_is_wrong_for_all_files_is_a_failure_too(self, lora: Path, run: Run) -> None:
@@ -480,6 +483,15 @@ class TestProcess:
             _, error = process.communicate(timeout=120)
         assert (process.returncode, error.splitlines()[-1]) == (0, "done: 4 written"), error
         assert {path.name for path in (scratch / "out").iterdir()} == {f"{i}.safetensors" for i in range(4)}
+
+    def test_outcomes_come_through_a_pipe_as_files_are_done(self, large_lora: Path, scratch: Path) -> None:
+        inputs = [write(scratch / "small.safetensors", unet_lora()), large_lora]
+        command = [sys.executable, "-m", "lbw_bake", "bake", *map(str, inputs), "--out-dir", str(scratch / "out")]
+        with subprocess.Popen([*command, *HALF, "--json", "-j1"], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            assert json.loads(process.stdout.readline())["input"] == str(inputs[0])
+            assert process.poll() is None
+            process.kill()
 
     @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_a_batch_whose_workers_are_all_killed_ends(self, large_lora: Path, scratch: Path) -> None:

@@ -28,13 +28,14 @@ def loras(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def on_terminal() -> OnTerminal:
-    """Run `lbw` with a terminal for its stderr; returns what it writes there."""
+    """Run `lbw` with a terminal for its stderr, and its stdout if need be; returns what it writes there."""
 
-    def run(*args: object, **environment: str) -> str:
+    def run(*args: object, stdout: bool = False, **environment: str) -> str:
         ours, theirs = pty.openpty()
         command = [sys.executable, "-m", "lbw_bake", *map(str, args)]
         settings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=settings) as process:
+        out = theirs if stdout else subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=out, stderr=theirs, env=settings) as process:
             os.close(theirs)
             written = b""
             try:
@@ -59,6 +60,12 @@ def test_a_bar_shows_how_far_it_is_and_goes_away(many: tuple[str, ...], loras: P
     assert "\x1b[2K" in screen  # and its line cleared
     assert "\u2501" not in screen.splitlines()[-1]
     assert on_terminal(command, source, *options, loras.parent / "quiet", "--quiet") == ""
+
+
+def test_objects_on_the_terminal_have_lines_of_their_own(loras: Path, on_terminal: OnTerminal) -> None:
+    screen = on_terminal("bake", loras, "-w", "*=0.5", "--out-dir", loras.parent / "out", "--json", stdout=True)
+    assert "\u2501" not in screen
+    assert [line[0] for line in screen.splitlines() if '"input"' in line] == ["{"] * 3
 
 
 def test_one_file_needs_no_bar(loras: Path, on_terminal: OnTerminal) -> None:
