@@ -138,7 +138,6 @@ def test_sessions_run_as_they_read(page: Path, loras: Path, tmp_path: Path) -> N
     shutil.copytree(loras, folder, symlinks=True, copy_function=os.link)
     environment = lbw_on_path(tmp_path) | {"COLUMNS": "100", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     for command, shown in (step for session in sessions(page) for step in steps(session)):
-        (folder / "y.safetensors").unlink(missing_ok=True)  # the name of what is baked to show a command
         result = subprocess.run(
             ["bash", "-c", command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=300, check=False,
