@@ -3,6 +3,7 @@
 Annotations of the commands are not postponed: to have each evaluated from its text takes typer 20 ms of every start.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -27,6 +28,10 @@ _COMMANDS = {
     "validate": "cli_presets",
     "presets": "cli_presets",
 }
+
+
+# Why a stream takes no more, EINVAL being how Windows says EPIPE; what else has no path is something else's.
+_OF_STDOUT = {errno.EPIPE, errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 @cache
@@ -85,7 +90,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if args is None:
         # Ended by the system or a terminal that closes, a bake still takes its half-written file along.
         for name in {"SIGTERM", "SIGHUP"} & {each.name for each in signal.Signals}:
-            signal.signal(signal.Signals[name], lambda number, _: sys.exit(128 + number))
+            if signal.getsignal(number := signal.Signals[name]) is signal.SIG_DFL:  # nohup has one ignored
+                signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         _run(args)
     except KeyboardInterrupt:
@@ -112,8 +118,16 @@ def _run(args: Sequence[str] | None) -> None:
 
 
 def _refused(error: OSError) -> LbwError:
-    """What the system refused: to look at a path, or to take what goes to stdout."""
+    """What the system refused: to look at a path, to take what goes to stdout, or what only it knows."""
     if error.filename is not None:
         return LbwError(f"{os.fsdecode(error.filename)}: {error.strerror}", "check the path and its permissions")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
-    return LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete")
+    if error.errno in _OF_STDOUT:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer would fail again
+        return LbwError(f"stdout: {error.strerror}", "files that were reported or on disk already are complete")
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return LbwError("the current folder is no longer there", "go to one that is, and run it again")
+    return LbwError(
+        f"the system refused: {error.strerror or error}", "look at its limits (ulimit -a), and run it again"
+    )

@@ -139,6 +139,16 @@ class TestExitCodes:
         assert result.stderr.startswith("error: stdout: No space left on device\n")
         assert "Traceback" not in result.stderr
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="removes no current folder")
+    def test_a_current_folder_that_was_removed_is_said(self, lora: Path) -> None:
+        (gone := lora.with_name("gone")).mkdir()
+        code = "import os, sys; os.rmdir(os.getcwd()); from lbw_bake.cli import main; main(sys.argv[1:])"
+        command = [sys.executable, "-c", code, "bake", str(lora), *HALF, "-o", "b.safetensors", "--json"]
+        result = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
+        said = {"error": "the current folder is no longer there", "hint": "go to one that is, and run it again"}
+        assert (result.returncode, json.loads(result.stdout)) == (1, said)
+        assert result.stderr == "".join(f"{label}: {text}\n" for label, text in said.items())
+
     @pytest.mark.parametrize(
         "command",
         [
@@ -465,6 +475,18 @@ class TestProcess:
         assert process.returncode == 128 + number
         assert error == "interrupted: 0 written, 2 left\n" * batch
         assert list(out_dir.iterdir()) == []
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs hangups")
+    def test_what_it_was_started_to_ignore_it_does(self, large_lora: Path, scratch: Path) -> None:
+        """As nohup has it, workers too."""
+        ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with started_batch(large_lora, scratch, 2) as process:
+                os.killpg(process.pid, signal.SIGHUP)
+                _, error = process.communicate(timeout=60)
+        finally:
+            signal.signal(signal.SIGHUP, ignored)
+        assert (process.returncode, error.splitlines()[-1]) == (0, "done: 2 written")
 
     def test_impatience_is_no_traceback(self, large_lora: Path, scratch: Path) -> None:
         with started_batch(large_lora, scratch, 4) as process:
