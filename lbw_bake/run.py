@@ -144,6 +144,8 @@ def _part(plan: Plan, preset: str | None) -> Part:
 
 def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     """What is planned, and what truncation would lose, which only shows when it is done. Raises LbwError."""
+    if recipe.device == "cuda":
+        algebra_device(recipe.device)  # what the bake would refuse is better said now
     if not recipe.rank:
         return outcome
     from .merging import merge_parts

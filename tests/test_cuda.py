@@ -112,7 +112,13 @@ def test_a_file_baked_on_cuda_is_the_one_baked_on_the_cpu(tmp_path: Path, bake_f
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize(
     "command",
-    [("bake", "-w", "*=0.5"), ("bake", "-w", "*=0.5", "--rank", "1"), ("merge", "--rank", "1"), ("merge",)],
+    [
+        ("bake", "-w", "*=0.5"),
+        ("bake", "-w", "*=0.5", "--dry-run"),
+        ("bake", "-w", "*=0.5", "--rank", "1"),
+        ("merge", "--rank", "1"),
+        ("merge",),
+    ],
     ids=" ".join,
 )
 @pytest.mark.parametrize("tensors", [unet_lora(), NORM], ids=["lora", "nothing to truncate"])
