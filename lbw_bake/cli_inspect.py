@@ -40,15 +40,17 @@ def inspect(
     read: list[Inspection] = []
     for file in files:
         try:
-            read.append(inspect_file(file, family=family, spectra=spectrum))
+            facts = inspect_file(file, family=family, spectra=spectrum)
         except LbwError as error:
             console.error(error, {"file": str(file)} if json_output else None)
-    if json_output:
-        for facts in read:
+            continue
+        read.append(facts)
+        if json_output:
             console.print_json(render_inspection.inspection_json(facts, spectra=spectrum))
-    elif len(read) > 1 and not quiet:
+    shown = read and not (json_output or quiet)
+    if shown and len(read) > 1:
         render_inspection.side_by_side(read, elements=elements, spectra=spectrum)
-    elif read and not quiet:
+    elif shown:
         render_inspection.inspection(read[0], elements=elements, spectra=spectrum)
     if plot and read:
         plots.draw(read, plot, elements=elements, theme=theme, replace=force)

@@ -168,12 +168,13 @@ class Mixer(App[Mix]):
     OptionList { height: auto; max-height: 100%; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        # In a narrow terminal the last ones are not seen.
+        Binding("b", "bake", "Bake"),
+        Binding("q", "quit", "Quit"),
+        Binding("s", "save", "Save"),
         Binding("p", "presets", "Presets"),
         Binding("c", "copy", "Copy"),
         Binding("t", "copy_token", "Token"),
-        Binding("s", "save", "Save"),
-        Binding("b", "bake", "Bake"),
-        Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "interrupt", show=False),
     ]
 

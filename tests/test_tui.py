@@ -260,6 +260,8 @@ def test_many_blocks_scroll(size: tuple[int, int], tmp_path: Path) -> None:
         assert slider.region.y in rows
         for name in ("#said", "#help", "Footer"):
             assert app.screen.query_one(name).region.bottom <= size[1]
+        last = next(key for key in app.screen.query("FooterKey") if key.description == "Quit")  # type: ignore[attr-defined]
+        assert last.region.right <= size[0]
 
     assert mix_by(source, hands, size=size) is None
 
