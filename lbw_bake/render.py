@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import error_lines, message, print_json, print_line
+from .interrupts import uninterrupted
 from .jobs import Batch
 from .metadata import RECORD
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome
@@ -41,7 +42,8 @@ class Report:
         shared = self._json and sys.stdout.isatty()  # objects would go on in the line of a bar
         if self._expected > 1 and not self._quiet and sys.stderr.isatty() and not shared:
             self._bar = _progress(self._batch.nbytes)
-            self._bar.start()
+            with uninterrupted():  # or Ctrl-C could reach the thread that draws it, whatever waits here
+                self._bar.start()
         for problem in self._batch.problems:
             self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
         if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:

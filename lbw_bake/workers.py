@@ -38,24 +38,24 @@ class _Task:
 
 
 class _Worker:
-    """A process, and our end of its pipe."""
+    """A process, and our end of its pipe. An interrupt must come between no two steps of what is done with it."""
 
     def __init__(self) -> None:
         context = get_context("spawn")  # forking a process that has threads is not safe
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
-        with theirs, uninterrupted():  # and so is the process, until it is ready
+        with theirs:
             self.process.start()
 
     def begin(self, job: Job) -> None:
         """Give it a job; if it has died, its result says so."""
-        with uninterrupted(), suppress(OSError):
+        with suppress(OSError):
             self.pipe.send(job)
 
     def result(self) -> list[Outcome] | str | None:
         """What became of its job: outcomes, what is wrong with us, or None if it died. Waits for it."""
         wait([self.pipe, self.process.sentinel])
-        with uninterrupted(), suppress(EOFError, OSError):
+        with suppress(EOFError, OSError):
             if self.pipe.poll():
                 result: list[Outcome] | str = self.pipe.recv()
                 return result
@@ -80,12 +80,13 @@ def run_in_processes(jobs: Iterable[Job], count: int) -> Iterator[tuple[Job, lis
     try:
         while tasks or busy:
             while tasks and len(busy) < count:
-                worker = idle.pop() if idle else _Worker()
-                busy[worker] = tasks.popleft()
-                worker.begin(busy[worker].job)
+                with uninterrupted():  # and so is a new process, until it is ready
+                    worker = idle.pop() if idle else _Worker()
+                    busy[worker] = tasks.popleft()
+                    worker.begin(busy[worker].job)
             for worker in _ready(busy):
-                result = worker.result()
-                task = busy.pop(worker)
+                with uninterrupted():
+                    result, task = worker.result(), busy.pop(worker)
                 if result is None:
                     code = worker.end()
                     if task.retries:
