@@ -145,9 +145,10 @@ class TestExitCodes:
         code = "import os, sys; os.rmdir(os.getcwd()); from lbw_bake.cli import main; main(sys.argv[1:])"
         command = [sys.executable, "-c", code, "bake", str(lora), *HALF, "-o", "b.safetensors", "--json"]
         result = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
-        said = {"error": "the current folder is no longer there", "hint": "go to one that is, and run it again"}
-        assert (result.returncode, json.loads(result.stdout)) == (1, said)
-        assert result.stderr == "".join(f"{label}: {text}\n" for label, text in said.items())
+        error, hint = "the current folder is no longer there", "go to one that is, and run it again"
+        assert result.returncode == 1
+        assert json.loads(result.stdout) == {"status": "failed", "error": error, "hint": hint}
+        assert result.stderr == f"error: {error}\nhint: {hint}\n"
 
     @pytest.mark.parametrize(
         "command",
