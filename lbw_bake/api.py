@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,7 +162,8 @@ def mix(
     asked = Weights.of(weights)
     recipe = Recipe(asked, family=family, dtype=dtype, base=_path(base), dora_norm=dora_norm, inexact=inexact)
     start = started(mix_of(lora), agree(lora, asked.for_family))
-    return Mixer(Desk(lora, start, recipe, _path(presets))).run()
+    with _stdout_on_terminal():
+        return Mixer(Desk(lora, start, recipe, _path(presets))).run()
 
 
 def _require_terminal() -> None:
@@ -173,6 +175,24 @@ def _require_terminal() -> None:
             "lbw mix needs a terminal to show its sliders on",
             "give the weights to lbw bake as --preset NAME or --weights VECTOR",
         )
+
+
+@contextmanager
+def _stdout_on_terminal() -> Iterator[None]:
+    """Let stdout be the terminal that stderr is: it is what textual asks for the size, wherever it draws."""
+    stdout = sys.__stdout__
+    if stdout is None or stdout.isatty():
+        yield
+        return
+    stdout.flush()
+    kept = os.dup(stdout.fileno())
+    os.dup2(sys.stderr.fileno(), stdout.fileno())
+    try:
+        yield
+    finally:
+        stdout.flush()
+        os.dup2(kept, stdout.fileno())
+        os.close(kept)
 
 
 def _path(path: AnyPath | None) -> Path | None:

@@ -270,11 +270,13 @@ class TestCommand:
     """`lbw mix` as a whole, on a terminal and without."""
 
     @staticmethod
-    def on_a_terminal(*args: object, keys: bytes, **environment: str) -> tuple[int, str, bytes]:
+    def on_a_terminal(
+        *args: object, keys: bytes, size: tuple[int, int] = (80, 24), **environment: str
+    ) -> tuple[int, str, bytes]:
         """Run it on a terminal of its own: exit code, stdout (which is none), and what the terminal got."""
-        environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        environ = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "COLUMNS", "LINES"}}
         ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *reversed(size), 0, 0))
         with subprocess.Popen(
             [sys.executable, "-m", "lbw_bake", "mix", *map(str, args)],
             env={**environ, "TERM": "xterm-256color", **environment},
@@ -300,6 +302,12 @@ class TestCommand:
         assert (code, out) == (0, f"{weights}\n")
         assert f"prompt: <lora:style:1:lbw={weights}>" in seen.decode()
         assert re.search(rb"\x1b\[[\d;]*38;", seen)
+
+    def test_it_fills_the_terminal_though_stdout_is_none(self, source: Path) -> None:
+        code, out, seen = self.on_a_terminal(source, keys=b"q", size=(120, 40))
+        assert (code, out) == (0, f"{','.join('1' * 17)}\n")
+        rows = [int(row) for row in re.findall(rb"\x1b\[(\d+);1H", seen)]
+        assert rows[:40] == [*range(1, 41)]
 
     def test_interrupted_it_prints_nothing(self, source: Path) -> None:
         code, out, _ = self.on_a_terminal(source, keys=b"\x03")
