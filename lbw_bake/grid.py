@@ -92,7 +92,8 @@ def assemble_grid(
     small = {name: _small(path, tile) for name, path in found.items()}
     changed: dict[str, float] = {}
     if plot.analysis:
-        rows, changed = _analysed(plot, small, threshold, inverted=theme == "light")
+        changed = _changed(plot, found, threshold)
+        rows = _analysed(plot, small, changed, inverted=theme == "light")
     else:
         rows = _plotted(plot, small)
     content = BytesIO()
@@ -137,17 +138,21 @@ def _picture(folder: Path, name: str) -> Path | None:
 
 
 def _small(path: Path, tile: int) -> Image:
+    image = _read(path)
+    image.thumbnail((tile, tile))
+    return image
+
+
+def _read(path: Path) -> Image:
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=[*_FORMATS.values()]) as image:
-                copy = image.convert("RGB")
+                return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileFormatError(path, f"is not a picture: {error}", "draw it again") from error
-    copy.thumbnail((tile, tile))
-    return copy
 
 
 def _longest(plot: Plot) -> int:
@@ -175,35 +180,43 @@ def _plotted(plot: Plot, small: Mapping[str, Image]) -> list[Row]:
     ]
 
 
-def _analysed(
-    plot: Plot, small: Mapping[str, Image], threshold: int, *, inverted: bool
-) -> tuple[list[Row], dict[str, float]]:
-    """Each picture with its share of changed pixels, and below it its difference to the full LoRA's."""
-    pictures = {label: small.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
-    full = pictures.get(FULL)
-    if full is None:
+def _changed(plot: Plot, found: Mapping[str, Path], threshold: int) -> dict[str, float]:
+    """Block -> the share of pixels of the full LoRA's picture, in its own size, that are others without the block."""
+    paths = {label: found.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
+    path = paths.pop(FULL, None)
+    if path is None:
         name = plot.names.get((FULL, None, None), FULL)
         raise FileFormatError(Path(name), "is missing: the picture of the full LoRA", f"draw it as {name}.png")
-    rows: list[Row] = []
-    changed: dict[str, float] = {}
-    for part in _parts(tuple(pictures)):
-        differences: dict[str, Image] = {}
-        for label in part:
-            if label != FULL and (image := pictures[label]):
-                differences[label], changed[label] = _difference(full, image, threshold, inverted=inverted)
-        captions = tuple(f"{label}  {changed[label]:.1%}" if label in changed else label for label in part)
-        rows.append(Row(tuple(pictures[label] for label in part), captions))
-        rows.append(Row(tuple(differences.get(label) for label in part), framed=False))
-    return rows, changed
+    full = _read(path)
+    return {label: _share(_difference(full, _read(path)), threshold) for label, path in paths.items() if path}
 
 
-def _difference(full: Image, image: Image, threshold: int, *, inverted: bool) -> tuple[Image, float]:
-    """The difference of two pictures, and the share of pixels where a channel changes by more than the threshold."""
+def _analysed(plot: Plot, small: Mapping[str, Image], changed: Mapping[str, float], *, inverted: bool) -> list[Row]:
+    """Each picture with its share of changed pixels, and below it its difference to the full LoRA's."""
     from PIL import ImageChops
 
-    difference = ImageChops.difference(full, image.resize(full.size))
-    share = float((np.asarray(difference).max(axis=2) > threshold).mean())
-    return ImageChops.invert(difference) if inverted else difference, share
+    pictures = {label: small.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
+    full = pictures[FULL]
+    rows: list[Row] = []
+    for part in _parts(tuple(pictures)):
+        captions = tuple(f"{label}  {changed[label]:.1%}" if label in changed else label for label in part)
+        rows.append(Row(tuple(pictures[label] for label in part), captions))
+        pairs = [(full, pictures[label]) if label in changed else (None, None) for label in part]
+        differences = [_difference(one, other) if one and other else None for one, other in pairs]
+        shown = [ImageChops.invert(image) if image and inverted else image for image in differences]
+        rows.append(Row(tuple(shown), framed=False))
+    return rows
+
+
+def _difference(full: Image, image: Image) -> Image:
+    from PIL import ImageChops
+
+    return ImageChops.difference(full, image.resize(full.size))
+
+
+def _share(difference: Image, threshold: int) -> float:
+    """The share of pixels where a channel changes by more than the threshold."""
+    return float((np.asarray(difference).max(axis=2) > threshold).mean())
 
 
 def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:

@@ -114,6 +114,18 @@ def test_an_analysis_measures_how_much_changes(theme: str, sweep: Callable[..., 
     assert ["OUT03", "100.0%"] in [line.split()[:2] for line in out.splitlines()]
 
 
+@pytest.mark.parametrize("tile", [16, 512])
+def test_an_analysis_measures_pictures_in_their_own_size(tile: int, sweep: Callable[..., Path], run: Run) -> None:
+    """Every second column changes, by what half of is too little to count: made smaller, none would."""
+    folder = sweep("--analyse", "--x", "blocks=MID")
+    full, without = files_of(folder).values()
+    draw(folder, full, (100, 100, 100))
+    pixels = np.full((SIZE[1], SIZE[0], 3), 100, np.uint8)
+    pixels[:, ::2] += np.uint8(30)
+    Image.fromarray(pixels).save(folder / f"{without}.png")
+    assert run.json("sweep", "--grid", folder, "--tile", tile, "--json")["changed"] == {"MID": 0.5}
+
+
 def test_an_analysis_needs_the_picture_of_the_whole(sweep: Callable[..., Path], run: Run) -> None:
     folder = sweep("--analyse")
     draw(folder, files_of(folder)["MID"], (0, 0, 0))
