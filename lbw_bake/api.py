@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import LbwError
+from .errors import LbwError, VariableError
 from .presets import Preset
 from .sources import Weights
 
@@ -161,7 +161,10 @@ def mix(
         weights = Weights.parse(weights, presets=_path(presets))
     asked = Weights.of(weights)
     recipe = Recipe(asked, family=family, dtype=dtype, base=_path(base), dora_norm=dora_norm, inexact=inexact)
-    start = started(mix_of(lora), agree(lora, asked.for_family))
+    try:
+        start = started(mix_of(lora), agree(lora, asked.for_family))
+    except VariableError as error:
+        raise error.where({}) from None
     with _stdout_on_terminal():
         return Mixer(Desk(lora, start, recipe, _path(presets))).run()
 

@@ -7,7 +7,7 @@ escapes is a bug of ours.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -80,6 +80,19 @@ class WeightCountError(WeightError):
             f"{got} weights do not fit {family}, which takes {' or '.join(map(str, lengths))}",
             f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}",
         )
+
+
+class VariableError(WeightError):
+    """A variable in a vector, without the option that settles it."""
+
+    def __init__(self, message: str, option: str) -> None:
+        super().__init__(message, f"settle it with {option} NUMBER")
+        self.option = option
+
+    def where(self, hints: Mapping[str, str]) -> VariableError:
+        """The error where there are no such options: what settles it instead, by option, or else a number."""
+        self._hint = hints.get(self.option, "write a number in its place")
+        return self
 
 
 class PresetError(LbwError):

@@ -136,7 +136,8 @@ class Weights:
             resolve(self.source_for(family), family, replace(self.options, elements=preset.elements))
         except WeightError as own:
             about = own.about(preset)
-            return WeightError(about.message, preset.hiding(family) or about.hint)
+            hidden = preset.hiding(family)
+            return WeightError(about.message, hidden) if hidden else about
         return error
 
 

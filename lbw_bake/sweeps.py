@@ -22,7 +22,7 @@ from typing import Any
 from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import choose_backend
-from .errors import FileFormatError, OutputError, PresetError, WeightError
+from .errors import FileFormatError, OutputError, PresetError, VariableError, WeightError
 from .families import Family
 from .lora import Lora, read_lora
 from .planning import agree
@@ -45,6 +45,9 @@ _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
 _UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
 _LABEL_LENGTH = 60
 
+
+# What settles a variable of what cells start from, by the option that does in a bake.
+_SETTLING = {"--x": 'add an axis of values, as --y "values=0,0.5,1"', "--seed": "settle it with --seed NUMBER"}
 
 # What cells start from: label of an axis of presets -> what it means; the base weights, without one, under None.
 _Starts = Mapping[str | None, Weights]
@@ -209,7 +212,10 @@ def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, 
     asked = [starts[label] for kind, label in choices if kind == PRESETS] or [starts[None]]
     if value is not None:
         asked = [replace(one, options=replace(one.options, x=value)) for one in asked]
-    weights = [one.for_family(family) for one in asked]
+    try:
+        weights = [one.for_family(family) for one in asked]
+    except VariableError as error:
+        raise error.where(_SETTLING) from None
     blocks = _combined([one.blocks for one in weights])
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
         blocks |= dict.fromkeys(select(selector, family), at if value is None else value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .errors import WeightError
+from .errors import VariableError, WeightError
 
 if TYPE_CHECKING:
     from random import Random
@@ -127,7 +127,7 @@ class Evaluator:
             return self._number(text, what)
         settled = self._settled[variable.option]
         if settled is None:
-            raise WeightError(f"{what} is {text}, {variable.what}", f"settle it with {variable.option} NUMBER")
+            raise VariableError(f"{what} is {text}, {variable.what}", variable.option)
         if text in RANDOM_RANGES:
             return round(self._random.uniform(*RANDOM_RANGES[text]), 3)
         if text in ("a", "b"):

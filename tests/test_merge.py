@@ -282,6 +282,17 @@ def test_truncation_keeps_what_belongs_to_no_module(tmp_path: Path, run: Run) ->
     assert all(small[name].dtype == one.dtype and (small[name] == one).all() for name, one in strays.items())
 
 
+def test_a_preset_with_a_variable_wants_a_number(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    """There is no option here that settles it, as `lbw bake` has."""
+    (tmp_path / "p.yaml").write_text(f"MINE: 1{',X' * 16}\n")
+    code, _, error = run(
+        "merge", f"{loras[0]}:1:MINE", loras[1], "-o", tmp_path / "c.safetensors", "--presets", tmp_path / "p.yaml"
+    )
+    assert code == 1
+    assert "preset MINE: weight 2 of 17 is X" in error
+    assert "hint: write a number in its place" in error
+
+
 def test_what_was_truncated_before_is_skipped(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     command = ("bake", loras[0], "-w", "*=0.5", "--skip-existing", "-o", tmp_path / "out.safetensors")
     run.done(*command, "--rank", 2)

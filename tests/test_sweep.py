@@ -348,7 +348,11 @@ WRONG = {
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
     "random weights": (["--x", "blocks=MID", "--base-weights", ",".join("R" * 17)], "--seed"),
-    "a variable": (["--x", "blocks=MID", "--base-weights", ",".join("X" * 17)], "--x"),
+    "a variable": (
+        ["--x", "blocks=MID", "--base-weights", ",".join("X" * 17)],
+        'add an axis of values, as --y "values',
+    ),
+    "another program's variable": (["--x", "blocks=MID", "-w", "1,A" + ",1" * 15], "hint: write a number in its place"),
 }
 
 

@@ -340,7 +340,7 @@ class TestCommand:
         [
             (["--preset", "MIDE"], "did you mean MIDD?"),
             (["--weights", "1,2,3"], "3 weights do not fit sd1"),
-            (["--weights", "1" + ",X" * 16], "settle it with --x"),
+            (["--weights", "1" + ",X" * 16], "write a number in its place"),
             (["--family", "sd9"], "unknown family"),
             (["--presets", "none.yaml"], "none.yaml"),
         ],
