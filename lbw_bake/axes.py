@@ -10,7 +10,7 @@ from .errors import WeightError, nearest
 from .families import Family
 from .lora import Lora
 from .selectors import select
-from .values import number_text, parse_number
+from .values import is_vector, number_text, parse_number
 from .weights import parse_elements
 
 VALUES, BLOCKS, PRESETS, ELEMENTS, ANALYSE = "values", "blocks", "presets", "elements", "analyse"
@@ -38,7 +38,8 @@ def parse_axis(text: str, family: Family) -> Axis:
             f"axis {text!r} says neither of {', '.join(_CELLS)}",
             nearest(kind, _CELLS) if equals else "write KIND=CELL,CELL, as values=0,0.5,1 or blocks=BASE,IN01-IN08",
         )
-    separator = ";" if kind == ELEMENTS or (kind == PRESETS and ";" in written) else ","
+    one_vector = kind == PRESETS and is_vector(written)
+    separator = ";" if kind == ELEMENTS or one_vector or (kind == PRESETS and ";" in written) else ","
     cells = tuple(cell.strip() for cell in written.split(separator))
     if not all(cells):
         raise WeightError(f"axis {text!r} has an empty cell", f"write a cell on each side of every {separator!r}")

@@ -136,6 +136,10 @@ def make_sweep(
     family = lora.candidates[0]
     parsed = {name: parse_axis(text, family) for name, text in axes.items()}
     if analyse:
+        if (kind := parsed["x"].kind if "x" in parsed else BLOCKS) != BLOCKS:
+            raise WeightError(
+                f"an analysis is of blocks, not of {kind}", "name those it is of, as --x blocks=IN,MID,OUT"
+            )
         parsed = {"x": analysis(lora, family, parsed.get("x"))}
     _check_kinds(parsed)
     base = recipe.weights

@@ -111,6 +111,13 @@ def are_several(text: str) -> bool:
     return len(words) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in words)
 
 
+def is_vector(text: str) -> bool:
+    """Whether these are weights with commas between, not names of presets: of letters alone it cannot be told."""
+    words = [word.strip() for word in text.split(",")]
+    numbers = [bool(NUMBER.fullmatch(word)) for word in words]
+    return any(numbers) and all(number or variable_of(word) for number, word in zip(numbers, words, strict=True))
+
+
 class Evaluator:
     """Turns written weights into numbers, one after the other: random draws come in the order they are asked for."""
 

@@ -145,6 +145,13 @@ def test_presets_may_be_written_out(source: Path, run: Run) -> None:
     assert weights_of(source, cells["MID=1 *=0", None, None]) == {block: float(block == "MID") for block in SD1_BLOCKS}
 
 
+def test_a_vector_alone_is_a_cell_too(source: Path, run: Run) -> None:
+    """Without another there is no `;` that tells it from names."""
+    vector = "1,0,0,0,0.5,0.5,0.5,1,1,1,1,1,X,X,X,X,X"
+    cells = by_label(swept(run, source, "--x", f"presets={vector}", "--y", "values=0.25"))
+    assert weights_of(source, cells[vector, "0.25", None])["OUT11"] == 0.25
+
+
 def test_values_go_where_a_preset_has_its_x(source: Path, run: Run) -> None:
     cells = by_label(swept(run, source, "--x", "values=0.25,0.5", "--y", "presets=MIDD; MID=X *=0"))
     for value in ("0.25", "0.5"):
@@ -347,6 +354,7 @@ WRONG = {
     "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
+    "an analysis of values": (["--analyse", "--x", "values=0,1"], "an analysis is of blocks, not of values"),
     "random weights": (["--x", "blocks=MID", "--base-weights", ",".join("R" * 17)], "--seed"),
     "a variable": (
         ["--x", "blocks=MID", "--base-weights", ",".join("X" * 17)],
