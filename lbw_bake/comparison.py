@@ -56,9 +56,9 @@ class Share:
 
     @property
     def error(self) -> float | None:
-        """Relative distance of the baked update from exactly that multiple of the original."""
+        """Relative distance of the baked update from exactly that multiple of the original, 1 from none at all."""
         if not self.original:
-            return None
+            return 1.0 if self.baked else None
         rest = max(self.baked - self.both / self.original * self.both, 0.0)
         return math.sqrt(rest / self.baked) if self.baked else 0.0
 

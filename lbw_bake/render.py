@@ -247,7 +247,8 @@ def _verdict(facts: Comparison) -> str:
 def _differences(facts: Comparison) -> None:
     rows = []
     for name, (share, modules) in facts.blocks.items():
-        weight = "any" if share.weight is None else f"{share.weight:.4g}"
+        of_zero = "none" if share.baked else "any"  # zero times a weight is zero
+        weight = of_zero if share.weight is None else f"{share.weight:.4g}"
         error = "" if share.error is None else f"{share.error:.1g}"
         rows.append((name, str(modules), weight, error, Bar(share.weight or 0.0, 1.0)))
     title = f"{facts.baked.file.path.name} against {facts.original.file.path.name}"

@@ -85,6 +85,16 @@ def test_noise_contradicts_the_record_even_where_the_weight_is_right(
     assert facts["blocks"]["OUT03"]["error"] < 1e-6
 
 
+def test_what_was_zero_and_is_not_has_no_weight(original: Path, bake_file: BakeFile, run: Run) -> None:
+    """As where the two files are given in the wrong order."""
+    baked = bake_file(original, "-w", "MID=0 *=1")
+    assert compared(run, baked, original)["blocks"]["MID"] == {"weight": None, "error": 1.0, "modules": 1}
+    assert compared(run, baked, baked)["blocks"]["MID"] == {"weight": None, "error": None, "modules": 1}
+    for other, said in ((original, ["none", "1"]), (baked, ["any"])):
+        _, out, _ = run("diff", baked, other)
+        assert next(line for line in out.splitlines() if line.startswith("MID")).split()[2:] == said
+
+
 def test_a_file_without_a_record_is_measured_all_the_same(original: Path, tmp_path: Path, run: Run) -> None:
     halves = {name: array / 2 if "lora_up" in name else array for name, array in unet_lora().items()}
     facts = compared(run, original, write(tmp_path / "halves.safetensors", halves))
