@@ -75,6 +75,11 @@ class Group:
         return sum(facts.norm is None and not facts.module.algorithm.fixed for facts in self.modules)
 
     @property
+    def known(self) -> bool:
+        """Whether the norm says anything: that of a module at least is known."""
+        return self.unmeasured < len(self.modules)
+
+    @property
     def share(self) -> float:
         """The part of the LoRA's squared norm that is here; the shares of all blocks add up to 1."""
         return _squared(self.modules) / self.whole if self.whole else 0.0

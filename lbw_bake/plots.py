@@ -138,6 +138,11 @@ def _bars(axes: Axes, groups: Sequence[Mapping[str, Group]], parts: Mapping[str,
         heights = [named[name].norm if name in named else 0.0 for name in parts]
         tinted = [_tint(colours[part], theme.paper, i) for part in parts.values()]
         axes.bar([x + offset for x in range(len(parts))], heights, width * 0.94, color=tinted)
+        for x, name in enumerate(parts):
+            if name in named and not named[name].known:
+                axes.text(x + offset, 0, "?", ha="center", va="bottom", fontsize=8, color=theme.faint)
+    if not any(group.norm for named in groups for group in named.values()):
+        axes.set_ylim(0, 1)
 
 
 def _labels(axes: Axes, names: Sequence[str], files: Sequence[Inspection], *, elements: bool) -> None:
@@ -179,7 +184,9 @@ def _title(files: Sequence[Inspection], *, elements: bool) -> tuple[str, str]:
     families = dict.fromkeys(facts.family.title for facts in files)
     if len(files) > 1:
         return f"Where {len(files)} LoRAs live, by {by}", ", ".join(families)
-    shares = ", ".join(f"{name} {group.share:.0%}" for name, group in first.components.items())
+    shares = ", ".join(
+        f"{name} {f'{group.share:.0%}' if group.known else '?'}" for name, group in first.components.items()
+    )
     size = size_text(first.lora.file.size)
     return shortened(escape(first.lora.file.path.stem), 60), f"{first.family.title}, {size}, by {by}; {shares}"
 

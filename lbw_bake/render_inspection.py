@@ -36,7 +36,7 @@ def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = Fal
             count_text(group.parameters),
             size_text(group.nbytes),
             _norm(group),
-            f"{group.share:.1%}",
+            _share(group),
         )
         rows.append((*cells, *(_spectrum_cells(group) if spectra else ()), Bar(group.norm, strongest)))
     lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
@@ -119,7 +119,11 @@ def _groups_json(groups: Mapping[str, Group], *, spectra: bool) -> Mapping[str, 
 
 def _norm(group: Group) -> str:
     """The norm, or a question mark where that of no module is known."""
-    return "?" if group.unmeasured == len(group.modules) else f"{group.norm:.3g}"
+    return f"{group.norm:.3g}" if group.known else "?"
+
+
+def _share(group: Group) -> str:
+    return f"{group.share:.1%}" if group.known else "?"
 
 
 def _spectrum_json(spectrum: Spectrum | None) -> Mapping[str, Any] | None:
@@ -141,7 +145,7 @@ def _heading(facts: Inspection) -> str:
 
 def _balance(facts: Inspection) -> str:
     """How much of the whole each text encoder and the denoiser is: `clip_l 27.3%, unet 72.7%`."""
-    return ", ".join(f"{name} {group.share:.1%}" for name, group in facts.components.items())
+    return ", ".join(f"{name} {_share(group)}" for name, group in facts.components.items())
 
 
 def _in_order(files: Sequence[Inspection], groups: Sequence[Mapping[str, Group]], *, elements: bool) -> list[str]:

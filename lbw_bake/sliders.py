@@ -125,7 +125,8 @@ class Slider(Widget):
     def _norm_cells(self, columns: Columns) -> Iterator[str | tuple[str, str]]:
         if group := self.norms:
             yield Bar(group.norm, self.strongest).text(columns.bar).ljust(columns.bar), "$text-success"
-            yield f"{group.norm:{_NORM}.3g}{group.share:{_SHARE}.1%}"
+            known = group.known
+            yield f"{group.norm:{_NORM}.3g}{group.share:{_SHARE}.1%}" if known else f"{'?':>{_NORM}}{'?':>{_SHARE}}"
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
         """Begin to drag, on the line."""

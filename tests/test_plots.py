@@ -76,7 +76,11 @@ def test_several_files_are_all_named(tmp_path: Path, run: Run) -> None:
 
 def test_nothing_measurable_is_still_a_picture(tmp_path: Path, run: Run) -> None:
     tensors = {name: np.full_like(array, np.nan) for name, array in unet_lora(["MID", "OUT03"]).items()}
-    drawn(run, write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.png", "--family", "sd1")
+    drawn(run, write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.svg", "--family", "sd1")
+    found = texts(tmp_path / "a.svg")
+    assert found.count("?") == 2
+    assert any("unet ?" in text for text in found)
+    assert not any(re.fullmatch(r"[-\u2212]0\.\d+", text) for text in found)  # no norm is negative
 
 
 def test_an_existing_picture_needs_force(tmp_path: Path, run: Run) -> None:
