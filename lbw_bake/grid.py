@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from .atomic import write_file
 from .axes import ANALYSE, FULL
 from .console import escape
-from .errors import FileFormatError
+from .errors import FileFormatError, LbwError
 from .plots import THEMES, Theme, check
 from .sweeps import MANIFEST
 from .tables import shortened
@@ -65,20 +66,23 @@ class Row:
 
 
 def assemble_grid(
-    where: Path,
-    images: Path,
-    picture: Path,
+    sweep: str | PathLike[str],
+    images: str | PathLike[str],
+    picture: str | PathLike[str],
     *,
     tile: int = 512,
     threshold: int = 20,
     theme: str = "light",
     replace: bool = False,
 ) -> Assembled:
-    """Put the pictures in a folder into one, as a manifest (or the folder that has it) orders them.
+    """Put the pictures in a folder into one, as a sweep's manifest (or the folder that has it) orders them.
 
     Of an analysis, every block's picture has its difference to the full LoRA's below it, where changes up to
     `threshold` of 255 count as none. Raises FileFormatError, OutputError, and LbwError where Pillow is absent.
     """
+    if theme not in THEMES:
+        raise LbwError(f"theme {theme!r} is not one of {', '.join(THEMES)}")
+    where, images, picture = Path(sweep), Path(images), Path(picture)
     check(picture, _FORMATS, "PIL", replace=replace)
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
     if _longest(plot) >= _MOST // _TILE:

@@ -54,11 +54,11 @@ class Weights:
             return cls(given, Options(elements=given.elements))
         if isinstance(given, str):
             return cls.parse(given)
-        if not given:
+        if given is None or not len(given):  # an array of numpy has no truth of its own
             raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
         if isinstance(given, Mapping):
-            return cls(Rules(tuple((selector, repr(float(value))) for selector, value in given.items())))
-        return cls(Vector(tuple(repr(float(value)) for value in given)))
+            return cls(Rules(tuple((selector, _written(value)) for selector, value in given.items())))
+        return cls(Vector(tuple(map(_written, given))))
 
     @classmethod
     def parse(
@@ -139,6 +139,14 @@ class Weights:
             hidden = preset.hiding(family)
             return WeightError(about.message, hidden) if hidden else about
         return error
+
+
+def _written(value: float) -> str:
+    """A weight as it is written. Raises WeightError for what is no number."""
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError, OverflowError):
+        raise WeightError(f"a weight is {value!r}, not a number", "give numbers like 0.5") from None
 
 
 def _elements_of(preset: Preset) -> tuple[Element, ...]:

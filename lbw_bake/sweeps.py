@@ -114,13 +114,13 @@ class Sweep:
 
 
 def make_sweep(
-    source: Path,
+    source: str | os.PathLike[str],
     axes: Mapping[str, str],
     recipe: Recipe,
     *,
     analyse: bool = False,
     at: float = 0.0,
-    presets: Path | None = None,
+    presets: str | os.PathLike[str] | None = None,
 ) -> Sweep:
     """Settle the weights of every cell, name the files and plan them, without writing any.
 
@@ -132,7 +132,9 @@ def make_sweep(
     check_finite(at, "at")
     if recipe.rank:
         raise WeightError("cells of a sweep are not truncated", "leave the rank out; truncate the files with lbw bake")
-    lora = read_lora(source, recipe.family)
+    if unknown := [name for name in axes if name not in ("x", "y", "z")]:
+        raise WeightError(f"there is no axis {unknown[0]!r}", "axes are x, y and z")
+    lora = read_lora(Path(source), recipe.family)
     family = lora.candidates[0]
     parsed = {name: parse_axis(text, family) for name, text in axes.items()}
     if analyse:
@@ -145,7 +147,8 @@ def make_sweep(
     base = recipe.weights
     options = replace(base.options, elements=())
     labels = dict.fromkeys(label for axis in parsed.values() if axis.kind == PRESETS for label in axis.labels)
-    read = partial(Weights.parse, presets=presets, options=options, layout=base.layout)
+    file = None if presets is None else Path(presets)
+    read = partial(Weights.parse, presets=file, options=options, layout=base.layout)
     starts: _Starts = {None: base, **{label: read(label) for label in labels}}
     _check_values(lora, parsed, [starts[label] for label in labels] or [base])
     cells = tuple(_cells(lora, parsed, starts, at))
@@ -259,7 +262,7 @@ def _file_name(stem: str, choices: Sequence[tuple[str, str]], at: float, taken: 
 
 def write_sweep(
     sweep: Sweep,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     limit: int | None = None,
     replace: bool = False,
@@ -272,31 +275,32 @@ def write_sweep(
     are there as they would be written are left alone, and manifest and lists are written anew; a dry run only refuses
     what could not be written. Raises OutputError, also where something is lost without `replace`, and FileFormatError.
     """
+    where = Path(folder)
     weights, recipe, again = sweep.files, sweep.recipe, replace or skip_existing
     with TensorData(sweep.lora.file) as data:
 
         def target(name: str) -> Target:
             plan = plan_by(recipe, sweep.lora, weights[name], data)
-            return Target(plan, folder / name, None, replace, recipe.update_metadata)
+            return Target(plan, where / name, None, replace, recipe.update_metadata)
 
-        there = {name for name in weights if skip_existing and os.path.exists(folder / name)}  # noqa: PTH110 - never raises
+        there = {name for name in weights if skip_existing and os.path.exists(where / name)}  # noqa: PTH110 - never raises
         files = [name for name in weights if name not in there or not _is_there(target(name))]
         nbytes = sweep.nbytes * len(files) // len(weights)
-        _check_size(nbytes, folder, limit)
+        _check_size(nbytes, where, limit)
         _, backend = choose_backend(recipe.device, nbytes)
-        if dry_run and not os.path.lexists(folder):
+        if dry_run and not os.path.lexists(where):
             return
-        make_folder(folder)
+        make_folder(where)
         for names, expected in ((files, replace), (_TEXTS, again)):
             for name in names:
-                check_output(folder / name, [sweep.lora.file.path], replace=expected)
+                check_output(where / name, [sweep.lora.file.path], replace=expected)
         if dry_run:
             return
         for first in range(0, len(files), _OPEN):
             targets = [target(name) for name in files[first : first + _OPEN]]
             yield from rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify).sizes
     for name, text in _TEXTS.items():
-        write_file(folder / name, f"{text(sweep)}\n".encode(), replace=again)
+        write_file(where / name, f"{text(sweep)}\n".encode(), replace=again)
 
 
 def _check_size(nbytes: int, folder: Path, limit: int | None) -> None:

@@ -11,6 +11,7 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import MODULE, ROOT, Run, metadata_of, unet_lora, write
 from safetensors.numpy import load_file
@@ -24,6 +25,7 @@ from lbw_bake import (
     Recipe,
     Weights,
     add_preset,
+    assemble_grid,
     bake,
     convert_presets,
     diff,
@@ -256,6 +258,34 @@ def test_a_sweep_is_written_by_its_recipe(tmp_path: Path) -> None:
     with pytest.raises(StrictError, match="1 NaN"):
         list(write_sweep(make_sweep(strange, {"x": "values=0.5"}, Recipe(strict=True)), tmp_path / "strict"))
     assert not list((tmp_path / "strict").glob("*.safetensors"))
+
+
+def test_paths_of_a_sweep_may_be_texts(lora: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "plot"
+    plot = make_sweep(str(lora), {"x": "values=0,1"}, Recipe(), presets=None)
+    assert len(list(write_sweep(plot, str(folder)))) == 2
+    with pytest.raises(FileFormatError, match="holds none of the sweep's 2 pictures"):
+        assemble_grid(str(folder), str(tmp_path), str(tmp_path / "grid.png"))
+    with pytest.raises(LbwError, match="theme 'pink' is not one of light, dark"):
+        assemble_grid(folder, tmp_path, tmp_path / "grid.png", theme="pink")
+
+
+@pytest.mark.parametrize("name", ["X", "w", "seed"])
+def test_an_axis_of_another_name_is_not_passed_over(name: str, lora: Path) -> None:
+    with pytest.raises(WeightError, match=f"there is no axis '{name}'"):
+        make_sweep(lora, {"x": "blocks=MID", name: "values=0,1"}, Recipe())
+
+
+def test_a_vector_may_be_an_array(lora: Path) -> None:
+    assert Weights.of(np.full(17, 0.5)) == Weights.of([0.5] * 17)
+    with pytest.raises(WeightError, match="no weights are given"):
+        Weights.of(np.empty(0))
+
+
+@pytest.mark.parametrize("given", [["a"] * 17, {"MID": "half"}, {"MID": None}])
+def test_what_is_no_number_is_no_weight(given: Any) -> None:
+    with pytest.raises(WeightError, match=r"a weight is .*, not a number"):
+        Weights.of(given)
 
 
 def test_recipes_of_one_batch_differ_in_weights_alone(lora: Path, tmp_path: Path) -> None:
