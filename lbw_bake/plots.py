@@ -19,7 +19,7 @@ from .elements import ELEMENTS, OTHERS
 from .errors import LbwError, OutputError
 from .families import OTHER, letter_of
 from .inspection import Group, Inspection
-from .tables import shortened, size_text
+from .tables import shortened, size_text, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -162,8 +162,8 @@ def _legend(axes: Axes, files: Sequence[Inspection], parts: Mapping[str, str], t
     entries = [(part, colours[part]) for part in dict.fromkeys(parts.values()) if part]
     if len(files) > 1:
         entries += [
-            (shortened(escape(facts.lora.file.path.stem), 32), _tint(theme.ink, theme.paper, i))
-            for i, facts in enumerate(files)
+            (shortened(escape(name), 32), _tint(theme.ink, theme.paper, i))
+            for i, name in enumerate(told_apart(facts.lora.file.path for facts in files))
         ]
     if len(entries) > 1:
         axes.figure.legend(

@@ -11,7 +11,7 @@ from .elements import ELEMENTS, OTHERS
 from .families import OTHER
 from .inspection import Group, Inspection
 from .spectra import Spectrum
-from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text, some
+from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text, some, told_apart
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")
@@ -41,7 +41,8 @@ def inspection(facts: Inspection, *, elements: bool = False, spectra: bool = Fal
         rows.append((*cells, *(_spectrum_cells(group) if spectra else ()), Bar(group.norm, strongest)))
     lengths = ", ".join(str(len(layout)) for layout in facts.family.layouts)
     size = size_text(facts.lora.file.size)
-    print_table(f"{_title(facts)}, weights of {lengths} blocks, {size}; {_balance(facts)}", columns, rows, spare=_SPARE)
+    title = _title(facts, facts.lora.file.path.name)
+    print_table(f"{title}, weights of {lengths} blocks, {size}; {_balance(facts)}", columns, rows, spare=_SPARE)
     _remarks(facts)
 
 
@@ -52,7 +53,8 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
     """
     groups = [facts.elements if elements else facts.blocks for facts in files]
     more = _SPECTRUM if spectra else ()
-    columns = [column for facts in files for column in (f"{_heading(facts)}~>", *more, "")]
+    names = told_apart(facts.lora.file.path for facts in files)
+    columns = [column for name in names for column in (f"{shortened(escape(name), _HEADING)}~>", *more, "")]
     rows: list[list[str | Bar]] = []
     strongest = [max((group.norm for group in named.values()), default=0.0) for named in groups]
     for name in _in_order(files, groups, elements=elements):
@@ -66,8 +68,9 @@ def side_by_side(files: Sequence[Inspection], *, elements: bool = False, spectra
     print_table(
         f"Norms of {len(files)} files, a scale for each", (first, *columns), rows, spare=("", "eff. rank", "largest")
     )
-    for facts in files:
-        print_line(f"{_title(facts)}, {size_text(facts.lora.file.size)}; {_balance(facts)}")
+    for facts, name in zip(files, names, strict=True):
+        title = _title(facts, f"{name}{facts.lora.file.path.suffix}")
+        print_line(f"{title}, {size_text(facts.lora.file.size)}; {_balance(facts)}")
         _remarks(facts)
 
 
@@ -135,12 +138,8 @@ def _spectrum_cells(group: Group) -> tuple[str, str]:
     return "" if largest is None else f"{largest:.3g}", "" if rank is None else f"{rank:.1f}"
 
 
-def _title(facts: Inspection) -> str:
-    return f"{facts.lora.file.path.name}: {' or '.join(family.title for family in facts.lora.candidates)}"
-
-
-def _heading(facts: Inspection) -> str:
-    return shortened(escape(facts.lora.file.path.stem), _HEADING)
+def _title(facts: Inspection, name: str) -> str:
+    return f"{name}: {' or '.join(family.title for family in facts.lora.candidates)}"
 
 
 def _balance(facts: Inspection) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .console import escape
@@ -152,6 +154,13 @@ def some(names: Iterable[str], limit: int = 8) -> str:
 def distinct(names: Iterable[str]) -> str:
     """Each name once, sorted."""
     return " ".join(sorted(set(names)))
+
+
+def told_apart(paths: Iterable[Path]) -> list[str]:
+    """What files are called without their suffix; those that share that have their folder before it."""
+    paths = list(paths)
+    stems = Counter(path.stem for path in paths)
+    return [f"{path.parent.name or '.'}/{path.stem}" if stems[path.stem] > 1 else path.stem for path in paths]
 
 
 def shortened(text: str, length: int) -> str:

@@ -74,6 +74,21 @@ def test_several_files_are_all_named(tmp_path: Path, run: Run) -> None:
     assert set(names) <= set(texts(tmp_path / "a.svg"))
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, run: Run) -> None:
+    """As a LoRA and what was baked of it into another folder."""
+    picture = tmp_path / "a.svg"
+    paths = [tmp_path / folder / "style.safetensors" for folder in ("loras", "baked")]
+    for path in paths:
+        path.parent.mkdir()
+        write(path, unet_lora())
+    code, out, _ = run("inspect", *paths, write(tmp_path / "other.safetensors", unet_lora()), "--plot", picture)
+    assert code == 0
+    names = ["loras/style", "baked/style", "other"]
+    assert out.splitlines()[1].split() == ["block", *names]
+    assert [line.partition(".")[0] for line in out.splitlines()[-3:]] == names
+    assert [text for text in texts(picture) if text in names] == names
+
+
 def test_nothing_measurable_is_still_a_picture(tmp_path: Path, run: Run) -> None:
     tensors = {name: np.full_like(array, np.nan) for name, array in unet_lora(["MID", "OUT03"]).items()}
     drawn(run, write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.svg", "--family", "sd1")
