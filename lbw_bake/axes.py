@@ -74,7 +74,7 @@ def _elements(cell: str, family: Family) -> list[str]:
 
 # Kind -> the labels of a cell as written, once it is known to have a meaning.
 _CELLS: dict[str, Callable[[str, Family], list[str]]] = {
-    VALUES: lambda cell, _: [number_text(parse_number(cell, f"value {cell!r}"))],
+    VALUES: lambda cell, _: [number_text(parse_number(cell, "a value"))],
     BLOCKS: _blocks,
     PRESETS: lambda cell, _: [cell],
     ELEMENTS: _elements,
