@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .configuration import check_origin
-from .errors import LbwError, nearest
+from .errors import LbwError, WeightError, nearest
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
@@ -52,6 +52,8 @@ class Recipe:
                 "a rank writes every module anew, to another file",
                 "leave out prune, verify, inexact, in place and no metadata update",
             )
+        if not isinstance(self.weights, Weights):
+            raise WeightError(f"weights {self.weights!r} are not understood yet", "give Weights.of(...) of them")
         if not isinstance(self.inexact, bool):
             raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
 

@@ -80,7 +80,10 @@ class Weights:
         own. A token's strengths multiply those of `options`, whose own `x` wins. Raises PresetError, WeightError, and
         NotBakeableError for a token that switches during sampling.
         """
-        if any(given is not None and not given.strip() for given in (text, preset, token)):
+        given = [one for one in (text, preset, token) if one is not None]
+        if len(given) > 1:
+            raise WeightError(f"weights are given as {' and as '.join(map(repr, given))}", "give one of them")
+        if given and not given[0].strip():
             raise WeightError("no weights are given", "give a preset, a vector or block rules; is a variable not set?")
         options = options or Options()
         if text and looks_like_token(text):

@@ -288,6 +288,16 @@ def test_what_is_no_number_is_no_weight(given: Any) -> None:
         Weights.of(given)
 
 
+def test_weights_are_given_once() -> None:
+    with pytest.raises(WeightError, match="weights are given as 'MIDD' and as 'INS'"):
+        Weights.parse("MIDD", preset="INS")
+
+
+def test_a_recipe_wants_weights_that_are_understood() -> None:
+    with pytest.raises(WeightError, match="'MIDD' are not understood yet"):
+        Recipe("MIDD")  # type: ignore[arg-type]
+
+
 def test_recipes_of_one_batch_differ_in_weights_alone(lora: Path, tmp_path: Path) -> None:
     """The first one's options would be those of all."""
     recipes = [Recipe(Weights.of("ALL")), Recipe(Weights.of("MIDD"), rank=2)]
