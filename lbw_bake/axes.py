@@ -67,6 +67,11 @@ def _blocks(cell: str, family: Family) -> list[str]:
 
 
 def _elements(cell: str, family: Family) -> list[str]:
+    if ":" not in cell:
+        raise WeightError(
+            f"{cell!r} is no element rule, BLOCKS:WORDS:WEIGHT",
+            "write rules, as IN05-OUT05:attn:0.5; lbw presets show NAME prints those of an element preset",
+        )
     for element in parse_elements(cell):
         select(element.blocks, family)
     return [cell]

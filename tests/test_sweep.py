@@ -352,6 +352,7 @@ WRONG = {
     "values for no X": (["--x", "values=0,1", "-w", "MIDD"], "the base weights have no X"),
     "empty base weights": (["--x", "blocks=MID", "-w", ""], "is a variable not set?"),
     "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
+    "an element preset": (["--x", "elements=ATTNDEEPON"], "lbw presets show NAME prints those of an element preset"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),
     "an analysis of values": (["--analyse", "--x", "values=0,1"], "an analysis is of blocks, not of values"),
