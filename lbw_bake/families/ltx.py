@@ -2,6 +2,7 @@
 
 Source: diffusers' LTXVideoTransformer3DModel and LTX2VideoTransformer3DModel; the original names differ in the
 embedders alone. LTX-2 makes sound too: in every block each layer has a narrower twin, and attention joins the two.
+Small transformers of its own (`connectors`) bring the text to both.
 """
 
 from .base import ATTENTION, Family, Rule, numbered
@@ -38,6 +39,9 @@ LTX_13B = _family("ltx_13b", "LTX-Video 13B", 48, 4096)
 
 _PICTURE, _SOUND = 4096, 2048
 
+_CONNECTORS = r"(?:connectors_)?(?:video|audio)_(?:embeddings_)?connector"
+_TEXT = r"(?:connectors_|text_embedding_projection_)?(?:(?:video|audio)_)?(?:text_proj_in|aggregate_embed)"
+
 LTX_2 = Family(
     name="ltx_2",
     title="LTX-2",
@@ -45,7 +49,7 @@ LTX_2 = Family(
     rules=(
         Rule(r"transformer_blocks_(\d+)_", "B{:02}"),
         Rule(r"(?:audio_)?(?:proj_in|patchify_proj|time_embed|(?:prompt_)?adaln|caption_projection)(?:_|$)", "IN"),
-        Rule(r"av_(?:ca|cross_attn)_", "IN"),
+        Rule(rf"av_(?:ca|cross_attn)_|{_CONNECTORS}_|{_TEXT}$", "IN"),
         Rule(r"(?:audio_)?proj_out$", "OUT"),
     ),
     encoders=(encoder("gemma3_12b", "TE", "te", "te1"),),
@@ -62,6 +66,10 @@ LTX_2 = Family(
         r"(?:audio_)?caption_projection_linear_1": 3840,
         r"(?:audio_)?(?:(?:time_embed|(?:prompt_)?adaln)_\w+|caption_projection_linear_2)|av_(?:ca|cross_attn)_\w+": (),
         r"(?:audio_)?(?:proj_in|patchify_proj)": 128,
+        rf"{_CONNECTORS}_transformer_(?:1d_)?blocks_\d_": {
+            rf"attn1_(?:{ATTENTION}|to_gate_logits|[qk]_norm)|ff_net_(?:0_proj|2)": (),
+        },
+        _TEXT: (),
         r"proj_out": _PICTURE,
         r"audio_proj_out": _SOUND,
     },

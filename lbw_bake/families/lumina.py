@@ -13,6 +13,7 @@ _RULES = (
     Rule(r"noise_refiner_(\d+)_", "NR{:02}"),
     Rule(r"context_refiner_(\d+)_", "CR{:02}"),
     Rule(r"(?:(?:all_)?x_embedder|(?:t|cap)_embedder|time_caption_embed|(?:x|cap)_pad_token)(?:_|$)", "IN"),
+    Rule(r"siglip_", "IN"),  # of Z-Image Omni, which sees pictures too
     Rule(r"(?:(?:all_)?final_layer|norm_out)(?:_|$)", "OUT"),
 )
 _BLOCK = r"(?:layers|noise_refiner|context_refiner)_\d+_"
@@ -47,6 +48,9 @@ Z_IMAGE = Family(
         rf"{_BLOCK}feed_forward_w2": 10240,
         rf"{_BLOCK}adaLN_modulation_0": 256,
         r"cap_embedder_1": 2560,
+        rf"siglip_refiner_\d_(?:attention_(?:qkv|out|[qk]_norm|{ATTENTION})|feed_forward_w[13])": 3840,
+        r"siglip_refiner_\d_feed_forward_w2": 10240,
+        r"siglip_embedder_1": (),
         r"(?:all_)?x_embedder(?:_[\w-]+)?|t_embedder_mlp_\d": (),
         r"(?:all_)?final_layer_(?:[\w-]+_)?adaLN_modulation_1": 256,
         r"(?:all_)?final_layer_(?:[\w-]+_)?linear": 3840,

@@ -33,7 +33,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -95,12 +95,13 @@ def _kind(layer: object) -> str:
 
 @cache
 def _model(class_name: str, config: tuple[tuple[str, Any], ...]) -> Any:
-    """An instance without weights; "Config:Model" names a pair of transformers classes."""
+    """An instance without weights; "Config:Model" names a pair of transformers classes, others are of diffusers."""
     import torch
 
     with torch.device("meta"):
         if ":" not in class_name:
-            return getattr(importlib.import_module("diffusers"), class_name)(**dict(config))
+            *package, name = class_name.split(".")
+            return getattr(importlib.import_module(".".join(["diffusers", *package])), name)(**dict(config))
         library = importlib.import_module("transformers")
         config_class, model_class = (getattr(library, name) for name in class_name.split(":"))
         return model_class(config_class(**dict(config)))
@@ -1396,26 +1397,28 @@ HUNYUAN_DIT_NAMES: list[Rename] = [
 
 WAN_BLOCKS: list[BlockRule] = [
     numbered("blocks", "B"),
-    (r"patch_embedding|condition_embedder", "IN"),
+    (r"\w*patch_embedding|condition_embedder|fps_\w+|(?:face|motion)_encoder", "IN"),
     (r"norm_out|proj_out", "OUT"),
 ]
+_WAN_LAYERS: list[Rename] = [
+    (r"attn1\.to_([qkv])", r"self_attn.\1"),
+    (r"attn1\.to_out\.0", "self_attn.o"),
+    (r"attn1\.(norm_[qk])", r"self_attn.\1"),
+    (r"attn2\.to_([qkv])", r"cross_attn.\1"),
+    (r"attn2\.to_out\.0", "cross_attn.o"),
+    (r"attn2\.(norm_[qk])", r"cross_attn.\1"),
+    (r"attn2\.add_([kv])_proj", r"cross_attn.\1_img"),
+    (r"ffn\.net\.0\.proj", "ffn.0"),
+    (r"ffn\.net\.2", "ffn.2"),
+    (r"norm2", "norm3"),
+]
 WAN_NAMES: list[Rename] = [
-    *under(
-        "blocks",
-        [
-            (r"attn1\.to_([qkv])", r"self_attn.\1"),
-            (r"attn1\.to_out\.0", "self_attn.o"),
-            (r"attn1\.(norm_[qk])", r"self_attn.\1"),
-            (r"attn2\.to_([qkv])", r"cross_attn.\1"),
-            (r"attn2\.to_out\.0", "cross_attn.o"),
-            (r"attn2\.(norm_[qk])", r"cross_attn.\1"),
-            (r"attn2\.add_([kv])_proj", r"cross_attn.\1_img"),
-            (r"ffn\.net\.0\.proj", "ffn.0"),
-            (r"ffn\.net\.2", "ffn.2"),
-            (r"norm2", "norm3"),
-        ],
-    ),
-    (r"patch_embedding", "patch_embedding"),
+    *under("blocks", _WAN_LAYERS),
+    *under("vace_blocks", [*_WAN_LAYERS, (r"proj_in", "before_proj"), (r"proj_out", "after_proj")]),
+    (r"face_adapter\.(\d)\.to_q", r"face_adapter.fuser_blocks.\1.linear1_q"),
+    (r"face_adapter\.(\d)\.to_[kv]", r"face_adapter.fuser_blocks.\1.linear1_kv"),
+    (r"face_adapter\.(\d)\.to_out", r"face_adapter.fuser_blocks.\1.linear2"),
+    (r"((?:vace_|pose_)?patch_embedding)", r"\1"),
     *pair(r"condition_embedder\.time_embedder", "time_embedding"),
     (r"condition_embedder\.time_proj", "time_projection.1"),
     *pair(r"condition_embedder\.text_embedder", "text_embedding"),
@@ -1437,9 +1440,13 @@ LTX_2_NAMES: list[Rename] = [
     (r"(.+\.\w*attn\d?)\.norm_([qk])", r"\1.\2_norm"),
     KEEP,
 ]
+LTX_2_CONNECTOR_NAMES: list[Rename] = [
+    (r"(video|audio)_connector\.transformer_blocks\.(.+)", r"\1_embeddings_connector.transformer_1d_blocks.\2"),
+    (r"text_proj_in", "text_embedding_projection.aggregate_embed"),
+]
 COSMOS_BLOCKS: list[BlockRule] = [
     numbered("transformer_blocks", "B"),
-    (r"patch_embed|time_embed|learnable_pos_embed", "IN"),
+    (r"patch_embed|time_embed|learnable_pos_embed|crossattn_proj|img_context_proj", "IN"),
     (r"norm_out|proj_out", "OUT"),
 ]
 COSMOS_NAMES: list[Rename] = [
@@ -1488,7 +1495,7 @@ REFINER_BLOCKS: list[BlockRule] = [
     numbered("layers", "L"),
     numbered("noise_refiner", "NR"),
     numbered("context_refiner", "CR"),
-    (r"x_embedder|time_caption_embed|all_x_embedder|t_embedder|cap_embedder", "IN"),
+    (r"x_embedder|time_caption_embed|all_x_embedder|t_embedder|cap_embedder|siglip_\w+", "IN"),
     (r"norm_out|all_final_layer", "OUT"),
 ]
 _LUMINA2_LAYERS: list[Rename] = [
@@ -1595,12 +1602,13 @@ _WAN_5B = {
 _WAN_IMAGE = {"image_dim": 1280, "added_kv_proj_dim": 5120}
 _LTX = "LTXVideoTransformer3DModel"
 _LTX_13B = {"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096}
-_COSMOS = {
+_COSMOS: dict[str, Any] = {
     "in_channels": 16,
     "num_attention_heads": 16,
     "text_embed_dim": 1024,
     "extra_pos_embed_type": None,
 }
+_COSMOS_2_5 = {"use_crossattn_projection": True, "crossattn_proj_in_channels": 100352, "img_context_dim_in": 1152}
 _LTX_BLOCKS: list[BlockRule] = [
     numbered("transformer_blocks", "B"),
     (r"proj_in|time_embed|caption_projection", "IN"),
@@ -1921,6 +1929,27 @@ def other_tables() -> Iterator[Table]:
         f"LTX-2.3 LoRA with the original names below diffusion_model.: gates, no caption projection; {EVERY_THIRD}",
         (ltx_2.original(thinned(replace(ltx_2, config=_LTX_2_3).model())), dotted("diffusion_model."), PEFT),
     )
+    connectors = weights_only(layers("denoiser", [(r".+", "IN")], "pipelines.ltx2.LTX2TextConnectors"))
+    native = renamed(connectors, LTX_2_CONNECTOR_NAMES)
+    yield table(
+        "ltx_2_connectors",
+        f"LTX-2 LoRA with the small transformers that bring the text, in diffusers naming; {EVERY_THIRD}",
+        (thinned(ltx_2.model()), dotted("transformer."), PEFT),
+        (connectors, dotted("connectors."), PEFT),
+    )
+    yield table(
+        "ltx_2_comfyui_connectors",
+        f"LTX-2 LoRA with the small transformers that bring the text, original names; {EVERY_THIRD}",
+        (ltx_2.original(thinned(ltx_2.model())), dotted("diffusion_model."), PEFT),
+        (where(native, r"connector"), dotted("diffusion_model."), PEFT),
+        (where(native, r"^text_embedding"), dotted(""), PEFT),
+    )
+    cosmos_2_5 = replace(BY_NAME["cosmos"], config={**_COSMOS, **_COSMOS_2_5})
+    yield table(
+        "cosmos_predict2_5",
+        f"Cosmos-Predict2.5 2B LoRA in diffusers naming: projections of text and picture; {EVERY_THIRD}",
+        (thinned(cosmos_2_5.model()), dotted("transformer."), PEFT),
+    )
     for name in ("auraflow", "hidream", "ltx_2b"):
         family = BY_NAME[name]
         yield table(
@@ -1999,6 +2028,49 @@ def wan_tables() -> Iterator[Table]:
         (it.original(norms), dotted("diffusion_model."), difference),
         (it.original(where(few, r"^patch_embedding")), dotted("diffusion_model."), difference),
     )
+    for name, step, config in (
+        ("wan_14b", 5, {}),
+        ("wan_1_3b", 2, {**_WAN_SMALL, "vace_layers": tuple(range(0, 30, 2))}),
+    ):
+        vace = replace(
+            BY_NAME[name],
+            class_name="WanVACETransformer3DModel",
+            config=config,
+            blocks=[(r"vace_blocks\.(\d+)", partial(_each, step)), *WAN_BLOCKS],
+        )
+        yield table(
+            f"{name}_vace",
+            f"{vace.title} LoRA of VACE, whose layers add to each block of a few; {EVERY_THIRD}",
+            (thinned(vace.model()), dotted("transformer."), PEFT),
+            (vace.original(thinned(vace.model())), dotted("diffusion_model."), DOWN),
+        )
+    animate = replace(
+        it,
+        class_name="WanAnimateTransformer3DModel",
+        blocks=[(r"face_adapter\.(\d+)", partial(_each, 5)), *WAN_BLOCKS],
+    )
+    with_face = where(animate.model(), r"^(?!motion_encoder)")
+    yield table(
+        "wan_14b_animate",
+        f"Wan 2.2 Animate LoRA, with the face that is added to each fifth block; {EVERY_THIRD}",
+        (thinned(with_face), dotted("transformer."), PEFT),
+        (it.original(where(with_face, r"^(?:face_adapter|pose)")), dotted("diffusion_model."), PEFT),
+    )
+    skyreels = replace(
+        it,
+        class_name="SkyReelsV2Transformer3DModel",
+        config={"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824, "inject_sample_info": True},
+    )
+    yield table(
+        "wan_14b_skyreels",
+        f"SkyReels V2 14B LoRA in diffusers naming: fps_projection; {EVERY_THIRD}",
+        (thinned(skyreels.model()), dotted("transformer."), PEFT),
+    )
+
+
+def _each(step: int, at: int) -> str:
+    """What is added to each second or fifth block of a stack is in that block."""
+    return f"B{step * at:02}"
 
 
 def distilled(module: Module) -> list[Tensor]:
@@ -2043,6 +2115,12 @@ def z_image_tables() -> Iterator[Table]:
         "z_image_double_underscore",
         f"Z-Image LoRA: two underscores after the prefix; {EVERY_THIRD}",
         (renamed(few, Z_IMAGE_TRAINER), flat("lora_unet__"), KOHYA),
+    )
+    omni = replace(it, config={"siglip_feat_dim": 1152})
+    yield table(
+        "z_image_omni",
+        f"Z-Image Omni LoRA in diffusers naming: a refiner for what pictures show; {EVERY_THIRD}",
+        (thinned(omni.model()), dotted("transformer."), PEFT),
     )
     split = respelled(where(few, r"\.attention\.to_[qkv]$"), r"\.to_([qkv])$", r".to.\1")
     yield table(
