@@ -7,7 +7,7 @@ product squares the weight, and `alpha` is read differently by different loaders
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -105,6 +105,18 @@ class Algorithm:
 def present(either: str, roles: Collection[str]) -> str | None:
     """Which role of `a|b` the module has; the first, if it has both."""
     return next((role for role in either.split("|") if role in roles), None)
+
+
+def carriers_among(roles: Iterable[str], column: str) -> tuple[str, ...]:
+    """The roles that take a factor: one of each product, by a column of `Product`, and the additive ones."""
+    return _carriers(frozenset(roles), column)
+
+
+@cache
+def _carriers(roles: frozenset[str], column: str) -> tuple[str, ...]:
+    algorithm = _algorithm_of(roles)
+    factors = [present(getattr(product, column), roles) for product in (algorithm.products if algorithm else ())]
+    return tuple(role for role in (*factors, *ADDITIVE) if role in roles and role is not None)
 
 
 def _algorithm(name: str, requires: str, *products: tuple[str, str]) -> Algorithm:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 
-from .algorithms import ADDITIVE, MAGNITUDES, present
+from .algorithms import ADDITIVE, MAGNITUDES, carriers_among
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Fill, towards
 from .errors import NotBakeableError
 from .modules import Module
@@ -44,7 +44,7 @@ def weigh(module: Module, weight: float, dtype: str | None, look: Look, edits: d
 def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
     """Weight 0: zeros where trainers start with zeros; modules no value makes neutral are removed."""
     algorithm = module.algorithm
-    values = dict.fromkeys(carriers_of(module, "grow"), 0.0) if algorithm.exact else algorithm.neutral
+    values = dict.fromkeys(carriers_among(module.tensors, "grow"), 0.0) if algorithm.exact else algorithm.neutral
     if values is None or "magnitude" in module.tensors:
         edits |= {tensor.name: Drop() for tensor in module.all_tensors}
         return REMOVED
@@ -64,12 +64,6 @@ def _turn_back(module: Module, weight: float, edits: dict[str, Edit]) -> None:
             edits[tensor.name] = towards(tensor, weight, np.eye(tensor.shape[-1]))
 
 
-def carriers_of(module: Module, column: str) -> list[str]:
-    """The roles that take a factor: one of each product, by a column of the algorithm table, and the additive ones."""
-    factors = [present(getattr(product, column), module.tensors) for product in module.algorithm.products]
-    return [role for role in (*factors, *ADDITIVE) if role in module.tensors and role is not None]
-
-
 def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> None:
     for tensor in module.all_tensors if edits else ():  # a treatment's own factors
         step = edits.get(tensor.name)
@@ -78,7 +72,7 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
     _turn_back(module, weight, edits)
     treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
-    choices = [carriers_of(module, column) for column in columns]
+    choices = [carriers_among(module.tensors, column) for column in columns]
     narrow = [tensor for group in module.tensors.values() for tensor in group if tensor.dtype in FLOAT8]
     widened = {}
     if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):
@@ -92,19 +86,18 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
             continue
         limit = 0.0
         for role in dict.fromkeys(roles):
-            steps = {
-                tensor: step_of(module, tensor, "BF16" if tensor.name in widened else dtype, weight)
+            steps = [
+                (tensor, step_of(module, tensor, "BF16" if tensor.name in widened else dtype, weight))
                 for tensor in module.tensors[role]
-            }
-            surveys = {tensor: look(tensor, step) for tensor, step in steps.items() if step.may_overflow}
-            if not any(survey.overflows for survey in surveys.values()):
-                edits |= {tensor.name: step for tensor, step in steps.items()}
+            ]
+            surveys = [(step, look(tensor, step)) for tensor, step in steps if step.may_overflow]
+            if not any(found.overflows for _, found in surveys):
+                edits |= {tensor.name: step for tensor, step in steps}
                 break
-            room = (largest(steps[tensor].target) / survey.peak for tensor, survey in surveys.items() if survey.peak)
-            limit = max(limit, min(room))
+            limit = max(limit, min(largest(step.target) / found.peak for step, found in surveys if found.peak))
         else:
             limits.append(limit)
-            dtypes = {step.target for step in steps.values()}
+            dtypes = {step.target for _, step in steps}
     if limits:
         raise _overflow(module, weight, dtypes, min(limits))
 

@@ -102,6 +102,7 @@ class Multiply:
         bits = np.arange(1 << 8 * source.itemsize, dtype=f"u{source.itemsize}")
         return multiply(bits.view(source), self.factor, target).view(f"u{target.itemsize}")
 
+    @lru_cache(maxsize=128)  # noqa: B019 - as above
     def transform(self) -> Transform:
         """The function that does this to any whole number of elements: from the first bytes into the second."""
         return _by_table(self) if self.tabled else _by_product(self)
@@ -205,7 +206,7 @@ def not_finite(dtype: str, data: Bytes) -> tuple[int, int]:
     """How many NaN and how many infinities there are among values of a safetensors float dtype, given as bytes."""
     # The largest bit patterns of either sign tell whether any is beyond: far quicker than asking each of them.
     patterns = _largest_patterns(dtype)
-    if patterns and all(data.view(kind).max(initial=0) <= finite for kind, finite in patterns):
+    if patterns and all(np.maximum.reduce(data.view(kind), initial=0) <= finite for kind, finite in patterns):
         return 0, 0
     with np.errstate(all="ignore"):
         values = data.view(numpy_dtype(dtype))
