@@ -52,23 +52,22 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 @cache
 def largest(name: str) -> float:
     """The largest finite value of a safetensors float dtype."""
-    dtype = numpy_dtype(name)
-    if dtype.name in _NATIVE:
-        return float(np.finfo(dtype).max)
-    import ml_dtypes
-
-    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
+    return float(_limits(name).max)
 
 
 @cache
 def smallest(name: str) -> float:
     """The smallest number above 0 of a safetensors float dtype."""
+    return float(_limits(name).smallest_subnormal)
+
+
+def _limits(name: str) -> Any:
     dtype = numpy_dtype(name)
     if dtype.name in _NATIVE:
-        return float(np.finfo(dtype).smallest_subnormal)
+        return np.finfo(dtype)
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(dtype).smallest_subnormal)  # type: ignore[no-untyped-call]
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
 
 
 def itemsize(name: str) -> int:
