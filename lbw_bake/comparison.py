@@ -230,15 +230,13 @@ def _contradictions(
     for module, _ in original.placed(family):
         name, said, now = module.name, said_of[module.name], written.get(module.name)
         share = shares[name][2] if name in shares else None
-        if share and not (now and unread(now)) and _agrees(share, said, now):
-            continue
+        agrees = share is not None and _agrees(share, said, now)
         plain = module.linear or said in (0.0, 1.0)
-        if now and plain and is_baked(module, now, said):
+        if (agrees and not (now and unread(now))) or (now and plain and is_baked(module, now, said)):
             continue
-        if share and share.weight is None and share.baked:
-            found.append(f"{name} was zero, and is not now")
-        elif share and share.weight is not None and not _agrees(share, said, now):
-            found.append(f"{name} got {share.weight:.4g}, its record says {said:.4g}")
+        if share and not agrees:
+            got = None if share.weight is None else f"got {share.weight:.4g}, its record says {said:.4g}"
+            found.append(f"{name} {got or 'was zero, and is not now'}")
         elif now and plain and (len(bakes) == 1 or said in (0.0, 1.0)):
             found.append(f"{name} is not what a weight of {said:.4g} makes of it")
         else:

@@ -108,14 +108,17 @@ def variable_of(text: str) -> Variable | None:
 def are_several(text: str) -> bool:
     """Whether these are weights with spaces between."""
     words = text.split()
-    return len(words) > 1 and all(NUMBER.fullmatch(word) or variable_of(word) for word in words)
+    return len(words) > 1 and _are_weights(words)
 
 
 def is_vector(text: str) -> bool:
     """Whether these are weights with commas between, not names of presets: of letters alone it cannot be told."""
     words = [word.strip() for word in text.split(",")]
-    numbers = [bool(NUMBER.fullmatch(word)) for word in words]
-    return any(numbers) and all(number or variable_of(word) for number, word in zip(numbers, words, strict=True))
+    return _are_weights(words) and any(map(NUMBER.fullmatch, words))
+
+
+def _are_weights(words: Iterable[str]) -> bool:
+    return all(NUMBER.fullmatch(word) or variable_of(word) for word in words)
 
 
 class Evaluator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from .errors import WeightCountError, WeightError
 from .families import OTHER, Family, Place
@@ -109,7 +110,8 @@ class FamilyWeights:
                 weight = element.weight
         component = self.options.unet if place.component == self.family.denoiser else self.options.te
         factor = weight * component * self.options.strength
-        check_finite(factor, f"the weight of {place.block}, all multiplied,")
+        if not isfinite(factor):
+            check_finite(factor, f"the weight of {place.block}, all multiplied,")
         return factor
 
 
@@ -200,9 +202,11 @@ def matches_element(element: Element, family: Family, place: Place, path: str) -
     if element.blocks.strip() and place.block not in select(element.blocks, family):
         return False
     words = element.words.replace(".", "_").split()
-    inverted = bool(words) and words[0].upper() == "NOT"
+    if not words:
+        return True
+    inverted = words[0].upper() == "NOT"
     path = family.host_name(path)
-    return not words or any(family.host_name(word) in path for word in words[inverted:]) != inverted
+    return any(family.host_name(word) in path for word in words[inverted:]) != inverted
 
 
 def _by_layout(values: Sequence[str], family: Family, evaluate: Evaluator) -> dict[str, float]:

@@ -149,6 +149,7 @@ class Family:
         known = self._layers if component == DENOISER else self._encoder_layers.get(component)
         return known.widths(path) if known else None
 
+    @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
     def host_name(self, path: str) -> str:
         """What hosts call a layer while they run, by the end of its path: element rules are about these names."""
         for end, name in self.host_names.items():
