@@ -71,7 +71,11 @@ class Report:
             message("waiting", remark)
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
-        """Take in the outcomes of one input of so many bytes."""
+        """Take in the outcomes of one input of so many bytes. Ctrl-C waits: what is counted is said."""
+        with uninterrupted():
+            self._add(outcomes, nbytes)
+
+    def _add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         for outcome in outcomes:
             self._counts[outcome.status] += 1
             if self._json:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Run, lbw, unet_lora, write
 
+from lbw_bake import Naming, Recipe, make_batch, render, run_batch
 from lbw_bake.render import size_text
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\r\n"
@@ -115,3 +118,30 @@ def printed(run: Run, monkeypatch: pytest.MonkeyPatch, width: int, *command: obj
     code, out, _ = run(*command)
     assert code == 0
     return [line for line in out.splitlines() if line.strip() and ":" not in line and "files" not in line]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
+def test_what_is_counted_before_an_interrupt_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = render.message
+
+    def interrupted(label: str, text: str) -> None:
+        if label == "baked":
+            signal.raise_signal(signal.SIGINT)
+        say(label, text)
+
+    monkeypatch.setattr(render, "message", interrupted)
+    sources = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
+    batch = make_batch(sources, [Recipe()], Naming(out_dir=tmp_path / "out"))
+
+    def bake() -> None:
+        with render.Report(batch) as report:
+            for job, outcomes in run_batch(batch, workers=1):
+                report.add(outcomes, job.nbytes)
+
+    with pytest.raises(KeyboardInterrupt):
+        bake()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"baked: {tmp_path / 'out' / 'a.safetensors'} ")
+    assert last == "interrupted: 1 written, 1 left"
