@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from .errors import LbwError, VariableError
 from .presets import Preset
+from .progress import Progress, silent
 from .sources import Weights
 
 if TYPE_CHECKING:
@@ -103,11 +104,12 @@ def merge(
     strict: bool = False,
     replace: bool = False,
     dry_run: bool = False,
+    progress: Progress = silent,
 ) -> Merged:
     """Write one LoRA whose update is the exact sum of several, each with its own weights (default: all ones).
 
     `rank` truncates every product and full difference to that rank; with `dry_run` the sum is computed and not written.
-    The options are those of `lbw merge`. Raises what `bake` raises.
+    `progress` is told the share that is done. The options are those of `lbw merge`. Raises what `bake` raises.
     """
     from .merging import merge_parts, read_parts
     from .recipes import Recipe
@@ -124,9 +126,8 @@ def merge(
         dry_run=dry_run,
     )
     given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
-    return merge_parts(
-        read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family), Path(output), how
-    )
+    parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
+    return merge_parts(parts, Path(output), how, progress)
 
 
 def mix(

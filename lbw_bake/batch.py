@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,22 @@ _GONE = "its scheduler is gone"
 
 Say = Callable[[str], None]
 
+# Told from time to time the share of a job that is done, where it is much.
+Watch = Callable[[Job, float], object]
+
 
 def run_batch(
-    batch: Batch, *, workers: int = 0, cluster: str | None = None, say: Say = lambda _: None
+    batch: Batch,
+    *,
+    workers: int = 0,
+    cluster: str | None = None,
+    say: Say = lambda _: None,
+    watch: Watch = lambda *_: None,
 ) -> Iterator[tuple[Job, list[Outcome]]]:
     """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
 
-    `say` is told what a cluster keeps waiting for. Raises DeviceError if it cannot be reached.
+    `say` is told what a cluster keeps waiting for, `watch` how far this machine has come with a large file. Raises
+    DeviceError if a cluster cannot be reached.
     """
     if cluster:
         yield from _on_cluster(for_cluster(batch.jobs), cluster, say)
@@ -48,9 +58,9 @@ def run_batch(
     if processes:
         from .workers import run_in_processes
 
-        yield from run_in_processes(jobs, processes)
+        yield from run_in_processes(jobs, processes, watch)
     else:
-        yield from ((job, run(job)) for job in jobs)
+        yield from ((job, run(job, partial(watch, job))) for job in jobs)
 
 
 def _processes(batch: Batch, workers: int) -> int:

@@ -191,7 +191,7 @@ def bake(
         exclude=exclude or (),
     )
     with render.Report(batch, quiet=quiet, verbose=verbose, json=json_output) as report:
-        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster, say=report.say):
+        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster, say=report.say, watch=report.watch):
             report.add(outcomes, job.nbytes)
     if report.failed:
         raise typer.Exit(1)
@@ -218,18 +218,22 @@ def merge(
     """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
     from . import merge as merge_loras
     from . import parse_part, render
+    from .bars import share_bar
 
-    merged = merge_loras(
-        [parse_part(text, presets) for text in inputs],
-        output,
-        family=family,
-        rank=rank,
-        dtype=dtype,
-        base=base,
-        dora_norm=dora_norm,
-        device=device,
-        strict=strict,
-        replace=force,
-        dry_run=dry_run,
-    )
+    parts = [parse_part(text, presets) for text in inputs]
+    with share_bar("merging", quiet=quiet) as progress:
+        merged = merge_loras(
+            parts,
+            output,
+            family=family,
+            rank=rank,
+            dtype=dtype,
+            base=base,
+            dora_norm=dora_norm,
+            device=device,
+            strict=strict,
+            replace=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
     render.merged(merged, output, dry_run=dry_run, quiet=quiet, json=json_output)

@@ -98,6 +98,7 @@ def sweep(
         raise typer.BadParameter("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
 
     from . import Options, Recipe, Weights, console, make_sweep, render_sweep, tables, write_sweep
+    from .bars import share_bar
 
     limit = tables.parse_size(max_size)
     recipe = Recipe(
@@ -113,7 +114,10 @@ def sweep(
     render_sweep.planned(plot, quiet=quiet)
     if output:
         most = None if yes else limit
-        sizes = write_sweep(plot, output, limit=most, replace=force, skip_existing=skip_existing, dry_run=dry_run)
-        render_sweep.written(plot, output, sizes, quiet=quiet or dry_run)
+        write = partial(write_sweep, limit=most, replace=force, skip_existing=skip_existing, dry_run=dry_run)
+        with share_bar("writing", quiet=quiet or dry_run) as progress:
+            sizes = list(write(plot, output, progress=progress))
+        if not (quiet or dry_run):
+            render_sweep.written(plot, output, sizes)
     if json_output:
         console.print_json(plot.manifest)

@@ -28,6 +28,7 @@ from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import Module, group_modules
 from .planning import DTYPES, agree
+from .progress import Progress, silent
 from .recipes import Recipe
 from .remarks import copied_untouched
 from .remedies import Means, Remedies
@@ -116,14 +117,14 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
     return parts
 
 
-def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merged:
+def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progress: Progress = silent) -> Merged:
     """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 
     Of the recipe, weights and the options of a bake alone say nothing here. Floats are stored as the first file stores
     those of the layer, or most of its own, unless the recipe says otherwise. One file alone keeps the tensors that
-    belong to no module. A dry run computes all of it and writes nothing, for which it needs no output. Raises
-    NotBakeableError for modules that do not add (DoRA and OFT without their base model, GLoRA with another kind),
-    OutputError, DeviceError, StrictError.
+    belong to no module. A dry run computes all of it and writes nothing, for which it needs no output. `progress` is
+    told of every layer. Raises NotBakeableError for modules that do not add (DoRA and OFT without their base model,
+    GLoRA with another kind), OutputError, DeviceError, StrictError.
     """
     first = parts[0].lora.file.path
     if output:
@@ -146,6 +147,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe) -> Merg
                 for made in summed.tensors:
                     spool.put(*made)
             sums.append(summed)
+            progress(len(sums) / len(layers))
         for tensor in parts[0].lora.loose(parts[0].weights.family) if len(parts) == 1 else ():
             spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:

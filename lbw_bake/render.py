@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .bars import bytes_bar
 from .console import error_lines, message, print_json, print_line
 from .interrupts import uninterrupted
-from .jobs import Batch
+from .jobs import Batch, Job
 from .metadata import RECORD
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome
 from .tables import Bar, counted, print_table, shortened, size_text, some
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from .comparison import Comparison
     from .merging import Merged
     from .mixer import Mix
+
+# Bytes of a single input that takes long enough for a bar.
+_LASTING = 400_000_000
 
 _VALUE = 40  # characters of a metadata value
 
@@ -37,13 +41,14 @@ class Report:
         self._expected = sum(len(job.outputs) for job in batch.jobs) + len(batch.problems)
         self._several = self._expected > 1 or any(not job.named for job in batch.jobs)
         self._bar: Progress | None = None
+        # Bytes of the inputs that are done, and of each that is not.
+        self._done, self._reached = 0, dict[Path, int]()
 
     def __enter__(self) -> Report:
         shared = self._json and sys.stdout.isatty()  # objects would go on in the line of a bar
-        if self._expected > 1 and not self._quiet and sys.stderr.isatty() and not shared:
-            self._bar = _progress(self._batch.nbytes)
-            with uninterrupted():  # or Ctrl-C could reach the thread that draws it, whatever waits here
-                self._bar.start()
+        lasts = self._expected > 1 or self._batch.nbytes >= _LASTING
+        if lasts and not self._quiet and sys.stderr.isatty() and not shared:
+            self._bar = bytes_bar(counted(0, "file"), self._batch.nbytes)
         for problem in self._batch.problems:
             self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
         if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
@@ -70,6 +75,17 @@ class Report:
         if not self._quiet:
             message("waiting", remark)
 
+    def watch(self, job: Job, share: float) -> None:
+        """So much of a job is done."""
+        self._reached[job.input] = round(share * job.nbytes)
+        self._move()
+
+    def _move(self) -> None:
+        if self._bar:
+            counted_files = counted(sum(self._counts.values()), "file")
+            completed = self._done + sum(self._reached.values())
+            self._bar.update(self._bar.task_ids[0], completed=completed, description=counted_files)
+
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes. Ctrl-C waits: what is counted is said."""
         with uninterrupted():
@@ -84,9 +100,10 @@ class Report:
         for outcome in {str(one.error or one.note or i): one for i, one in enumerate(outcomes)}.values():
             if outcome.error or not self._quiet:
                 _show(outcome, verbose=self._verbose)
-        if self._bar:
-            self._bar.advance(self._bar.task_ids[0], nbytes)
-            self._bar.update(self._bar.task_ids[0], description=counted(sum(self._counts.values()), "file"))
+        self._done += nbytes
+        for outcome in outcomes:
+            self._reached.pop(outcome.input, None)
+        self._move()
 
     @property
     def failed(self) -> bool:
@@ -95,18 +112,6 @@ class Report:
 
 
 _SUMMARY = {BAKED: "written", PLANNED: "planned", SKIPPED: "skipped", FAILED: "failed"}
-
-
-def _progress(total: int) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, redirect_stdout=False
-    )
-    progress.add_task("0 files", total=total)
-    return progress
 
 
 def _show(outcome: Outcome, *, verbose: bool) -> None:

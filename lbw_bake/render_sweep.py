@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,27 +25,11 @@ def planned(sweep: Sweep, *, quiet: bool = False) -> None:
     message("sweep", f"{axes}: {cells}, {files}, {size_text(sweep.nbytes)}")
 
 
-def written(sweep: Sweep, folder: Path, sizes: Iterable[int], *, quiet: bool = False) -> None:
-    """Take in the sizes of files as they are written: a progress bar on a terminal, a line at the end."""
-    watched = sys.stderr.isatty() and not quiet
-    done = list(_with_progress(sizes, sweep.nbytes) if watched else sizes)
-    if not quiet:
-        there = f", {len(sweep.files) - len(done)} were there" if len(done) < len(sweep.files) else ""
-        files = counted(len(done), "file")
-        message("written", f"{folder} ({files}{there}, {size_text(sum(done))}, {folder / MANIFEST})")
-
-
-def _with_progress(sizes: Iterable[int], total: int) -> Iterator[int]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    nbytes = 0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("writing", total=total)
-        for size in sizes:
-            nbytes += size
-            progress.update(task, completed=nbytes)
-            yield size
+def written(sweep: Sweep, folder: Path, sizes: Sequence[int]) -> None:
+    """That the files are there, and how many there were before."""
+    there = f", {len(sweep.files) - len(sizes)} were there" if len(sizes) < len(sweep.files) else ""
+    files = counted(len(sizes), "file")
+    message("written", f"{folder} ({files}{there}, {size_text(sum(sizes))}, {folder / MANIFEST})")
 
 
 def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool = False) -> None:

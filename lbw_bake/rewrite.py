@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -19,6 +19,7 @@ from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes, without_hashes
 from .plan import Plan
+from .progress import Progress, part_of, silent
 from .scaling import (
     CPU,
     FLOATS,
@@ -40,6 +41,9 @@ from .updates import Array
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
+
+# It copies no more at once: nobody is told of progress meanwhile.
+_LONGEST = 64 * PIECE
 
 # Bytes of a file the system is asked to find room for at a time.
 _ROOM = 8 * PIECE
@@ -118,14 +122,19 @@ def _made_of(plan: Plan, there: TensorFile) -> bool:
 
 
 def rewrite(
-    targets: Sequence[Target], backend: Backend = CPU, *, strict: bool = False, verify: bool = False
+    targets: Sequence[Target],
+    backend: Backend = CPU,
+    *,
+    strict: bool = False,
+    verify: bool = False,
+    progress: Progress = silent,
 ) -> Rewritten:
     """Write the outputs of plans that share an input, which is read once.
 
     An output appears complete or not at all. `backend` says where bytes are multiplied; `verify` reads every output
-    again before it appears. Raises OutputError if an output cannot be written or exists (without `replace`),
-    VerificationError, FileFormatError if the input cannot be read to its end or changes meanwhile, and with `strict`
-    StrictError for warnings.
+    again before it appears; `progress` is told of large inputs. Raises OutputError if an output cannot be written or
+    exists (without `replace`), VerificationError, FileFormatError if the input cannot be read to its end or changes
+    meanwhile, and with `strict` StrictError for warnings.
     """
     source = targets[0].plan.lora.file
     # The input is closed before outputs take their names: one may be its own, and Windows replaces no open file.
@@ -134,13 +143,14 @@ def rewrite(
             outputs.enter_context(claim(source.path))
         step = PIECE if len(targets) == 1 else _SMALL
         writers = [_Writer(target, data, backend, step, outputs) for target in targets]
-        warnings = _carry_out(writers, data, source, step)
+        share = 1 / (1 + verify * len(writers))
+        warnings = _carry_out(writers, data, source.passed(part_of(progress, 0.0, share)), step)
         if strict and warnings:
             raise StrictError(source.path, warnings)
         sizes = tuple(writer.finish() for writer in writers)
         if verify:
-            for writer in writers:
-                writer.verify()
+            for i, writer in enumerate(writers, 1):
+                writer.verify(part_of(progress, i * share, share))
         data.check_unchanged()
     return Rewritten(sizes, warnings)
 
@@ -152,10 +162,10 @@ def _in_place(target: Target) -> bool:
         return False
 
 
-def _carry_out(writers: Sequence[_Writer], data: TensorData, source: TensorFile, step: int) -> tuple[str, ...]:
+def _carry_out(writers: Sequence[_Writer], data: TensorData, tensors: Iterable[Tensor], step: int) -> tuple[str, ...]:
     """Read the input once, and give every tensor to the writers that need its bytes; returns warnings about them."""
     strange = []
-    for tensor in source.in_data_order():
+    for tensor in tensors:
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
             # What only one output wants, unchanged, is read to where it goes.
@@ -268,21 +278,21 @@ class _Writer:
                 self._write(self._encoded_header())
             return size
 
-    def verify(self) -> None:
+    def verify(self, progress: Progress) -> None:
         """Read what was written again and hold it to the plan. Raises VerificationError."""
         from .verify import Expected, verify
 
         with refusals(self._target.output):
             flush(self._file)
         expected = Expected(self._target.plan, self._target.output, self._metadata, hashed=self._hashes is not None)
-        verify(expected, Path(os.fsdecode(self._file.name)), self._data)
+        verify(expected, Path(os.fsdecode(self._file.name)), self._data, progress)
 
     def _encoded_header(self) -> bytes:
         return self._header.encode(self._hashes.metadata() if self._hashes else self._metadata)
 
     def _extend_run(self, tensor: Tensor) -> None:
         start, end = self._run
-        if end != self._offset + tensor.start:
+        if end != self._offset + tensor.start or end - start >= _LONGEST:
             self._copy_run()
             start = self._offset + tensor.start
         self._run = (start, self._offset + tensor.end)

@@ -23,6 +23,7 @@ from .lora import Lora, read_lora
 from .metadata import records_in
 from .plan import Plan
 from .planning import agree
+from .progress import Progress, part_of, silent
 from .recipes import Recipe, plan_by
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
@@ -69,11 +70,11 @@ class Outcome:
 Planned = tuple[Outcome, Target | None]
 
 
-def run(job: Job) -> list[Outcome]:
+def run(job: Job, progress: Progress = silent) -> list[Outcome]:
     """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
-    outcomes = _attempt(job)
+    outcomes = _attempt(job, progress)
     if job.outputs[0][1].skip_existing and any(map(_was_overtaken, outcomes)):
-        return _attempt(job)
+        return _attempt(job, progress)
     return outcomes
 
 
@@ -83,7 +84,7 @@ def _was_overtaken(outcome: Outcome) -> bool:
     return failed and outcome.output is not None and os.path.lexists(outcome.output)
 
 
-def _attempt(job: Job) -> list[Outcome]:
+def _attempt(job: Job, progress: Progress) -> list[Outcome]:
     began = time.perf_counter()
     how = job.outputs[0][1]
     try:
@@ -93,16 +94,19 @@ def _attempt(job: Job) -> list[Outcome]:
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
     # What is streamed reads the input once for all outputs; what is truncated is computed for each by itself.
     together = [[one] for one in planned] if how.rank else [planned]
-    return [outcome for group in together for outcome in _make(job, group, how, began)]
+    parts = (part_of(progress, i / len(together), 1 / len(together)) for i in range(len(together)))
+    return [
+        outcome for group, part in zip(together, parts, strict=True) for outcome in _make(job, group, how, began, part)
+    ]
 
 
-def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> list[Outcome]:
+def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progress: Progress) -> list[Outcome]:
     """Write the outputs that are to be written, all of them or none."""
     targets = [target for _, target in planned if target]
     if not targets:
         return [outcome for outcome, _ in planned]
     try:
-        device, written = _write(targets, how, job.share)
+        device, written = _write(targets, how, job.share, progress)
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
     seconds = time.perf_counter() - began
@@ -123,16 +127,16 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float) -> li
     ]
 
 
-def _write(targets: Sequence[Target], how: Recipe, share: int) -> tuple[str, Rewritten]:
+def _write(targets: Sequence[Target], how: Recipe, share: int, progress: Progress) -> tuple[str, Rewritten]:
     """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
         from .merging import merge_parts
 
         (target,) = targets
-        merged = merge_parts([_part(target.plan, target.preset)], target.output, how)
+        merged = merge_parts([_part(target.plan, target.preset)], target.output, how, progress)
         return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
     device, backend = choose_backend(how.device, max(share, targets[0].plan.lora.file.size * len(targets)))
-    return device, rewrite(targets, backend, strict=how.strict, verify=how.verify)
+    return device, rewrite(targets, backend, strict=how.strict, verify=how.verify, progress=progress)
 
 
 def _part(plan: Plan, preset: str | None) -> Part:

@@ -26,6 +26,7 @@ from .errors import FileFormatError, OutputError, PresetError, VariableError, We
 from .families import Family
 from .lora import Lora, read_lora
 from .planning import agree
+from .progress import Progress, part_of, silent
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .selectors import select
@@ -268,12 +269,14 @@ def write_sweep(
     replace: bool = False,
     skip_existing: bool = False,
     dry_run: bool = False,
+    progress: Progress = silent,
 ) -> Iterator[int]:
     """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
 
-    The input is read once for every 64 files. `limit` is how many bytes there may be. With `skip_existing` files that
-    are there as they would be written are left alone, and manifest and lists are written anew; a dry run only refuses
-    what could not be written. Raises OutputError, also where something is lost without `replace`, and FileFormatError.
+    The input is read once for every 64 files. `limit` is how many bytes there may be; `progress` is told the share
+    that is done. With `skip_existing` files that are there as they would be written are left alone, and manifest and
+    lists are written anew; a dry run only refuses what could not be written. Raises OutputError, also where something
+    is lost without `replace`, and FileFormatError.
     """
     where = Path(folder)
     weights, recipe, again = sweep.files, sweep.recipe, replace or skip_existing
@@ -298,7 +301,10 @@ def write_sweep(
             return
         for first in range(0, len(files), _OPEN):
             targets = [target(name) for name in files[first : first + _OPEN]]
-            yield from rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify).sizes
+            part = part_of(progress, first / len(files), len(targets) / len(files))
+            written = rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify, progress=part)
+            part(1.0)
+            yield from written.sizes
     for name, text in _TEXTS.items():
         write_file(where / name, f"{text(sweep)}\n".encode(), replace=again)
 

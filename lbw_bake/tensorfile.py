@@ -12,16 +12,20 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import FileFormatError, reading_hint
+from .progress import Progress
 
 SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
+
+# Bytes after which progress is told.
+_TOLD = 1 << 24
 
 # The format's own limit, in bytes.
 LONGEST_HEADER = 100_000_000
@@ -65,6 +69,15 @@ class TensorFile:
     def in_data_order(self) -> list[Tensor]:
         """The tensors as they lie in the file, which need not be the order the header lists them in."""
         return sorted(self.tensors, key=lambda tensor: (tensor.start, tensor.end))
+
+    def passed(self, progress: Progress) -> Iterator[Tensor]:
+        """The tensors as they lie in the file; tells the share of its bytes that is behind."""
+        told = 0
+        for tensor in self.in_data_order():
+            if tensor.start - told >= _TOLD:
+                told = tensor.start
+                progress(told / self.size)
+            yield tensor
 
 
 def read_header(path: Path) -> TensorFile:

@@ -6,7 +6,7 @@ nearer to the exact one, which needs no rounding of our own; hashes are taken an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from .edits import Compute, Drop, Edit, Fill
 from .errors import FileFormatError, VerificationError
 from .metadata import DataHashes
 from .plan import Plan
+from .progress import Progress, silent
 from .scaling import FLOATS, Multiply, itemsize, numpy_dtype
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
@@ -47,8 +48,8 @@ class Expected:
     hashed: bool
 
 
-def verify(expected: Expected, written: Path, data: TensorData) -> None:
-    """Hold a written file to what it should be; `data` is the plan's input.
+def verify(expected: Expected, written: Path, data: TensorData, progress: Progress = silent) -> None:
+    """Hold a written file to what it should be; `data` is the plan's input, `progress` is told of large ones.
 
     Raises VerificationError naming what is wrong, FileFormatError for an input that cannot be read.
     """
@@ -57,7 +58,7 @@ def verify(expected: Expected, written: Path, data: TensorData) -> None:
         with TensorData(file) as copy:
             _check_tensors(expected, file)
             _check_metadata(expected, file, copy)
-            _check_data(expected, file, data, copy)
+            _check_data(expected, expected.plan.lora.file.passed(progress), file, data, copy)
     except FileFormatError as error:
         if error.path != written:
             raise
@@ -127,11 +128,13 @@ def _check_metadata(expected: Expected, file: TensorFile, copy: TensorData) -> N
         raise VerificationError(expected.output, f"{wrong[0]} in its metadata is not what it should be")
 
 
-def _check_data(expected: Expected, file: TensorFile, data: TensorData, copy: TensorData) -> None:
+def _check_data(
+    expected: Expected, tensors: Iterable[Tensor], file: TensorFile, data: TensorData, copy: TensorData
+) -> None:
     edits = expected.plan.edits
     written = {tensor.name: tensor for tensor in file.tensors}
     products = lru_cache(maxsize=_FACTORS)(_Products)
-    for tensor in expected.plan.lora.file.in_data_order():
+    for tensor in tensors:
         edit = edits.get(tensor.name)
         if isinstance(edit, Drop):
             continue

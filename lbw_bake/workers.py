@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
@@ -52,14 +52,23 @@ class _Worker:
         with suppress(OSError):
             self.pipe.send(job)
 
-    def result(self) -> list[Outcome] | str | None:
-        """What became of its job: outcomes, what is wrong with us, or None if it died. Waits for it."""
+    def news(self) -> list[Outcome] | str | float | None:
+        """The share of its job that is done, or what became of that: outcomes, what is wrong with us, None if it died.
+
+        Waits for it.
+        """
         wait([self.pipe, self.process.sentinel])
         with suppress(EOFError, OSError):
             if self.pipe.poll():
-                result: list[Outcome] | str = self.pipe.recv()
-                return result
+                news: list[Outcome] | str | float = self.pipe.recv()
+                return news
         return None
+
+    def result(self) -> list[Outcome] | str | None:
+        """What became of its job, once there is no other news of it."""
+        while isinstance(news := self.news(), float):
+            pass
+        return news
 
     def end(self) -> int | None:
         """Wait until it has ended, after the job it is at; returns its exit code."""
@@ -68,7 +77,9 @@ class _Worker:
         return self.process.exitcode
 
 
-def run_in_processes(jobs: Iterable[Job], count: int) -> Iterator[tuple[Job, list[Outcome]]]:
+def run_in_processes(
+    jobs: Iterable[Job], count: int, watch: Callable[[Job, float], object]
+) -> Iterator[tuple[Job, list[Outcome]]]:
     """Run jobs in so many processes; yields each with its outcomes as it ends.
 
     One whose process dies is done again in a new one. Interrupted, it yields what is finished before it raises.
@@ -85,17 +96,17 @@ def run_in_processes(jobs: Iterable[Job], count: int) -> Iterator[tuple[Job, lis
                     busy[worker] = tasks.popleft()
                     worker.begin(busy[worker].job)
             for worker in _ready(busy):
-                with uninterrupted():
-                    result, task = worker.result(), busy.pop(worker)
-                if result is None:
-                    code = worker.end()
-                    if task.retries:
-                        tasks.append(_Task(task.again, task.again, task.retries - 1))
-                        continue
-                    result = f"its process died (exit code {code})"
-                else:
+                task, news = _heard(busy, worker)
+                if isinstance(news, float):
+                    watch(task.job, news)
+                elif news is not None:
                     idle.append(worker)
-                yield task.job, _outcomes(task.job, result)
+                    yield task.job, _outcomes(task.job, news)
+                elif task.retries:
+                    worker.end()
+                    tasks.append(_Task(task.again, task.again, task.retries - 1))
+                else:
+                    yield task.job, _outcomes(task.job, f"its process died (exit code {worker.end()})")
     except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
         with uninterrupted():
             for worker, task in busy.items():
@@ -121,6 +132,15 @@ def _ready(workers: Iterable[_Worker]) -> list[_Worker]:
     return [worker for worker in workers if ready & {worker.pipe, worker.process.sentinel}]
 
 
+def _heard(busy: dict[_Worker, _Task], worker: _Worker) -> tuple[_Task, list[Outcome] | str | float | None]:
+    """The task of a worker, and the news of it, with which it mostly ends."""
+    with uninterrupted():
+        task, news = busy[worker], worker.news()
+        if not isinstance(news, float):
+            del busy[worker]
+        return task, news
+
+
 def _outcomes(job: Job, result: list[Outcome] | str) -> list[Outcome]:
     if isinstance(result, list):
         return result
@@ -135,7 +155,7 @@ def _work(pipe: Any) -> None:
             job = pipe.recv()
             result: list[Outcome] | str
             try:
-                result = run(job)
+                result = run(job, pipe.send)
             except Exception as error:  # noqa: BLE001 - a bug of ours ends one job, not the batch
                 result = f"failed unexpectedly: {type(error).__name__} {error}"
             pipe.send(result)

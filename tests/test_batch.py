@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora
 from safetensors.numpy import load_file
 
 import lbw_bake.run as batch_run
+from lbw_bake import Naming, Options, Recipe, Weights, make_batch, make_sweep, merge, run_batch, write_sweep
 from lbw_bake.jobs import folded, name_problem
 
 ORIGINAL = unet_lora()
@@ -402,6 +404,55 @@ class TestFolders:
         assert names_in(tmp_path / "out1") == names_in(tmp_path / "out2")
         for name in names_in(tmp_path / "out1"):
             assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    names = [f"lora_unet_down_blocks_1_attentions_{i}_proj_in.lora_down.weight" for i in (0, 1)]
+    names.append("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight")
+    tensors = {name: np.ones((12, 1 << 20), np.float16) for name in names}
+    tensors |= {name.replace("down.w", "up.w"): np.ones((4, 12), np.float16) for name in names}
+    return write(tmp_path_factory.mktemp("large") / "large.safetensors", tensors)
+
+
+class TestProgress:
+    """Whoever watches a large file is told how far it is, by whatever way its bytes go."""
+
+    @pytest.mark.parametrize("processes", [False, True])
+    @pytest.mark.parametrize("weights", ["*=1", "*=0.5", "MID=0"])
+    @pytest.mark.parametrize("verify", [False, True])
+    def test_the_share_of_a_job_that_is_done_is_told(
+        self,
+        processes: bool,
+        weights: str,
+        verify: bool,
+        large: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        shutil.copy(large, other := tmp_path / "other.safetensors")
+        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0 if processes else 1 << 60)
+        recipe = Recipe(Weights.parse(weights, options=Options(rest=1)), verify=verify)
+        batch = make_batch([large, other], [recipe], Naming(out_dir=tmp_path / "out"))
+        told = defaultdict[Path, list[float]](list)
+        for _, outcomes in run_batch(batch, workers=2, watch=lambda job, share: told[job.input].append(share)):
+            assert outcomes[0].status == "baked"
+        assert set(told) == {large, other}
+        for shares in told.values():
+            assert shares == sorted(set(shares))
+            assert len(shares) >= (4 if verify else 2)
+            assert 0.6 < shares[-1] <= 1
+
+    def test_so_is_the_share_of_a_merge_and_of_a_sweep(self, large: Path, tmp_path: Path) -> None:
+        shares: list[float] = []
+        merge([large, large], tmp_path / "merged.safetensors", progress=shares.append)
+        assert shares == pytest.approx([1 / 3, 2 / 3, 1])
+        shares.clear()
+        sweep = make_sweep(large, {"x": "values=0,0.5,1"}, Recipe(), presets=None)
+        assert len(list(write_sweep(sweep, tmp_path / "sweep", progress=shares.append))) == 3
+        assert len(shares) >= 3
+        assert shares == sorted(set(shares))
+        assert shares[-1] == 1
 
 
 class TestSeveralPresets:

@@ -30,9 +30,11 @@ def loras(tmp_path: Path) -> Path:
 def on_terminal() -> OnTerminal:
     """Run `lbw` with a terminal for its stderr, and its stdout if need be; returns what it writes there."""
 
-    def run(*args: object, stdout: bool = False, **environment: str) -> str:
+    def run(
+        *args: object, stdout: bool = False, program: tuple[str, str] = ("-m", "lbw_bake"), **environment: str
+    ) -> str:
         ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "lbw_bake", *map(str, args)]
+        command = [sys.executable, *program, *map(str, args)]
         settings = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", **environment}
         out = theirs if stdout else subprocess.DEVNULL
         with subprocess.Popen(command, stdout=out, stderr=theirs, env=settings) as process:
@@ -68,9 +70,13 @@ def test_objects_on_the_terminal_have_lines_of_their_own(loras: Path, on_termina
     assert [line[0] for line in screen.splitlines() if '"input"' in line] == ["{"] * 3
 
 
-def test_one_file_needs_no_bar(loras: Path, on_terminal: OnTerminal) -> None:
-    output = loras.parent / "b.safetensors"
-    assert "\u2501" not in on_terminal("bake", loras / "a.safetensors", "-w", "*=0.5", "-o", output)
+def test_one_file_needs_a_bar_if_it_is_large(loras: Path, on_terminal: OnTerminal) -> None:
+    bake = ("bake", loras / "a.safetensors", "-w", "*=0.5", "-o")
+    assert "\u2501" not in on_terminal(*bake, loras.parent / "b.safetensors")
+    large = "from lbw_bake import __main__, render; render._LASTING = 1; __main__.main()"
+    screen = on_terminal(*bake, loras.parent / "c.safetensors", program=("-c", large))
+    assert "\u2501" in screen
+    assert "\u2501" not in screen.splitlines()[-1]
 
 
 def test_colours_can_be_refused(loras: Path, on_terminal: OnTerminal) -> None:
