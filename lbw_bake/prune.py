@@ -14,7 +14,7 @@ from dataclasses import replace
 from .configuration import ADAPTER_METADATA, configuration
 from .edits import Drop
 from .factors import REMOVED, ZEROED
-from .keys import DENOISER
+from .keys import DENOISER, LONGEST_NAME
 from .plan import Decision, Plan
 from .tables import counted
 from .tensordata import TensorData
@@ -74,16 +74,25 @@ def _whole_file_reason(plan: Plan, data: TensorData) -> str:
 def _kept_by_themselves(plan: Plan, zeroed: set[str]) -> Iterator[tuple[str, str]]:
     """Zeroed modules that have to stay whatever becomes of the others, and why."""
     family = plan.weights.family
+    # A layer of which some key is left, and no module, makes loaders refuse the whole file.
+    beside = {layer for tensor in plan.lora.unknown(family) for layer in _layers_of(tensor.name)}
     for decision in plan.decisions:
         module = decision.module
         if module.name not in zeroed:
             continue
         if "reshape_weight" in module.tensors:
             yield module.name, "they change the size of their layer"
+        elif module.name in beside:
+            yield module.name, "unknown tensors of their layer stay"
         elif _MARKER.fullmatch(module.path):
             yield module.name, "loaders tell the format by them"
         elif module.component == DENOISER and family.denoiser != "unet":
             yield module.name, f"loaders of {family.title} count its blocks"
+
+
+def _layers_of(name: str) -> Iterator[str]:
+    """The layers a tensor may be of: whatever precedes a dot of its name."""
+    return (name[: dot.start()] for dot in re.finditer(r"\.", name[: LONGEST_NAME + 1]))
 
 
 def _torn(plan: Plan, removed: set[str]) -> list[str]:

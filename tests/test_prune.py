@@ -100,6 +100,13 @@ def test_a_layer_of_another_size_stays(bake: Bake) -> None:
     assert "they change the size of their layer" in said
 
 
+def test_a_layer_with_a_tensor_nobody_knows_stays(bake: Bake) -> None:
+    """The tensor is kept, and A1111 refuses a file in which a layer has no tensors but such."""
+    left, said = bake(lora([*ATTENTION, OUT, MLP]) | {f"lora_{OUT}.mask.weight": np.ones(2)}, "OUT=0 BASE=0 *=1")
+    assert left == {*ATTENTION, OUT}
+    assert f"1 module at weight 0 kept as zeros: unknown tensors of their layer stay (lora_{OUT})" in said
+
+
 class TestAttentions:
     def test_of_a_text_encoder_go_together(self, bake: Bake) -> None:
         left, _ = bake(lora([*ATTENTION, *TEXT, MLP]), "BASE=0 *=1")
