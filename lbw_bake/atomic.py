@@ -26,14 +26,24 @@ _HINTS = {
 }
 
 
-def check_output(output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool = False) -> None:
-    """Refuse early what could only fail after the work, or would harm an input. Raises OutputError."""
+def check_output(
+    output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool = False, model: Iterable[Path] = ()
+) -> None:
+    """Refuse early what could only fail after the work, or would harm an input, or the base model's files `model`.
+
+    Raises OutputError.
+    """
     if not os.path.isdir(output.parent):  # noqa: PTH112 - which says no to a name no folder can have
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
     with refusals(output):
         old = _status(output)
-        same = old and any(path.exists() and os.path.samestat(old, path.stat()) for path in inputs)
+        same, needed = (
+            old and any(path.exists() and os.path.samestat(old, path.stat()) for path in paths)
+            for paths in (inputs, model)
+        )
         taken = os.path.lexists(output)
+    if needed:
+        raise OutputError(f"{output}: is a file of the base model", "choose another output")
     if same and not in_place:
         raise OutputError(f"{output}: is the input itself", "choose another output, or lbw bake --in-place")
     if taken and not (replace or in_place):

@@ -183,7 +183,7 @@ class BaseModel:
     def __init__(self, path: Path, family: Family) -> None:
         self._path = path
         self._pieces: dict[tuple[str, str], dict[Rows, tuple[TensorFile, Tensor]]] = defaultdict(dict)
-        for prefix, file in _files(path):
+        for prefix, file in files_of(path):
             header = read_header(file)
             for tensor in header.tensors:
                 place = _place(prefix + tensor.name, family)
@@ -223,7 +223,7 @@ def _place(name: str, family: Family) -> tuple[str, tuple[str, Rows]] | None:
     return (place.component, canonical(key.path)) if place else None
 
 
-def _files(path: Path) -> list[tuple[str, Path]]:
+def files_of(path: Path) -> list[tuple[str, Path]]:
     """The safetensors files of a checkpoint, each with what begins the names in it. Raises FileFormatError."""
     if not path.is_dir():
         return [("", path)]

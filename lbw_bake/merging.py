@@ -128,7 +128,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
     """
     first = parts[0].lora.file.path
     if output:
-        check_output(output, [part.lora.file.path for part in parts], replace=how.replace)
+        check_output(output, [part.lora.file.path for part in parts], replace=how.replace, model=how.model)
     if how.device == "cuda":
         algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
     form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device, _factor_names(parts))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .configuration import check_origin
-from .errors import LbwError, WeightError, nearest
+from .errors import FileFormatError, LbwError, WeightError, nearest
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
@@ -56,6 +57,17 @@ class Recipe:
             raise WeightError(f"weights {self.weights!r} are not understood yet", "give Weights.of(...) of them")
         if not isinstance(self.inexact, bool):
             raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
+
+    @property
+    def model(self) -> list[Path]:
+        """The files of the base model, as far as it is one: no output may take their place."""
+        if self.base is None:
+            return []
+        from .basemodel import files_of
+
+        with suppress(FileFormatError, OSError):
+            return [file for _, file in files_of(self.base)]
+        return []
 
 
 def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData) -> Plan:

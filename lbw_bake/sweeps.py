@@ -296,7 +296,7 @@ def write_sweep(
         make_folder(where)
         for names, expected in ((files, replace), (_TEXTS, again)):
             for name in names:
-                check_output(where / name, [sweep.lora.file.path], replace=expected)
+                check_output(where / name, [sweep.lora.file.path], replace=expected, model=recipe.model)
         if dry_run:
             return
         for first in range(0, len(files), _OPEN):

@@ -407,3 +407,18 @@ def test_a_base_that_does_not_exist_is_wrong_usage(tmp_path: Path, run: Run) -> 
     code, _, error = run("bake", source, "-w", "*=1", "-o", tmp_path / "b.safetensors", "--base", tmp_path / "none")
     assert code == 2
     assert "does not exist" in " ".join(error.replace("│", "").split())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("command", ["bake -w *=0.5", "bake -w *=0.5 --rank 1", "merge", "sweep --analyse"])
+def test_no_output_takes_the_place_of_a_base(command: str, folder: bool, tmp_path: Path, run: Run) -> None:
+    """Whether or not it is needed, and whatever --force says: it is an input too."""
+    name, *options = command.split()
+    source = write(tmp_path / "lora.safetensors", unet_lora())
+    (tmp_path / "unet").mkdir()
+    weights = write(tmp_path / "unet" / "lora-full.safetensors", {LAYER: np.ones((8, 8), np.float32)})
+    before = weights.read_bytes()
+    options += ["--family", "sd1", "--force", "--base", str(tmp_path if folder else weights)]
+    error = run.refused(name, source, *options, "-o", weights.parent if name == "sweep" else weights)
+    assert "is a file of the base model" in error
+    assert weights.read_bytes() == before
