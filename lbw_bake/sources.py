@@ -12,6 +12,7 @@ from .errors import LbwError, PresetError, WeightError
 from .families import Family, family_named
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
+from .values import NUMBER
 from .weights import (
     ONES,
     Element,
@@ -26,7 +27,7 @@ from .weights import (
     written_out,
 )
 
-_PART = re.compile(r"(?P<path>.+?)(?::(?P<strength>[+-]?(?:\d+(?:\.\d*)?|\.\d+)))?(?::(?P<weights>[^:/\\]+))?")
+_PART = re.compile(rf"(?P<path>.+?)(?::(?P<strength>{NUMBER.pattern}))?(?::(?P<weights>[^:/\\]+))?")
 
 
 @dataclass(frozen=True, slots=True)

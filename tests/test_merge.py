@@ -36,6 +36,8 @@ def loras(tmp_path: Path) -> tuple[Path, Path]:
         ("a.safetensors", ("a.safetensors", 1.0, None)),
         ("a.safetensors:0.7", ("a.safetensors", 0.7, None)),
         ("a.safetensors:-.5:MIDD", ("a.safetensors", -0.5, "MIDD")),
+        ("a.safetensors:5e-1", ("a.safetensors", 0.5, None)),
+        ("a.safetensors:+5E-1:MIDD", ("a.safetensors", 0.5, "MIDD")),
         ("a.safetensors:MIDD", ("a.safetensors", 1.0, "MIDD")),
         ("a.safetensors:1:BASE=1 *=0", ("a.safetensors", 1.0, "BASE=1 *=0")),
         (r"C:\loras\a.safetensors:0.7:MIDD", (r"C:\loras\a.safetensors", 0.7, "MIDD")),
