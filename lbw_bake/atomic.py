@@ -27,11 +27,11 @@ _HINTS = {
 
 
 def check_output(
-    output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool = False, model: Iterable[Path] = ()
+    output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool | None = None, model: Iterable[Path] = ()
 ) -> None:
     """Refuse early what could only fail after the work, or would harm an input, or the base model's files `model`.
 
-    Raises OutputError.
+    `in_place` is None where an input cannot be asked to be replaced. Raises OutputError.
     """
     if not os.path.isdir(output.parent):  # noqa: PTH112 - which says no to a name no folder can have
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
@@ -45,7 +45,8 @@ def check_output(
     if needed:
         raise OutputError(f"{output}: is a file of the base model", "choose another output")
     if same and not in_place:
-        raise OutputError(f"{output}: is the input itself", "choose another output, or lbw bake --in-place")
+        way = "" if in_place is None else ", or lbw bake --in-place"
+        raise OutputError(f"{output}: is the input itself", f"choose another output{way}")
     if taken and not (replace or in_place):
         raise _taken(output)
     if old:

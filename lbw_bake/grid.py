@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .atomic import write_file
+from .atomic import check_output, write_file
 from .axes import ANALYSE, FULL
 from .console import escape
 from .errors import FileFormatError, LbwError
@@ -92,6 +92,7 @@ def assemble_grid(
     if not found:
         first = next(iter(wanted), "")
         raise FileFormatError(images, f"holds none of the sweep's {len(wanted)} pictures", f"name them as {first}.png")
+    check_output(picture, found.values(), replace=replace)
     tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
     small = {name: _small(path, tile) for name, path in found.items()}
     changed: dict[str, float] = {}

@@ -176,3 +176,12 @@ class TestRefused:
         before = picture.read_bytes()
         assert "already exists" in self.refused(run, folder, "-o", picture)
         assert picture.read_bytes() == before
+
+    def test_one_of_its_own_pictures(self, sweep: Callable[..., Path], run: Run) -> None:
+        folder = sweep("--x", "values=0")
+        picture = draw(folder, "style-0", (1, 2, 3))
+        before = picture.read_bytes()
+        error = self.refused(run, folder, "-o", picture, "--force")
+        assert "is the input itself" in error
+        assert "--in-place" not in error
+        assert picture.read_bytes() == before
