@@ -221,6 +221,8 @@ def _by_rules(rules: Iterable[tuple[str, str]], family: Family, evaluate: Evalua
     listed: dict[str, float] = {}
     default: dict[str, float] = {}
     for selector, value in rules:
+        if not selector.strip():  # of an element rule this is all blocks, but here a name was forgotten
+            raise WeightError(f"the block that weighs {value} has no name", "write * for all blocks no rule names")
         number = evaluate(value, f"the weight of {selector}")
         if selector == "*":
             default = dict.fromkeys(family.blocks, number)

@@ -79,6 +79,7 @@ class TestReading:
             ("A: IN04:0.5", "LBW303", "write IN04=0.5"),
             ("A: {flux: {D0-D09: 1}}", "LBW403", "did you mean D00?"),
             ("A: {IN04..IN08: 1}", "LBW403", "write the range as IN04-IN08"),
+            ('A: {IN04: 0, "": 1}', "LBW403", "write * for all blocks no rule names"),
         ],
     )
     def test_a_slip_is_answered_with_the_right_spelling(self, text: str, code: str, remedy: str) -> None:

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from lbw_bake.errors import LbwError, WeightError
 from lbw_bake.families import family_named
+from lbw_bake.sources import Weights
 from lbw_bake.weights import Options, parse_source, resolve
 
 FLUX_BLOCKS = ["CLIP", "T5", "IN", *(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38)), "OUT"]
@@ -221,6 +222,12 @@ class TestRules:
     def test_what_is_no_rule_is_an_error(self, text: str) -> None:
         with pytest.raises(LbwError):
             weights_of(text)
+
+    @pytest.mark.parametrize("selector", ["", " "])
+    def test_a_block_without_a_name_is_not_all_blocks(self, selector: str) -> None:
+        """Which it is in an element rule."""
+        with pytest.raises(WeightError, match=r"the block that weighs 0\.5 has no name"):
+            Weights.of({"BASE": 1, selector: 0.5}).for_family("sd1")
 
 
 @given(st.text(alphabet="BASEINOUTMIDRXU0123456789=-+.*,% ~NOTe", max_size=40), st.sampled_from(list(BLOCKS)))

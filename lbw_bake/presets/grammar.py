@@ -207,7 +207,12 @@ def check_rules(rules: Sequence[tuple[Piece, Piece]], name: str, families: Seque
     if len(rules) > MOST_ITEMS:
         yield rules[0][0].finding("LBW507", f"{len(rules)} block rules are more than any family has blocks", name)
         return
-    unknown = [finding for selector, _ in rules for finding in check_selector(selector, name, families)]
+    unknown = [
+        selector.finding("LBW403", "the block has no name", name, "write * for all blocks no rule names")
+        for selector, _ in rules
+        if not selector.text.strip()
+    ]
+    unknown += (finding for selector, _ in rules for finding in check_selector(selector, name, families))
     yield from unknown
     if not unknown:
         yield from _check_together([selector for selector, _ in rules], name, families)
