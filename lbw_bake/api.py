@@ -173,7 +173,7 @@ def mix(
 def _require_terminal() -> None:
     """Raise LbwError where no sliders can be shown."""
     if find_spec("textual") is None:
-        raise LbwError("lbw mix needs textual, which is not installed", "pip install 'lbw-bake[tui]'")
+        raise LbwError("lbw mix needs textual, which is not installed", 'pip install "lbw-bake[tui]"')
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise LbwError(
             "lbw mix needs a terminal to show its sliders on",

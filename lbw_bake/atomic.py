@@ -27,11 +27,18 @@ _HINTS = {
 
 
 def check_output(
-    output: Path, inputs: Iterable[Path], *, replace: bool, in_place: bool | None = None, model: Iterable[Path] = ()
+    output: Path,
+    inputs: Iterable[Path],
+    *,
+    replace: bool,
+    in_place: bool | None = None,
+    model: Iterable[Path] = (),
+    among: bool = False,
 ) -> None:
     """Refuse early what could only fail after the work, or would harm an input, or the base model's files `model`.
 
-    `in_place` is None where an input cannot be asked to be replaced. Raises OutputError.
+    `in_place` is None where an input cannot be asked to be replaced; `among` says that the output is one of several,
+    which may be skipped. Raises OutputError.
     """
     if not os.path.isdir(output.parent):  # noqa: PTH112 - which says no to a name no folder can have
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
@@ -48,7 +55,7 @@ def check_output(
         way = "" if in_place is None else ", or lbw bake --in-place"
         raise OutputError(f"{output}: is the input itself", f"choose another output{way}")
     if taken and not (replace or in_place):
-        raise _taken(output)
+        raise _taken(output, "keep it with --skip-existing, or replace it with --force") if among else _taken(output)
     if old:
         _check_protection(output, old)
 
@@ -133,8 +140,8 @@ def refusals(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint) from error
 
 
-def _taken(path: Path) -> OutputError:
-    return OutputError(f"{path}: already exists", "choose another name, or replace it with --force")
+def _taken(path: Path, hint: str = "choose another name, or replace it with --force") -> OutputError:
+    return OutputError(f"{path}: already exists", hint)
 
 
 def _status(path: Path) -> os.stat_result | None:

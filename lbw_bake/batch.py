@@ -117,7 +117,7 @@ def _dask(address: str) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise DeviceError("--cluster needs dask.distributed", "pip install 'lbw-bake[dask]'") from None
+        raise DeviceError("--cluster needs dask.distributed", 'pip install "lbw-bake[dask]"') from None
     import logging
 
     for name in _DASKS_LOGS:

@@ -136,10 +136,11 @@ def bake(
         (ways > 1 or not (ways or modified), "--preset", "give one of --preset NAME, --weights VECTOR, --token TOKEN"),
         (places != 1 and (in_place or not dry_run), "--output", "give one of -o FILE, --out-dir DIR, --in-place"),
         (
-            (bool(output) and len(inputs) > 1) or (bool(output or in_place) and len(preset or ()) > 1),
+            bool(output) and len(inputs) > 1,
             "--output",
-            "several outputs cannot be one file; give --out-dir",
+            f"{len(inputs)} inputs are not one file; give --out-dir, or put quotes around what holds spaces",
         ),
+        (bool(output or in_place) and len(preset or ()) > 1, "--output", "each preset is a file; give --out-dir"),
         (name is not None and not out_dir, "--name", "names files in a folder; give --out-dir too"),
         (layout is not None and not preset, "--layout", "chooses among a preset's vectors; give --preset too"),
         (bool(cluster) and in_place, "--cluster", "may do a file twice, which --in-place cannot bear"),
@@ -199,7 +200,7 @@ def bake(
 
 def merge(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]", help="LoRAs, as a.safetensors:0.7:MIDD.")
+        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
     ],
     output: Annotated[Path, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,

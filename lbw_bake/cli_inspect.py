@@ -26,7 +26,7 @@ def inspect(
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where a LoRA lives: per block the modules, ranks, bytes, strength and its share of the whole.
+    """Show what is in a LoRA and where its strength lies, block by block.
 
     Several files are put side by side.
     """
@@ -67,9 +67,9 @@ def diff(
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the weight every block really got, and hold a baked file to its record.
+    """Measure the weight every block really got, and check a baked file against its record.
 
-    Exits 1 when the record is contradicted.
+    Exits with 1 if they disagree.
     """
     from . import console, render
     from . import diff as measure

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import BaseModelPath, DoraNorm, Dtype, FamilyName, Inexact, weighing
+from .cli_options import BaseModelPath, DoraNorm, Dtype, FamilyName, Inexact, path, refuse, weighing
 
 
 def mix(
-    file: Annotated[Path, typer.Argument(help="A LoRA file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", parser=path, help="A LoRA file.")],
     preset: Annotated[str | None, weighing("--preset", "-p", help="Start from this preset.")] = None,
     weights: Annotated[
         str | None, weighing("--weights", "-w", help="Start from a vector, block rules or a prompt token.")
@@ -29,8 +29,7 @@ def mix(
 
     [dim]lbw bake x.safetensors -o y.safetensors --weights "$(lbw mix x.safetensors)"[/dim]
     """
-    if preset is not None and weights is not None:
-        raise typer.BadParameter("give one of --preset NAME and --weights VECTOR", param_hint="--preset")
+    refuse((preset is not None and weights is not None, "--preset", "give one of --preset NAME, --weights VECTOR"))
 
     from . import Weights, render
     from . import mix as mix_file

@@ -29,11 +29,19 @@ def file_path(text: str) -> Path:
     return path(text)
 
 
+class Misuse(typer.BadParameter):
+    """Options that do not go together: the option first, which may not have been given at all, then what to do."""
+
+    def format_message(self) -> str:
+        """What is said, without typer's "Invalid value for"."""
+        return f"{self.param_hint}: {self.message}"
+
+
 def refuse(*mistakes: tuple[bool, str, str]) -> None:
-    """Raise BadParameter for the first mistake that is made, each given as whether it is, the option, what is wrong."""
+    """Raise Misuse for the first mistake that is made, each given as whether it is, the option, what is wrong."""
     for made, option, message in mistakes:
         if made:
-            raise typer.BadParameter(message, param_hint=option)
+            raise Misuse(message, param_hint=option)
 
 
 FamilyName = Annotated[

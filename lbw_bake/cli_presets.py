@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import path, refuse
+from .cli_options import Misuse, path, refuse
 from .completion import all_preset_names, element_rules, family_names
 
 presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
 
 PresetsFile = Annotated[Path | None, typer.Option("--presets", help="A presets file on top of your own.")]
 ChangedFile = Annotated[Path | None, typer.Option("--presets", help="The presets.yaml to change, if not your own.")]
-PresetName = Annotated[str, typer.Argument(autocompletion=all_preset_names, help="The preset's name.")]
-FamilyName = Annotated[str | None, typer.Option("--family", autocompletion=family_names, help="For this model family.")]
+PresetName = Annotated[str, typer.Argument(metavar="NAME", autocompletion=all_preset_names, help="The preset's name.")]
+FamilyName = Annotated[str | None, typer.Option("--family", autocompletion=family_names, help="The model family.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -26,16 +26,16 @@ Format = Literal["text", "json", "github", "sarif"]
 def validate(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", parser=path, help="Preset files or folders, - is standard input."),
+        typer.Argument(metavar="FILE...", parser=path, help="Preset files or folders; - is standard input."),
     ],
     format_: Annotated[
         Format | None,
         typer.Option(
-            "--format", help="How to print findings. In GitHub Actions github, else text.", show_default=False
+            "--format", help="How to print findings; default: github in GitHub Actions, else text.", show_default=False
         ),
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option("--kind", help="What the files are, where name and content do not tell.")
+        Kind | None, typer.Option("--kind", help="Their format, where name and content do not tell.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings too.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
@@ -43,7 +43,7 @@ def validate(
 ) -> None:
     """Check preset files: presets.yaml, lbwpresets.txt, elempresets.txt, the Inspire Pack's.
 
-    Exits 1 if a file has errors or cannot be read. docs/preset-rules.md explains every code.
+    Exits with 1 if a file has errors or cannot be read. docs/preset-rules.md explains every code.
     """
     from . import console, reports, validate_all
 
@@ -85,8 +85,8 @@ def show(
     """Show a preset as it is written, or with --family the weight of every block."""
     from . import Options, Weights, console, find_preset, load_presets, render_presets
 
-    if family is None and any(option is not None for option in (layout, x, seed, a, b)):
-        raise typer.BadParameter("--layout, --x, --seed, --a and --b say what it is for one", param_hint="--family")
+    choosing = any(option is not None for option in (layout, x, seed, a, b))
+    refuse((family is None and choosing, "--family", "--layout, --x, --seed, --a and --b need a family"))
     preset = find_preset(name, load_presets(presets))
     if family is None:
         (console.print_json(render_presets.preset_json(preset)) if json_output else render_presets.preset_lines(preset))
@@ -103,7 +103,8 @@ def show(
 def add(
     name: PresetName,
     weights: Annotated[
-        str | None, typer.Argument(help="A vector, block rules, or % rules.", show_default=False)
+        str | None,
+        typer.Argument(metavar="WEIGHTS", help="A vector, block rules, or % rules.", show_default=False),
     ] = None,
     family: FamilyName = None,
     element: Annotated[
@@ -116,14 +117,13 @@ def add(
     force: Force = False,
     presets: ChangedFile = None,
 ) -> None:
-    """Add a preset to your own file, or an entry for one more family to one of your presets.
+    """Add a preset to your own file, or another family's weights to one that is there.
 
     [dim]lbw presets add FACE 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0 -d "sharper faces"[/dim]
     """
     from . import add_preset, console, render_presets
 
-    if weights is None and not element:
-        raise typer.BadParameter("give a vector, block rules or --element", param_hint="WEIGHTS")
+    refuse((weights is None and not element, "WEIGHTS", "give a vector, block rules or --element"))
     saved = add_preset(
         name,
         weights,
@@ -152,19 +152,19 @@ def remove(
 def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The file to read.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write, - for standard output.")],
-    from_: Annotated[Kind | None, typer.Option("--from", help="What IN is, where its name does not tell.")] = None,
-    to: Annotated[Kind | None, typer.Option("--to", help="What OUT is, where its name does not tell.")] = None,
+    from_: Annotated[Kind | None, typer.Option("--from", help="Format of IN, where its name does not tell.")] = None,
+    to: Annotated[Kind | None, typer.Option("--to", help="Format of OUT, where its name does not tell.")] = None,
     family: FamilyName = None,
     force: Force = False,
 ) -> None:
-    """Turn a preset file into another format. What the new format has no place for is said on stderr."""
+    """Write a preset file in another format, and say what that format cannot hold."""
     from . import console, convert_presets, tables
 
     if not source.exists():
         raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
     shown = str(target) == "-"
     if shown and to is None:
-        raise typer.BadParameter("- does not tell its format; give --to", param_hint="OUT")
+        raise Misuse("- does not tell its format; give --to", param_hint="OUT")
     made = convert_presets(source, None if shown else target, from_=from_, to=to, family=family, replace=force)
     if shown:
         typer.echo(made.text, nl=False)

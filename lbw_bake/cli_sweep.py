@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .cli_inspect import Theme
-from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, path, refuse, writing
+from .cli_options import BaseModelPath, Device, DoraNorm, Dtype, FamilyName, Inexact, Misuse, path, refuse, writing
 from .completion import preset_names
 
 _axes = partial(typer.Option, rich_help_panel="Axes")
@@ -30,9 +30,10 @@ def sweep(
     y: Annotated[str | None, _axes("--y", help='The rows: also "presets=NONE,MIDD".')] = None,
     z: Annotated[str | None, _axes("--z", help='The sheets: also "elements=:attn:0; :ff:0".')] = None,
     analyse: Annotated[
-        bool, _axes("--analyse", help="The whole LoRA, then each block in turn at --at; of --x blocks=... only those.")
+        bool,
+        _axes("--analyse", help="Cells of the whole LoRA and of each block at --at; with --x blocks=..., of those."),
     ] = False,
-    at: Annotated[float, _axes("--at", help="What chosen blocks are set to where no axis has values.")] = 0.0,
+    at: Annotated[float, _axes("--at", help="Weight of the chosen blocks where no axis has values.")] = 0.0,
     base_weights: Annotated[
         str | None,
         _start(
@@ -64,7 +65,9 @@ def sweep(
         Path | None, _grid("--grid", parser=path, help="Put the pictures in this folder, named as the files, into one.")
     ] = None,
     tile: Annotated[int, _grid("--tile", min=16, help="The longer side of each picture in it.")] = 512,
-    threshold: Annotated[int, _grid("--threshold", min=0, max=255, help="A change below this is none.")] = 20,
+    threshold: Annotated[
+        int, _grid("--threshold", min=0, max=255, help="How much a colour (0-255) must change to count.")
+    ] = 20,
     theme: Annotated[Theme, _grid("--theme", help="Background of the picture.")] = "light",
     json_output: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
@@ -95,7 +98,7 @@ def sweep(
         render_sweep.assembled(made, picture, quiet=quiet, json=json_output)
         return
     if source is None or (output is None and not dry_run):
-        raise typer.BadParameter("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
+        raise Misuse("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
 
     from . import Options, Recipe, Weights, console, make_sweep, render_sweep, tables, write_sweep
     from .bars import share_bar

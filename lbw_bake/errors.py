@@ -76,8 +76,9 @@ class WeightCountError(WeightError):
 
     def __init__(self, got: int, family: str, accepted: Iterable[int]) -> None:
         lengths = sorted(accepted)
+        *others, last = map(str, lengths)
         super().__init__(
-            f"{got} weights do not fit {family}, which takes {' or '.join(map(str, lengths))}",
+            f"{got} weights do not fit {family}, which takes {', '.join(others)}{' or ' * bool(others)}{last}",
             f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}",
         )
 

@@ -83,6 +83,8 @@ def assemble_grid(
     if theme not in THEMES:
         raise LbwError(f"theme {theme!r} is not one of {', '.join(THEMES)}")
     where, images, picture = Path(sweep), Path(images), Path(picture)
+    if not images.is_dir():
+        raise FileFormatError(images, "is not a folder", "name the folder that your program drew the pictures into")
     check(picture, _FORMATS, "PIL", replace=replace)
     plot = read_manifest(where / MANIFEST if where.is_dir() else where)
     if _longest(plot) >= _MOST // _TILE:

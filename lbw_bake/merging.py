@@ -23,7 +23,7 @@ from .atomic import atomic_write, check_output, refusals, write_all
 from .configuration import ADAPTER_METADATA, CONFIG, check_origin
 from .cuda import algebra_device
 from .edits import fitting
-from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError
+from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError, WeightError
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import Module, group_modules
@@ -110,7 +110,9 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
         try:
             agreed = agree(lora, weights.for_family)
         except VariableError as error:
-            raise error.where({}) from None
+            raise error.where({}).about(lora.file.path) from None
+        except WeightError as error:
+            raise error.about(lora.file.path) from None
         parts.append(Part(lora, agreed, weights.preset, tuple(weights.remarks(agreed.family))))
     if len(parts) == 1 and (said := copied_untouched(parts[0].lora, parts[0].weights.family)):
         return [replace(parts[0], remarks=(*parts[0].remarks, said))]

@@ -69,7 +69,7 @@ def check(path: Path, formats: Collection[str] = FORMATS, needs: str = "matplotl
         raise OutputError(f"{path}: no picture format ends in {path.suffix!r}", f"name a {' or '.join(formats)} file")
     check_output(path, (), replace=replace)
     if find_spec(needs) is None:
-        raise LbwError(f"pictures need {needs}, which is not installed", "pip install 'lbw-bake[plot]'")
+        raise LbwError(f"pictures need {needs}, which is not installed", 'pip install "lbw-bake[plot]"')
 
 
 def draw(

@@ -247,10 +247,8 @@ def _verdict(facts: Comparison) -> str:
     if facts.contradictions is not None:
         return "it is what its lbw_bake record says"
     if RECORD in {**facts.metadata.added, **facts.metadata.changed}:
-        return (
-            "its lbw_bake record is of more than weights (a merge, a truncation, DoRA), to which numbers are not held"
-        )
-    return "there is no new lbw_bake record to hold it to" if facts.shares else "nothing could be measured"
+        return "its lbw_bake record is of more than weights (a merge, a truncation, DoRA), which cannot be checked here"
+    return "there is no new lbw_bake record to check it against" if facts.shares else "nothing could be measured"
 
 
 def _differences(facts: Comparison) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .axes import ANALYSE
 from .console import message, print_json
 from .sweeps import MANIFEST, Sweep
 from .tables import Bar, counted, print_table, size_text, some
@@ -20,9 +21,9 @@ def planned(sweep: Sweep, *, quiet: bool = False) -> None:
         return
     for warning in sweep.warnings:
         message("warning", f"{sweep.lora.file.path}: {warning}")
-    axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values())
+    axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values() if axis.kind != ANALYSE)
     cells, files = counted(len(sweep.cells), "cell"), counted(len(sweep.files), "file")
-    message("sweep", f"{axes}: {cells}, {files}, {size_text(sweep.nbytes)}")
+    message("sweep", f"{axes or 'analysis'}: {cells}, {files}, {size_text(sweep.nbytes)}")
 
 
 def written(sweep: Sweep, folder: Path, sizes: Sequence[int]) -> None:

@@ -168,7 +168,10 @@ def parse_part(text: str, presets: Path | None = None) -> tuple[Path, Weights]:
     WeightError, PresetError.
     """
     path, strength, weights = split_part(text)
-    return path, Weights.parse(weights, presets=presets, options=Options(strength=strength))
+    try:
+        return path, Weights.parse(weights, presets=presets, options=Options(strength=strength))
+    except WeightError as error:
+        raise error.about(path) from None
 
 
 def split_part(text: str) -> tuple[Path, float, str | None]:
@@ -176,6 +179,8 @@ def split_part(text: str) -> tuple[Path, float, str | None]:
     with suppress(OSError):  # a vector can be longer than a name may be
         if Path(text).is_file():
             return Path(text), 1.0, None
+    if looks_like_token(text):
+        raise WeightError(f"{text!r} is a prompt token, not a file", "name its file: doraemon.safetensors:0.7:MIDD")
     match = _PART.fullmatch(text)
     if match is None:
         raise WeightError(f"{text!r} is not PATH:STRENGTH:WEIGHTS", "write a.safetensors:0.7:MIDD")

@@ -294,9 +294,10 @@ def write_sweep(
         if dry_run and not os.path.lexists(where):
             return
         make_folder(where)
+        source, model = sweep.lora.file.path, recipe.model
         for names, expected in ((files, replace), (_TEXTS, again)):
             for name in names:
-                check_output(where / name, [sweep.lora.file.path], replace=expected, model=recipe.model)
+                check_output(where / name, [source], replace=expected, model=model, among=not skip_existing)
         if dry_run:
             return
         for first in range(0, len(files), _OPEN):

@@ -43,7 +43,9 @@ def parse_token(text: str) -> Token:
     """
     match = _TOKEN.fullmatch(text)
     if match is None or not match[1].strip():
-        raise WeightError(f"{text!r} is not a prompt token", "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>")
+        inside = _TOKEN.match(text, max(text.find("<"), 0))
+        hint = f"give {inside[0].strip()} alone" if inside else "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>"
+        raise WeightError(f"{text!r} is not a prompt token", hint)
     try:
         if rule := _ELEMENT_RULE.search(match[2]):
             raise WeightError(

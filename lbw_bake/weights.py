@@ -148,7 +148,7 @@ def parse_element(text: str) -> Element:
     parts = text.split(":")
     if len(parts) != 3:
         raise WeightError(
-            f"element rule {text!r} has {len(parts) - 1} colons, not 2",
+            f"element rule {text!r} needs 2 colons, not {len(parts) - 1}",
             "write BLOCKS:WORDS:WEIGHT, as IN05-OUT05:attn:0.5",
         )
     selector, words, weight = (part.strip() for part in parts)

@@ -320,6 +320,11 @@ class TestFolders:
         out = run.out("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
         assert len(out.splitlines()) == 1
 
+    def test_of_several_an_existing_output_may_be_skipped(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        command = ("bake", loras, *HALF, "--out-dir", tmp_path / "out")
+        run.done(*command)
+        assert "--skip-existing" in run.refused(*command)
+
     def test_a_folder_can_be_baked_in_place(self, loras: Path, run: Run) -> None:
         assert run("bake", loras, "--recursive", *HALF, "--in-place")[0] == 0
         assert all(is_half(loras / name) for name in ("a.safetensors", "b.safetensors", "deeper/c.safetensors"))

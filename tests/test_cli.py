@@ -70,6 +70,12 @@ USAGE = {
 
 
 class TestExitCodes:
+    def test_of_several_inputs_for_one_output_spaces_may_be_the_reason(self, lora: Path, run: Run) -> None:
+        error = run("bake", lora, "-w", "BASE=1", "MID=0.5", "-o", "out.safetensors")[2]
+        assert "--output: 2 inputs are not one file; give --out-dir, or" in error
+        assert "quotes" in error
+        assert "Invalid value" not in error
+
     @pytest.mark.parametrize("command", USAGE.values(), ids=USAGE)
     def test_wrong_usage_is_2_and_touches_nothing(self, command: tuple[str, ...], lora: Path, run: Run) -> None:
         other = write(lora.with_name("b.safetensors"), unet_lora())
@@ -111,7 +117,7 @@ class TestExitCodes:
     def test_an_empty_text_is_said_of_its_option(self, option: str, lora: Path, run: Run) -> None:
         code, _, error = run("bake", lora, option, "", "-s", "0.5", "-o", lora.with_name("b.safetensors"))
         assert code == 2
-        assert f"Invalid value for {option}" in error
+        assert f"{option}: an empty text says nothing" in error
 
     def test_an_empty_path_is_not_the_current_folder(
         self, lora: Path, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -155,7 +155,9 @@ class TestRefused:
         assert "is not the manifest of a sweep" in error or "holds none of the sweep's 0 pictures" in error
 
     def test_no_pictures(self, sweep: Callable[..., Path], run: Run) -> None:
-        assert "name them as style-0.png" in self.refused(run, sweep("--x", "values=0,0.5"))
+        folder = sweep("--x", "values=0,0.5")
+        assert "name them as style-0.png" in self.refused(run, folder)
+        assert "elsewhere: is not a folder" in run.refused("sweep", folder, "--grid", folder / "elsewhere")
 
     def test_a_picture_that_is_none(self, sweep: Callable[..., Path], run: Run) -> None:
         folder = sweep("--x", "values=0")
@@ -168,7 +170,7 @@ class TestRefused:
     def test_without_pillow(self, sweep: Callable[..., Path], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = sweep("--x", "values=0")
         monkeypatch.setitem(sys.modules, "PIL", None)
-        assert "pip install 'lbw-bake[plot]'" in self.refused(run, folder)
+        assert 'pip install "lbw-bake[plot]"' in self.refused(run, folder)
 
     def test_an_existing_picture(self, sweep: Callable[..., Path], run: Run) -> None:
         folder = sweep("--x", "values=0")

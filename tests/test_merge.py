@@ -48,6 +48,19 @@ def test_a_file_comes_with_its_strength_and_weights(text: str, parts: tuple[str,
     assert parse_part(text) == (Path(path), Weights.parse(weights, options=Options(strength=strength)))
 
 
+def test_what_is_wrong_with_weights_says_of_which_file(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
+    one, two = loras
+    for weights, said in (("0,5", "2 weights do not fit"), ("R=1", "R"), ("1" + 16 * ",R", "R")):
+        error = run.refused("merge", one, f"{two}:{weights}", "-o", tmp_path / "out.safetensors")
+        assert error.startswith(f"error: {two}: ")
+        assert said in error
+
+
+def test_a_prompt_token_is_no_file() -> None:
+    with pytest.raises(WeightError, match="is a prompt token, not a file"):
+        parse_part("<lora:doraemon:0.7>")
+
+
 def test_nothing_is_no_file() -> None:
     with pytest.raises(WeightError):
         parse_part("")

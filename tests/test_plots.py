@@ -125,5 +125,5 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, run: Run, mo
     path = write(tmp_path / "a.safetensors", unet_lora())
     code, out, error = run("inspect", path, "--plot", tmp_path / "a.png")
     assert (code, out) == (1, "")
-    assert "pip install 'lbw-bake[plot]'" in error
+    assert 'pip install "lbw-bake[plot]"' in error
     assert run("inspect", path)[0] == 0

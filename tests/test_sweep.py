@@ -254,6 +254,7 @@ class TestFiles:
         swept(run, source, "--analyse")
         error = run.refused("sweep", source, "-o", source.parent / "plot", "--analyse")
         assert "already exists" in error
+        assert "--skip-existing" in error
         swept(run, source, "--analyse", "--force")
 
     def test_a_sweep_goes_on_where_it_was_interrupted(self, source: Path, run: Run) -> None:
@@ -273,7 +274,9 @@ class TestFiles:
     def test_going_on_never_takes_one_file_for_another(self, other: tuple[str, str], source: Path, run: Run) -> None:
         swept(run, source, "--x", "blocks=MID")
         command = ("sweep", source, "-o", source.parent / "plot", "--x", "blocks=MID", *other, "--skip-existing")
-        assert "already exists" in run.refused(*command)
+        error = run.refused(*command)
+        assert "already exists" in error
+        assert "--skip-existing" not in error
         assert run(*command, "--force")[0] == 2
 
     def test_a_failure_leaves_no_file(self, source: Path, run: Run) -> None:
@@ -305,7 +308,7 @@ class TestSize:
     def test_it_says_how_much(self, source: Path, run: Run) -> None:
         error = run.done("sweep", source, "-o", source.parent / "plot", "--analyse")
         said = error.splitlines()[0]
-        assert said.startswith("sweep: 18 analyse: 18 cells, 18 files, ")
+        assert said.startswith("sweep: analysis: 18 cells, 18 files, ")
         nbytes = sum(path.stat().st_size for path in (source.parent / "plot").glob("*.safetensors"))
         assert float(said.split()[-2]) == pytest.approx(nbytes / 1000, rel=0.3)
 
@@ -351,7 +354,7 @@ WRONG = {
     "values for nothing": (["--x", "values=0,1", "--y", "presets=MIDD,OUTALL"], "no preset of the axis has an X"),
     "values for no X": (["--x", "values=0,1", "-w", "MIDD"], "the base weights have no X"),
     "empty base weights": (["--x", "blocks=MID", "-w", ""], "is a variable not set?"),
-    "a broken element": (["--x", "elements=attn:0"], "has 1 colons"),
+    "a broken element": (["--x", "elements=attn:0"], "needs 2 colons, not 1"),
     "an element preset": (["--x", "elements=ATTNDEEPON"], "lbw presets show NAME prints those of an element preset"),
     "an element of no block": (["--x", "elements=IN99:attn:0"], "no block 'IN99'"),
     "a kind twice": (["--x", "values=0,1", "--y", "values=1"], "2 axes of values"),

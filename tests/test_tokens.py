@@ -80,6 +80,11 @@ class TestErrors:
             parse_token(around.format(rule))
         assert problem.value.hint == f'leave it out and give it as --element "{rule}"'
 
+    def test_a_token_within_a_prompt_is_to_be_given_alone(self) -> None:
+        with pytest.raises(WeightError) as problem:
+            parse_token("a cat, <lora:x:0.7:lbw=MIDD>, masterpiece")
+        assert problem.value.hint == "give <lora:x:0.7:lbw=MIDD> alone"
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [

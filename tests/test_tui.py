@@ -330,7 +330,7 @@ class TestCommand:
         monkeypatch.setitem(sys.modules, "textual", None)
         code, out, error = run("mix", source)
         assert (code, out) == (1, "")
-        assert "hint: pip install 'lbw-bake[tui]'" in error
+        assert 'hint: pip install "lbw-bake[tui]"' in error
 
     def test_two_starts_are_wrong_usage(self, source: Path, run: Run) -> None:
         assert run("mix", source, "--preset", "MIDD", "--weights", "*=1")[0] == 2

@@ -68,8 +68,8 @@ class TestVectors:
     @pytest.mark.parametrize(
         ("family", "count", "lengths", "nearest"),
         [
-            ("sd1", 16, "12 or 17 or 20 or 26", 17),
-            ("sdxl", 61, "12 or 17 or 20 or 26", 26),
+            ("sd1", 16, "12, 17, 20 or 26", 17),
+            ("sdxl", 61, "12, 17, 20 or 26", 26),
             ("flux", 17, "57 or 61", 57),
         ],
     )
