@@ -137,6 +137,8 @@ def refusals(path: Path) -> Iterator[None]:
         raise _taken(path) from None
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "")
+        if sys.platform == "win32" and error.errno == errno.EACCES:
+            hint = "close the program that has it open, or choose a folder you may write to"
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}", hint) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # A worker process takes about half a second to start, in which a core bakes some 200 MB.
 _WORTH_PROCESSES = 400_000_000
+
+# How many at most on Windows, which waits for 63 things at a time: two for each.
+_MOST_ON_WINDOWS = 31
 
 # Seconds in which a cluster finishes nothing, after which one asks whether it is there.
 _PATIENCE = 5
@@ -66,6 +70,8 @@ def run_batch(
 def _processes(batch: Batch, workers: int) -> int:
     """How many processes to start for so many jobs at a time (0: one per core); none where that would not pay."""
     workers = min(workers or os.cpu_count() or 1, len(batch.jobs))
+    if sys.platform == "win32":
+        workers = min(workers, _MOST_ON_WINDOWS)
     return workers if workers > 1 and batch.nbytes >= _WORTH_PROCESSES else 0
 
 

@@ -3,6 +3,7 @@
 Annotations of the commands are not postponed: to have each evaluated from its text takes typer 20 ms of every start.
 """
 
+import codecs
 import errno
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from . import console
 from .errors import LbwError
 
 # Command -> the module that has it. One that is named is the only one to be loaded: typer reads all options of each.
@@ -82,9 +84,10 @@ def main(args: Sequence[str] | None = None) -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    codecs.register_error("plainer", console.plainer)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that cannot show a name or a bar still shows the rest
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="plainer")
     # All matrices here are small: threads of numpy's would only get into each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args is None:
@@ -102,8 +105,6 @@ def main(args: Sequence[str] | None = None) -> None:
         problem = _refused(error)
     else:
         return
-    from . import console
-
     console.error(problem, {"status": "failed"} if "--json" in (args or sys.argv) else None)
     sys.exit(1)
 
@@ -112,7 +113,9 @@ def _run(args: Sequence[str] | None) -> None:
     first, *_ = (*(sys.argv[1:] if args is None else args), "")
     called = command_line(first if first in _COMMANDS else "")
     try:
-        called(args, prog_name="lbw")  # also as python -m lbw_bake, whose completion is that of lbw
+        # Also as python -m lbw_bake, whose completion is that of lbw. On Windows typer would take any argument for a
+        # pattern of files, also that of --include; see `cli_options.files_like`.
+        called(args, prog_name="lbw", windows_expand_args=False)
     finally:
         sys.stdout.flush()
 

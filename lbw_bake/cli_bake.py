@@ -18,6 +18,7 @@ from .cli_options import (
     Quiet,
     Strict,
     file_path,
+    files_like,
     path,
     refuse,
     running,
@@ -26,7 +27,10 @@ from .cli_options import (
 )
 from .completion import block_rules, element_preset_names, element_rules, preset_names
 
-Inputs = Annotated[list[Path], typer.Argument(metavar="INPUT...", parser=path, help="LoRA files, or folders of them.")]
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(metavar="INPUT...", parser=path, callback=files_like, help="LoRA files, or folders of them."),
+]
 
 
 def bake(
@@ -200,7 +204,10 @@ def bake(
 
 def merge(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="FILE[:STRENGTH[:WEIGHTS]]...", help="LoRAs, as a.safetensors:0.7:MIDD.")
+        list[str],
+        typer.Argument(
+            metavar="FILE[:STRENGTH[:WEIGHTS]]...", callback=files_like, help="LoRAs, as a.safetensors:0.7:MIDD."
+        ),
     ],
     output: Annotated[Path, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,

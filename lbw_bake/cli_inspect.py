@@ -5,14 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import FamilyName, Json, Quiet, path
+from .cli_options import FamilyName, Json, Quiet, files_like, path
 from .errors import LbwError
 
 Theme = Literal["light", "dark"]
 
 
 def inspect(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", parser=path, help="LoRA files.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", parser=path, callback=files_like, help="LoRA files.")
+    ],
     elements: Annotated[
         bool, typer.Option("--elements", help="By kind of layer (attn1, ff, conv, ...) instead of by block.")
     ] = False,

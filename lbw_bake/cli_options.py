@@ -1,9 +1,11 @@
 """What several commands share: values of options, and the panels of the help page they are in."""
 
 import os
+import sys
 from functools import partial
+from glob import glob
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +29,18 @@ def file_path(text: str) -> Path:
     if text.endswith(("/", os.sep)):
         raise typer.BadParameter(f"{text!r} names a folder; give a file, or the folder as --out-dir")
     return path(text)
+
+
+def files_like(given: list[Any]) -> list[Any]:
+    """Inputs as given, and on Windows, whose shells leave that to programs, the files that those with * or ? match."""
+    if sys.platform != "win32":
+        return given
+    found: list[Any] = []
+    for each in given:
+        pattern = str(each).replace("[", "[[]")
+        matching = sorted(glob(pattern)) if set("*?") & set(pattern) else []  # noqa: PTH207 - it may be absolute
+        found += map(type(each), matching or [str(each)])
+    return found
 
 
 class Misuse(typer.BadParameter):

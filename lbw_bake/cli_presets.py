@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import Misuse, path, refuse
+from .cli_options import Misuse, files_like, path, refuse
 from .completion import all_preset_names, element_rules, family_names
 
 presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
@@ -26,7 +26,9 @@ Format = Literal["text", "json", "github", "sarif"]
 def validate(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", parser=path, help="Preset files or folders; - is standard input."),
+        typer.Argument(
+            metavar="FILE...", parser=path, callback=files_like, help="Preset files or folders; - is standard input."
+        ),
     ],
     format_: Annotated[
         Format | None,

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from .errors import LbwError
@@ -22,6 +23,9 @@ _UNSAFE = re.compile(
 )
 # Characters of a line, and of its end, which says what is the matter: a name can be as long as its file.
 _LONGEST, _END = 4000, 500
+_ENABLE_VIRTUAL_TERMINAL_PROCESSING = 4  # of a console's mode, in Windows' words
+# What bars are made of, and what a code page that lacks it has instead.
+_DRAWN = str.maketrans("▁▂▃▄▅▆▇█▏▎▍▌▋▊▉", "_.:-=+*#   ####")
 _STYLES = {
     "error": "\x1b[1;31m",
     "warning": "\x1b[33m",
@@ -43,6 +47,14 @@ def escape(text: object) -> str:
 def _escaped(character: str) -> str:
     shown = ascii(character)[1:-1]
     return shown if len(shown) > 1 else character if character == " " else f"\\x{ord(character):02x}"
+
+
+def plainer(error: UnicodeError) -> tuple[str, int]:
+    """What a stream prints for characters that its encoding lacks: bars of other characters, and else escapes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    drawn = error.object[error.start : error.end].translate(_DRAWN)
+    return drawn.encode("ascii", "backslashreplace").decode("ascii"), error.end
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -92,6 +104,20 @@ def message(label: str, text: str) -> None:
 def paint(label: str, text: str, *, stdout: bool = False) -> str:
     """The text in the colour of the label, where the stream is a terminal and NO_COLOR is not set."""
     stream = sys.stdout if stdout else sys.stderr
-    if label in _STYLES and stream.isatty() and not os.environ.get("NO_COLOR"):
+    if label in _STYLES and stream.isatty() and not os.environ.get("NO_COLOR") and _takes_colours(stream.fileno()):
         return f"{_STYLES[label]}{text}\x1b[0m"
     return text
+
+
+@cache
+def _takes_colours(descriptor: int) -> bool:
+    """Whether a terminal understands escapes: the old console of Windows has to be asked to, and may not."""
+    if sys.platform == "win32":
+        import ctypes
+        import msvcrt
+
+        handle, mode = ctypes.c_void_p(msvcrt.get_osfhandle(descriptor)), ctypes.c_uint32()
+        console = ctypes.windll.kernel32
+        known = console.GetConsoleMode(handle, ctypes.byref(mode))
+        return bool(known and console.SetConsoleMode(handle, mode.value | _ENABLE_VIRTUAL_TERMINAL_PROCESSING))
+    return True

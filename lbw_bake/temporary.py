@@ -45,8 +45,8 @@ def temporary_file(path: Path) -> Iterator[tuple[FileIO, Path]]:
 
 def _locked_as(file: FileIO, name: Path) -> bool:
     """Lock a new file; false if another process took it for left behind before it was locked."""
-    if lock(file) is False:
-        return False
+    if not (free := lock(file)):
+        return free is None  # where there are no locks, nobody takes a file of today for left behind
     try:
         return os.path.samestat(os.fstat(file.fileno()), name.stat())
     except FileNotFoundError:

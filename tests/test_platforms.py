@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Run, data_of, unet_lora, write
 
-from lbw_bake import rewrite
+from lbw_bake import batch, cli, rewrite, temporary
+from lbw_bake.atomic import write_file
 from lbw_bake.tensordata import TensorData
 
 
@@ -40,6 +42,47 @@ def test_the_input_is_closed_before_it_is_replaced(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(rewrite, "atomic_write", watched)
     source = write(tmp_path / "a.safetensors", unet_lora())
     assert run("bake", source, "-w", "*=0.5", "--in-place")[0] == 0
+
+
+def test_patterns_of_inputs_are_files_and_those_of_options_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Shells of Windows leave patterns as they are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("style1", "style2", "style[12]", "other"):
+        write(Path(f"{name}.safetensors"), unet_lora())
+    monkeypatch.setattr(sys, "platform", "win32")
+    given = (["*1.safetensors", "o?her.safetensors"], ["style[12].safetensors"], [".", "--include", "style*"])
+    found = []
+    for number, inputs in enumerate(given):
+        run.done("bake", *inputs, "-w", "*=0.5", "--out-dir", f"out{number}")
+        found.append({path.stem for path in Path(f"out{number}").iterdir()})
+    assert found == [{"style1", "other"}, {"style[12]"}, {"style1", "style2", "style[12]"}]
+
+
+def test_typer_takes_no_argument_for_a_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would on Windows, that of --include too."""
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(cli, "command_line", lambda _: lambda _, **options: told.append(options))
+    cli.main(["inspect"])
+    assert told[0]["windows_expand_args"] is False
+
+
+def test_no_more_processes_than_windows_can_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    plenty = batch.Batch(tuple(batch.Job(Path(f"{i}.safetensors"), (), nbytes=10**9) for i in range(100)))
+    assert batch._processes(plenty, 64) == 64
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert 2 * batch._processes(plenty, 64) <= 63
+
+
+def test_a_new_file_without_a_lock_need_not_be_told_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some file systems of Windows give an open file another identity than its name."""
+    monkeypatch.setattr(temporary, "lock", lambda _: None)
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    write_file(tmp_path / "out", b"new", replace=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_without_the_kernels_copy_the_bytes_are_the_same(

@@ -80,6 +80,9 @@ def test_an_output_that_cannot_show_all_characters_is_no_traceback(encoding: str
         result = lbw(*command, source, PYTHONIOENCODING=encoding)
         assert "Traceback" not in result.stderr
         assert result.returncode == 0
+        assert "\\u25" not in result.stdout + result.stderr
+    listed = lbw("presets", "list", PYTHONIOENCODING=encoding).stdout
+    assert "MIDD         # ___### # ####_____  " in listed
 
 
 @pytest.mark.parametrize(
