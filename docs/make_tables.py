@@ -56,7 +56,7 @@ def page() -> str:
         [
             "# Families and algorithms",
             "",
-            "Which family a file is of is told from its keys and shapes; `--family` names it where they do not tell.",
+            "A file's family is told from its keys and shapes; `--family` names it where they do not tell.",
             "A vector's length says which of the layouts is meant; UNet families take each other's lengths, by block",
             "name. The shorter layouts are the attention blocks of a UNet, or the stack alone of a transformer.",
             "",

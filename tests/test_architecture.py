@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def test_no_arrow_points_up() -> None:
 def test_a_library_stays_where_it_is_needed(library: str) -> None:
     users = {importer for importer, dots, name in imports() if dots == 0 and name.split(".")[0] == library}
     assert users <= HOMES[library]
+
+
+def test_the_page_names_every_module() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w*]+)/?`", "".join(re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)))
+    units = {unit(path) for path in PACKAGE.rglob("*.py") if not path.name.startswith("__") or path.parent != PACKAGE}
+    assert [name for name in sorted(units) if not any(fnmatch(name, each) for each in named)] == []
 
 
 def test_commands_call_the_public_api_and_show_what_it_returns() -> None:
