@@ -48,7 +48,7 @@ class Report:
         shared = self._json and sys.stdout.isatty()  # objects would go on in the line of a bar
         lasts = self._expected > 1 or self._batch.nbytes >= _LASTING
         if lasts and not self._quiet and sys.stderr.isatty() and not shared:
-            self._bar = bytes_bar(counted(0, "file"), self._batch.nbytes)
+            self._bar = bytes_bar(self._progress(), self._batch.nbytes)
         for problem in self._batch.problems:
             self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
         if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
@@ -82,9 +82,12 @@ class Report:
 
     def _move(self) -> None:
         if self._bar:
-            counted_files = counted(sum(self._counts.values()), "file")
             completed = self._done + sum(self._reached.values())
-            self._bar.update(self._bar.task_ids[0], completed=completed, description=counted_files)
+            self._bar.update(self._bar.task_ids[0], completed=completed, description=self._progress())
+
+    def _progress(self) -> str:
+        """What stands before the bar: of several files, how many are done."""
+        return f"{self._counts.total()} of {self._expected} files" if self._expected > 1 else "baking"
 
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes. Ctrl-C waits: what is counted is said."""

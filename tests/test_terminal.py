@@ -60,6 +60,7 @@ def test_a_bar_shows_how_far_it_is_and_goes_away(many: tuple[str, ...], loras: P
     screen = on_terminal(command, source, *options, loras.parent / "out")
     assert "\u2501" in screen  # a piece of the bar
     assert "\x1b[2K" in screen  # and its line cleared
+    assert ("0 of 3 files" if command == "bake" else "writing") in screen
     assert "\u2501" not in screen.splitlines()[-1]
     assert on_terminal(command, source, *options, loras.parent / "quiet", "--quiet") == ""
 
@@ -76,6 +77,7 @@ def test_one_file_needs_a_bar_if_it_is_large(loras: Path, on_terminal: OnTermina
     large = "from lbw_bake import __main__, render; render._LASTING = 1; __main__.main()"
     screen = on_terminal(*bake, loras.parent / "c.safetensors", program=("-c", large))
     assert "\u2501" in screen
+    assert "baking" in screen
     assert "\u2501" not in screen.splitlines()[-1]
 
 
