@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from io import TextIOWrapper
-from typing import Annotated
+from itertools import takewhile
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from . import console
 from .errors import LbwError
@@ -36,6 +38,18 @@ _COMMANDS = {
 _OF_STDOUT = {errno.EPIPE, errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
+class _Command(TyperCommand):
+    """A command that has long options with one dash refused: -preset would be -p with the value "reset"."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the arguments apart."""
+        known = {name for parameter in self.params for name in parameter.opts}
+        for word in takewhile("--".__ne__, args):
+            if (meant := f"-{word.partition('=')[0]}") in known and len(meant) > 3 and not word.startswith("--"):
+                ctx.fail(f"No such option: {meant[1:]}. Did you mean {meant}?")
+        return super().parse_args(ctx, args)
+
+
 @cache
 def command_line(command: str = "") -> typer.Typer:
     """The command line with one of its commands, or with all."""
@@ -49,7 +63,7 @@ def command_line(command: str = "") -> typer.Typer:
     whole.callback()(lbw)
     for name in [command] if command else _COMMANDS:
         found = getattr(import_module(f".{_COMMANDS[name]}", __package__), name)
-        whole.add_typer(found) if isinstance(found, typer.Typer) else whole.command()(found)
+        whole.add_typer(found) if isinstance(found, typer.Typer) else whole.command(cls=_Command)(found)
     return whole
 
 

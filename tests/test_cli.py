@@ -70,6 +70,12 @@ USAGE = {
 
 
 class TestExitCodes:
+    @pytest.mark.parametrize("option", ["-preset", "-weights=1", "-te", "-out-dir"])
+    def test_a_long_option_with_one_dash_is_not_a_short_one(self, option: str, lora: Path, run: Run) -> None:
+        code, out, error = run("bake", lora, option, "MIDD", "-o", lora.with_name("out.safetensors"))
+        assert (code, out) == (2, "")
+        assert f"Did you mean -{option.partition('=')[0]}?" in error
+
     def test_of_several_inputs_for_one_output_spaces_may_be_the_reason(self, lora: Path, run: Run) -> None:
         error = run("bake", lora, "-w", "BASE=1", "MID=0.5", "-o", "out.safetensors")[2]
         assert "--output: 2 inputs are not one file; give --out-dir, or" in error
