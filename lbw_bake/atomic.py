@@ -122,7 +122,7 @@ def write_file(path: Path, data: bytes | memoryview, *, replace: bool) -> None:
 
 def flush(file: FileIO) -> None:
     """Have what was written on disk, and read from there the next time, where the system can be asked for that."""
-    os.fsync(file.fileno())
+    _sync(file)
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -184,7 +184,7 @@ def _publish(file: FileIO, temporary: Path, path: Path, *, replace: bool) -> Non
     """Give a complete file its name. Raises FileExistsError, OSError."""
     replaced = replace and path.exists()
     if replaced:
-        os.fsync(file.fileno())
+        _sync(file)
     _settle(file)
     if replace:
         temporary.replace(path)
@@ -192,6 +192,17 @@ def _publish(file: FileIO, temporary: Path, path: Path, *, replace: bool) -> Non
         _move_to_new(temporary, path)
     if replaced:
         _sync_folder(path.parent)
+
+
+def _sync(file: FileIO) -> None:
+    """Have a file on disk. On macOS fsync leaves it in the drive's cache; not all file systems can empty that."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(file.fileno(), fcntl.F_FULLFSYNC)
+            return
+    os.fsync(file.fileno())
 
 
 def _settle(file: FileIO) -> None:

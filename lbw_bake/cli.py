@@ -90,7 +90,10 @@ def lbw(
         ),
     ] = False,
 ) -> None:
-    """Bake LoRA block weights into the LoRA itself."""
+    """Bake LoRA block weights into the LoRA itself.
+
+    [dim]lbw bake doraemon.safetensors --preset MIDD -o doraemon-midd.safetensors[/dim]
+    """
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -223,7 +223,10 @@ def merge(
     quiet: Quiet = False,
     json_output: Json = False,
 ) -> None:
-    """Add several LoRAs up into one, exactly: ranks side by side, block weights multiplied in."""
+    """Add several LoRAs up into one, exactly, each with its strength and block weights.
+
+    [dim]lbw merge a.safetensors:0.7:MIDD b.safetensors:0.5 -o ab.safetensors[/dim]
+    """
     from . import merge as merge_loras
     from . import parse_part, render
     from .bars import share_bar

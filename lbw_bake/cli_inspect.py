@@ -31,6 +31,8 @@ def inspect(
     """Show what is in a LoRA and where its strength lies, block by block.
 
     Several files are put side by side.
+
+    [dim]lbw inspect character.safetensors style.safetensors[/dim]
     """
     from . import Inspection, console, render_inspection
     from . import inspect as inspect_file
@@ -72,6 +74,8 @@ def diff(
     """Measure the weight every block really got, and check a baked file against its record.
 
     Exits with 1 if they disagree.
+
+    [dim]lbw diff doraemon.safetensors doraemon-midd.safetensors[/dim]
     """
     from . import console, render
     from . import diff as measure

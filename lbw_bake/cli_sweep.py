@@ -31,7 +31,7 @@ def sweep(
     z: Annotated[str | None, _axes("--z", help='The sheets: also "elements=:attn:0; :ff:0".')] = None,
     analyse: Annotated[
         bool,
-        _axes("--analyse", help="Cells of the whole LoRA and of each block at --at; with --x blocks=..., of those."),
+        _axes("--analyse", help="The whole LoRA, and one cell for each block at --at; with --x blocks=... only those."),
     ] = False,
     at: Annotated[float, _axes("--at", help="Weight of the chosen blocks where no axis has values.")] = 0.0,
     base_weights: Annotated[

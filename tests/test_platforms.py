@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -83,6 +85,25 @@ def test_a_new_file_without_a_lock_need_not_be_told_from_others(
     monkeypatch.setattr(os.path, "samestat", lambda *_: False)
     write_file(tmp_path / "out", b"new", replace=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_drives_cache_is_emptied_on_macos(known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def control(_: int, what: int) -> None:
+        asked.append(what)
+        if not known:
+            raise OSError(errno.ENOTSUP, "not here")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda _: asked.append("fsync"))
+    (tmp_path / "out").write_bytes(b"old")
+    write_file(tmp_path / "out", b"new", replace=True)
+    assert asked == [51, *["fsync"] * (not known), "fsync"]  # the last one is that of the folder
+    assert (tmp_path / "out").read_bytes() == b"new"
 
 
 def test_without_the_kernels_copy_the_bytes_are_the_same(
