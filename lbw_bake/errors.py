@@ -79,7 +79,9 @@ class WeightCountError(WeightError):
         *others, last = map(str, lengths)
         super().__init__(
             f"{got} weights do not fit {family}, which takes {', '.join(others)}{' or ' * bool(others)}{last}",
-            f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}",
+            f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}"
+            if got > 2
+            else "give one per block; a point, not a comma, begins decimals: 0.5",
         )
 
 

@@ -135,10 +135,10 @@ def split_rules(text: str) -> Iterator[re.Match[str]]:
     while position < len(text):
         match = _RULE.match(text, position)
         if match is None:
-            raise WeightError(
-                f"cannot read the block rule at {text[position:].strip()!r}",
-                "write BLOCK=WEIGHT, as BASE=1 IN04-IN08=0.5 *=0",
-            )
+            rest = text[position:].strip()
+            point = "a point, not a comma, begins decimals: MID=0.5"
+            hint = point if rest[:1].isdigit() else "write BLOCK=WEIGHT, as BASE=1 IN04-IN08=0.5 *=0"
+            raise WeightError(f"cannot read the block rule at {rest!r}", hint)
         yield match
         position = match.end()
 

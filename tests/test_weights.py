@@ -79,6 +79,12 @@ class TestVectors:
         assert f"{count} weights do not fit {family}, which takes {lengths}" in problem.value.message
         assert str(nearest) in problem.value.hint
 
+    @pytest.mark.parametrize("text", ["0,5", "MID=0,5", "BASE=1 MID=0,25 *=0"])
+    def test_a_decimal_comma_is_told_to_be_none(self, text: str) -> None:
+        with pytest.raises(WeightError) as problem:
+            weights_of(text)
+        assert "a point, not a comma, begins decimals" in problem.value.hint
+
     @pytest.mark.parametrize(
         ("text", "number"),
         [("1", 1), ("+1", 1), ("-1", -1), (".5", 0.5), ("-.5", -0.5), ("1.", 1), ("1e-2", 0.01), (" 2 ", 2)],
