@@ -59,7 +59,10 @@ def factored(update: Array) -> LowRank:
 
 
 def concatenate(parts: Sequence[LowRank]) -> LowRank:
-    """The sum of updates of one layer: ranks side by side."""
+    """The sum of updates of one layer: ranks side by side. Raises ValueError for PEFT's grouped convolutions."""
+    odd = next((part for part in parts if part.up.shape[1] != part.rank), None)
+    if odd and len(parts) > 1:  # each group of its rows has a part of the rank to itself, and would get those of others
+        raise ValueError(f"up has {odd.up.shape[1]} columns, down {odd.rank} rows")
     kernel = max((part.down.shape[2:] for part in parts), key=len)
     downs = [part.down.reshape(*part.down.shape[:2], *(part.down.shape[2:] or kernel)) for part in parts]
     return LowRank(np.concatenate([part.up for part in parts], 1), np.concatenate(downs, 0))

@@ -250,3 +250,27 @@ def test_what_began_in_the_base_model_bakes_once_it_is_a_plain_lora(run: Run, tm
         update = trained.get_base_layer().weight + trained.get_delta_weight("default") - weights[path]
         got = baked.get_submodule(f"base_model.model.{path}").get_delta_weight("default")
         assert_close(got.detach(), WEIGHTS[block] * update.detach(), 1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+def test_grouped_convolutions_are_no_products(run: Run, tmp_path: Path) -> None:
+    """PEFT gives each group of rows a part of the rank: a weight bakes, but the factors are not those of a matrix."""
+    path, files = "mid_block.resnets.0.conv1", []
+    model = model_of({path: nn.Conv2d(16, 16, 3, padding=1, groups=4)})
+    config = peft.LoraConfig(target_modules=[path], r=4, lora_alpha=6)
+    for name in ("one", "two"):
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        perturb(adapted)
+        adapted.save_pretrained(tmp_path / name)
+        files.append(tmp_path / name / "adapter_model.safetensors")
+    (facts,) = run.json("inspect", files[0], "--family", "sd1", "--json")["modules"]
+    assert facts["norm"] is None
+    merged = tmp_path / "merged.safetensors"
+    assert "up has 1 columns, down 4 rows" in run.refused("merge", *files, "-o", merged, "--family", "sd1")
+    run.done("bake", files[1], "--family", "sd1", "--weights", "MID=0.3", "-o", merged)
+    baked = peft.get_peft_model(copy.deepcopy(model), config)
+    peft.set_peft_model_state_dict(baked, load_file(merged))
+    inputs = torch.randn(3, 16, 4, 4)
+    nets = (model, adapted.base_model.model, baked.base_model.model)
+    base, before, after = (net.get_submodule(path)(inputs) for net in nets)
+    assert_close(after - base, 0.3 * (before - base), 1e-5)
