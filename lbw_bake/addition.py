@@ -142,7 +142,7 @@ def add(layer: Layer, form: Form) -> Sum:
 
 
 def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
-    """A module in its own form, as a bake writes it; only a dotted name may have to become the layer's."""
+    """A module in its own form, as a bake writes it; its name may have to become the layer's."""
     edits: dict[str, Edit] = {}
     own = addend.module.name
     if "." in own and own != layer.stem and addend.module.algorithm.name not in _PORTABLE | {*_WHOLE}:
@@ -154,7 +154,7 @@ def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
     for tensor in addend.module.all_tensors:
         edit = edits.get(tensor.name)
         if not isinstance(edit, Drop):
-            name = tensor.name.replace(own, layer.stem, 1) if "." in own else tensor.name
+            name = tensor.name if own.startswith("oft_") else tensor.name.replace(own, layer.stem, 1)
             yield replace(edited(tensor, edit), name=name), remade(tensor, edit, addend.data)
 
 

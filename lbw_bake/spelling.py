@@ -5,6 +5,7 @@ Sources: the converters of diffusers' loaders, ComfyUI's key maps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from .modules import Module
 # Families of which dotted names split layers that are one in the original model, and in kohya's names.
 _FUSED = ("flux", "chroma")
 
+# Layers of a UNet in the names of the original model, and in those of diffusers; both flattened.
+_SGM = re.compile(r"(?:input_blocks|middle_block|output_blocks)_\w+")
+_DIFFUSERS = re.compile(r"(?:down_blocks|mid_block|up_blocks)_\w+")
+
 # Modules with their places, of one file.
 Placed = Sequence[tuple[Module, Place]]
 
@@ -27,39 +32,41 @@ Placed = Sequence[tuple[Module, Place]]
 class Spelling:
     """How layers are called in the output: as in their own file, unless there are prefixes to give dotted names.
 
-    `prefixes` are what kohya's names begin with, by component; `fused` is the component whose layers get the names of
-    the original model, if there is one.
+    `prefixes` are what kohya's names begin with, by component; `original` is the component whose layers get the names
+    of the original model, if there is one.
     """
 
+    family: Family
     prefixes: Mapping[str, str]
-    fused: str | None = None
+    original: str | None = None
 
     def layer_of(self, module: Module, place: Place) -> tuple[str, tuple[str, str, Rows], Rows]:
         """The name of a module's layer, what it is under any name, and which of its rows the module adapts."""
         name, rows = canonical(module.path)
-        if not (self.prefixes and "." in module.name):
-            return module.name, (place.component, name, rows), ALL_ROWS
-        prefix = self.prefixes[place.component]
-        if place.component == self.fused:
-            return f"{prefix}{name}", (place.component, name, ALL_ROWS), rows
-        return f"{prefix}{module.path}", (place.component, name, rows), ALL_ROWS
+        if place.component == self.original:
+            stem = f"{self.prefixes[place.component]}{_with_upsampler(name, self.family)}"
+            return stem, (place.component, name, ALL_ROWS), rows
+        dotted = bool(self.prefixes) and "." in module.name
+        stem = f"{self.prefixes[place.component]}{module.path}" if dotted else module.name
+        return stem, (place.component, name, rows), ALL_ROWS
 
 
 def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spelling:
     """The spelling of what several files of a family become: that of the first.
 
     No loader is known to read dotted names and kohya's in one file. All know kohya's names of any layer of a UNet, and
-    those of Flux where they are the original model's. Raises NotBakeableError where dotted names cannot be turned into
-    those.
+    those of Flux where they are the original model's; but diffusers passes over a UNet's original names where its own
+    are in the file. Raises NotBakeableError where dotted names cannot be turned into those.
     """
     dotted = {path: "." in modules[0][0].name for path, modules in files}
-    if len(set(dotted.values())) == 1:
-        return Spelling({})
-    (_, first), *_ = files
-    prefixes = {place.component: split_prefix(module.name)[1] for module, place in first if "." not in module.name}
+    mixed = len(files) > 1 and not all(dotted.values()) and _is_mixed(files, family)
+    if len(set(dotted.values())) == 1 and not mixed:
+        return Spelling(family, {})
+    named = [both for _, modules in (files[:1] if any(dotted.values()) else files) for both in modules]
+    prefixes = {place.component: split_prefix(module.name)[1] for module, place in named if "." not in module.name}
     missing = sorted({place.component for _, modules in files for _, place in modules} - prefixes.keys())
-    fused = family.denoiser if family.name in _FUSED and _are_original(files, family) else None
-    if missing or not (fused or family.denoiser == "unet"):
+    original = family.denoiser if mixed or (family.name in _FUSED and _are_original(files, family)) else None
+    if missing or not (original or family.denoiser == "unet"):
         one, other = (next(path for path, kind in dotted.items() if kind is wanted) for wanted in (False, True))
         raise NotBakeableError(
             f"{one} names its modules as kohya does (lora_unet_...), {other} as diffusers or PEFT do",
@@ -67,7 +74,19 @@ def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spellin
             if missing
             else "convert one of them to the other spelling first",
         )
-    return Spelling(prefixes, fused)
+    return Spelling(family, prefixes, original)
+
+
+def _is_mixed(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:
+    """Whether some layers of a UNet have the names of the original model, and others those of diffusers."""
+    paths = {module.path for _, placed in files for module, place in placed if place.component == family.denoiser}
+    return any(map(_SGM.fullmatch, paths)) and any(map(_DIFFUSERS.fullmatch, paths))
+
+
+def _with_upsampler(name: str, family: Family) -> str:
+    """The name of an upsampler says how many layers of its block come before it: SDXL alone has attention in OUT02."""
+    position = 1 if family.name != "sdxl" and name.startswith("output_blocks_2_") else 2
+    return re.sub(r"^(output_blocks_\d+)_conv$", rf"\1_{position}_conv", name)
 
 
 def _are_original(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:

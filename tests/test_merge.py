@@ -192,18 +192,47 @@ def peft_lora(paths: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
 
 def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
     paths = [f"unet.mid_block.attentions.0.proj_{end}" for end in ("in", "out")]
-    kohya = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    kohya = kohya_lora(["unet_mid_block_attentions_0_proj_in"], dtype="float32")
     peft = peft_lora(paths) | {"unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.diff": np.ones((8, 8))}
     files = [write(tmp_path / "kohya.safetensors", kohya), write(tmp_path / "peft.safetensors", peft)]
     run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
     merged = load_file(tmp_path / "out.safetensors")
-    stems = [MODULE, "lora_unet_mid_block_attentions_0_proj_out"]
+    stems = [f"lora_unet_mid_block_attentions_0_proj_{end}" for end in ("in", "out")]
     full = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.diff"
     roles = ("alpha", "lora_down.weight", "lora_up.weight")
     assert merged.keys() == {full, *(f"{stem}.{role}" for stem in stems for role in roles)}
     updates = [peft[f"{path}.lora_B.weight"] @ peft[f"{path}.lora_A.weight"] for path in paths]
-    np.testing.assert_allclose(update_of(merged, stems[0]), update_of(kohya, MODULE) + updates[0], atol=1e-5)
+    np.testing.assert_allclose(update_of(merged, stems[0]), update_of(kohya, stems[0]) + updates[0], atol=1e-5)
     np.testing.assert_allclose(update_of(merged, stems[1]), updates[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "layer", "name"),
+    [
+        ("sdxl", "down_blocks.1.resnets.0.conv1", "input_blocks_4_0_in_layers_2"),
+        ("sdxl", "up_blocks.0.upsamplers.0.conv", "output_blocks_2_2_conv"),
+        ("sd1", "up_blocks.0.upsamplers.0.conv", "output_blocks_2_1_conv"),
+        ("sd1", "up_blocks.2.upsamplers.0.conv", "output_blocks_8_2_conv"),
+        ("sd1", "time_embedding.linear_2", "time_embed_2"),
+    ],
+)
+@pytest.mark.parametrize("kohyas", [True, False])
+def test_layers_of_a_unet_have_the_names_of_one_model(
+    family: str, layer: str, name: str, kohyas: bool, tmp_path: Path, run: Run
+) -> None:
+    """Those of the original one where a file has these: diffusers passes over them beside its own."""
+    layers = [layer, "mid_block.attentions.0.proj_out"]
+    full = "lora_unet_conv_in.diff" if kohyas else "unet.conv_in.diff"
+    flat = [f"unet_{layer.replace('.', '_')}" for layer in layers]
+    other = kohya_lora(flat) if kohyas else peft_lora([f"unet.{layer}" for layer in layers])
+    files = [
+        write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"])),
+        write(tmp_path / "b.safetensors", other | {full: np.ones((3, 3), np.float32)}),
+    ]
+    run.done("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
+    found = {name.partition(".")[0] for name in load_file(tmp_path / "out.safetensors")}
+    wanted = ("middle_block_1_proj_in", "middle_block_1_proj_out", "input_blocks_0_0", name)
+    assert found == {f"lora_unet_{name}" for name in wanted}
 
 
 def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +297,27 @@ def test_a_merge_is_both_adapters_at_once(model: Model, run: Run, tmp_path: Path
     base = output(["kohya"], [0.0])
     expected = output(["kohya", "pipeline"], [0.7, -0.4]) - base
     assert_close(output(["merged"], [1.0]) - base, expected, TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("write", [write_pipeline, write_kohya], ids=lambda write: write.__name__[6:])
+def test_a_merge_of_files_that_name_a_unet_differently_loads_whole(
+    write: Callable[[Model, Any, Path], Path], run: Run, tmp_path: Path
+) -> None:
+    """SDXL: one has kohya's names of some layers, the original model's; the other those of diffusers, of all."""
+    net = MODELS[1].make().eval()
+    layers = list(MODELS[1].layers(net))
+    some = replace(MODELS[1], kohya=lambda name: kohya_sdxl(name) if "attn1" in name else "")
+    files = {"some": write_kohya(some, net, tmp_path).rename(tmp_path / "some.safetensors")}
+    files["other"] = write(replace(MODELS[1], kohya=kohya_sd1), net, tmp_path)
+    files["merged"] = tmp_path / "merged.safetensors"
+    run.done("merge", files["some"], files["other"], "-o", files["merged"], "--family", "sdxl")
+    net = MODELS[1].make().eval()
+    for name, path in files.items():
+        load(MODELS[1], net, path, name)
+    for name in layers:
+        layer = net.get_submodule(name)
+        parts = [layer.get_delta_weight(part) for part in ("some", "other") if part in layer.lora_A]
+        assert_close(layer.get_delta_weight("merged"), sum(parts), 1e-5)
 
 
 @pytest.mark.parametrize(("stem", "prefix"), [("kohya", ""), ("pipeline", "unet."), ("adapter", "")])
