@@ -24,6 +24,13 @@ _FUSED = ("flux", "chroma")
 _SGM = re.compile(r"(?:input_blocks|middle_block|output_blocks)_\w+")
 _DIFFUSERS = re.compile(r"(?:down_blocks|mid_block|up_blocks)_\w+")
 
+# What kohya calls layers of CLIP, which the latest transformers and the first diffusers call otherwise.
+_KOHYAS = {
+    r"^(?=encoder_layers_|embeddings_|final_layer_norm$)": "text_model_",
+    r"(?<=_self_attn)_to_out(?:_0)?$": "_out_proj",
+    r"(?<=_self_attn)_to_([qkv])$": r"_\1_proj",
+}
+
 # Modules with their places, of one file.
 Placed = Sequence[tuple[Module, Place]]
 
@@ -47,7 +54,7 @@ class Spelling:
             stem = f"{self.prefixes[place.component]}{_with_upsampler(name, self.family)}"
             return stem, (place.component, name, ALL_ROWS), rows
         dotted = bool(self.prefixes) and "." in module.name
-        stem = f"{self.prefixes[place.component]}{module.path}" if dotted else module.name
+        stem = f"{self.prefixes[place.component]}{_kohyas(module.path)}" if dotted else module.name
         return stem, (place.component, name, rows), ALL_ROWS
 
 
@@ -75,6 +82,13 @@ def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spellin
             else "convert one of them to the other spelling first",
         )
     return Spelling(family, prefixes, original)
+
+
+def _kohyas(path: str) -> str:
+    """A layer's path as kohya has it."""
+    for old, new in _KOHYAS.items():
+        path = re.sub(old, new, path)
+    return path
 
 
 def _is_mixed(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BakeFile
-from safetensors.torch import save_file
+from conftest import BakeFile, Run
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .conftest import TOLERANCES, StateDict, assert_close
@@ -521,3 +521,38 @@ def test_every_layer_of_a_text_encoder_has_the_weight_of_its_block(
         return found
 
     assert_baked(blocks, family, save(loader, nets, tmp_path), bake_file, load)
+
+
+@pytest.mark.parametrize(
+    ("layer", "factors"), [("to_q_lora", ".down .up"), ("to_out_lora", ".down .up"), ("k_proj", ".lora_A .lora_B")]
+)
+@pytest.mark.parametrize("level", ["text_model.", ""])
+@pytest.mark.parametrize(
+    ("family", "mixin", "kohya"),
+    [
+        ("sd1", "StableDiffusion", ("te", "unet_mid_block_attentions_0_proj_in")),
+        ("flux", "Flux", ("te1", "unet_double_blocks_0_img_mlp_0")),
+    ],
+)
+def test_a_merge_names_layers_of_a_text_encoder_as_kohya_does(
+    family: str, mixin: str, kohya: tuple[str, str], level: str, layer: str, factors: str, run: Run, tmp_path: Path
+) -> None:
+    """Whatever the release of diffusers and of transformers calls them whose file has them."""
+    te, unet = kohya
+    stems = (f"lora_{te}_text_model_encoder_layers_0_self_attn_out_proj", f"lora_{unet}")
+    names = {
+        "kohya": [f"{stem}{role}" for stem in stems for role in (".lora_down", ".lora_up")],
+        "dotted": [f"text_encoder.{level}encoder.layers.1.self_attn.{layer}{factor}" for factor in factors.split()],
+    }
+    for file, keys in names.items():
+        tensors = {f"{key}.weight": torch.randn((8, 2) if i % 2 else (2, 8)) for i, key in enumerate(keys)}
+        save_file(tensors, tmp_path / f"{file}.safetensors")
+    down, up = tensors.values()
+    merged = tmp_path / "merged.safetensors"
+    run.done("merge", *(tmp_path / f"{file}.safetensors" for file in names), "-o", merged, "--family", family)
+    assert not [name for name in load_file(merged) if "_te" in name and "_text_model_" not in name]
+    net, loader = encoder(_CLIP, 12), getattr(mixins, f"{mixin}LoraLoaderMixin")
+    found, metadata = read(loader, merged)
+    loader.load_lora_into_text_encoder(found, None, net, "text_encoder", adapter_name="merged", metadata=metadata)
+    _, update = sorted(updates(net, "merged").items())
+    assert_close(update[1], up @ down, 1e-5)
