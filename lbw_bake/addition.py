@@ -9,6 +9,7 @@ biases add. What has no such sum keeps its own form, if it is the only one of it
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from .updates import Array, Read, arrays_of, flat, unread
 Made = tuple[Tensor, Iterator[Bytes]]
 
 _WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
+_COMMON = re.compile(r"\.lora_(?:down|A\b.*)\.weight$")  # names of factors that any layer can have
 _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same names everywhere
 
 
@@ -41,7 +43,7 @@ class Form:
     """What is made of sums: `dtype` is what the file's floats become, None keeps theirs.
 
     `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`, and their
-    factors are called by what stands in `names` after their layer's.
+    factors are called by what stands in `names` after their layer's, as in the file `like`, if there is one.
     """
 
     dtype: str | None
@@ -49,6 +51,7 @@ class Form:
     rank: int | None
     device: str
     names: Mapping[str, str]
+    like: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def add(layer: Layer, form: Form) -> Sum:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
     total, lost = _product(layer, addends, summed, form)
-    arrays = {} if total is None else _factors(layer, addends, total, form.names)
+    arrays = {} if total is None else _factors(layer, addends, total, form)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
     made = [_made(name, array, layer.stored) for name, array in arrays.items()]
     if total and form.alpha is not None:
@@ -222,16 +225,17 @@ def _product(
     elif form.rank:
         size = _size(total) / unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
         lost = (0.0, size)
-    if "up_bias" in summed and not (total and any(_has_bias(addend, layer) for addend in addends)):
+    if "up_bias" in summed and not (total and _has_bias(layer, addends, form)):
         summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
     if total:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * unloaded(total.rank) for role in INSIDE if role in summed}
     return total, lost
 
 
-def _has_bias(addend: Addend, layer: Layer) -> bool:
+def _has_bias(layer: Layer, addends: Sequence[Addend], form: Form) -> bool:
     """Whether the product is written under names that have a place for PEFT's bias."""
-    return addend.module.name == layer.stem and "up_bias" in addend.module.tensors
+    up = _factor_names(layer, addends, form)["up"]
+    return _name_of("up_bias", layer) == f"{up.removesuffix('weight')}bias"
 
 
 def _low_rank(addend: Addend) -> LowRank:
@@ -255,13 +259,23 @@ def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[f
     return total, (error * size, size)
 
 
-def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, names: Mapping[str, str]) -> dict[str, Array]:
-    """The factors of a sum under the names of the first LoRA of the layer's own name, or those of the file."""
-    loras = (addend.module for addend in addends if addend.module.algorithm.name == "lora")
-    own = next((module for module in loras if module.name == layer.stem), None)
-    up, down = (own.tensors[role][0].name if own else f"{layer.bare}{names[role]}" for role in ("up", "down"))
-    kernel = total.down.shape[2:]
-    return {down: total.down, up: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
+def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, form: Form) -> dict[str, Array]:
+    """The factors of a sum by their names."""
+    names, kernel = _factor_names(layer, addends, form), total.down.shape[2:]
+    return {names["down"]: total.down, names["up"]: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
+
+
+def _factor_names(layer: Layer, addends: Sequence[Addend], form: Form) -> dict[str, str]:
+    """What the factors of a sum are called: as in the first LoRA of the layer's own name, or as others in the file.
+
+    diffusers reads no lora_A beside lora_down.
+    """
+    loras = (addend for addend in addends if addend.module.algorithm.name == "lora")
+    own = next((addend for addend in loras if addend.module.name == layer.stem), None)
+    names = {role: own.module.tensors[role][0].name for role in ("down", "up")} if own else {}
+    if own is None or (own.path != form.like and _COMMON.search(names["down"])):
+        return {role: f"{layer.bare}{name}" for role, name in form.names.items()}
+    return names
 
 
 def _name_of(role: str, layer: Layer) -> str:

@@ -133,7 +133,8 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
         check_output(output, [part.lora.file.path for part in parts], replace=how.replace, model=how.model)
     if how.device == "cuda":
         algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
-    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank), how.rank, how.device, _factor_names(parts))
+    called, like = _factor_names(parts)
+    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank, like), how.rank, how.device, called, like)
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
         spool = _Spool()
@@ -227,27 +228,29 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     return list(layers.values())
 
 
-def _alpha(parts: Sequence[Part], rank: int | None) -> float | None:
+def _alpha(parts: Sequence[Part], rank: int | None, like: Path | None) -> float | None:
     """The alpha of the whole output: the first the first file has; None if no file has any.
 
     Files without a product have none to follow: what truncation makes of them says what LyCORIS does not do without.
-    Dotted names have one only if a LoRA of theirs has: those of diffusers and PEFT have no place for it.
+    Dotted names have one only if a LoRA of the file they are like has: beside those of diffusers and PEFT it has no
+    place.
     """
     products = [(file, module) for file, module in _modules(parts) if module.rank]
     for file, module in products:
-        if "alpha" in module.tensors and ("." not in module.name or module.algorithm.name == "lora"):
+        alike = file.path == like and module.algorithm.name == "lora"
+        if "alpha" in module.tensors and ("." not in module.name or alike):
             with TensorData(file) as data:
                 return abs(known_alpha(file.path, module, data.read)) or 1.0  # a negative one hangs diffusers
     return float(rank) if rank and not products and not _is_dotted(parts) else None
 
 
-def _factor_names(parts: Sequence[Part]) -> dict[str, str]:
-    """What follows a layer's name in those of its factors: as in a LoRA of the files, or as PEFT or kohya have it."""
+def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
+    """What follows a layer's name in those of its factors, as in a LoRA of a file; or as PEFT or kohya have it."""
     dotted = _is_dotted(parts)
-    for _, module in _modules(parts):
+    for file, module in _modules(parts):
         if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name:
-            return {role: module.tensors[role][0].name.removeprefix(module.name) for role in ("down", "up")}
-    return dict(_PEFT_NAMES if dotted else _KOHYA_NAMES)
+            return {role: module.tensors[role][0].name.removeprefix(module.name) for role in ("down", "up")}, file.path
+    return dict(_PEFT_NAMES if dotted else _KOHYA_NAMES), None
 
 
 def _is_dotted(parts: Sequence[Part]) -> bool:

@@ -481,6 +481,28 @@ def test_every_layer_that_a_trainer_named_has_the_weight_of_its_block(
     assert_baked(blocks, model.family, source, bake_file, partial(load, model, net))
 
 
+@pytest.mark.parametrize("i", [0, 1])
+@pytest.mark.parametrize("family", ["wan_14b", "qwen_image", "z_image"])
+def test_a_merge_calls_all_factors_as_its_first_file_does(family: str, i: int, run: Run, tmp_path: Path) -> None:
+    """And gives them its alpha, or none: diffusers reads no `lora_A` beside `lora_down`. The i-th says this."""
+    model = next(model for model in MODELS if model.family == family)
+    spelling = next(spelling for spelling in SPELLINGS if spelling.family == family)
+    net = model.make()
+    parts = [load_file(write_trained(spelling, net, tmp_path)[0]) for _ in "12"]
+    parts[i] = {name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): parts[i][name] for name in parts[i]}
+    stems = {name.partition(".lora_")[0] for name in parts[i]}
+    parts[i] |= {f"{stem}.alpha": torch.tensor(3.0) for stem in stems}
+    parts[0] = {name: tensor for name, tensor in parts[0].items() if ".1." not in name}
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other", "merged")]
+    for tensors, path in zip(parts, files, strict=False):
+        save_file(tensors, path)
+    run.done("merge", *files[:2], "-o", files[2], "--family", family)
+    one, other, merged = (load(model, net, path, path.stem) for path in files)
+    assert one.keys() < other.keys() == merged.keys()
+    for layer in other:
+        assert_close(merged[layer], other[layer] + one.get(layer, 0.0), 1e-5)
+
+
 # The text encoders that pipelines load LoRAs of, by the names in their files: class, depth, block.
 _CLIP, _CLIP_G = "CLIPTextModel", "CLIPTextModelWithProjection"
 ENCODERS = {
