@@ -24,10 +24,8 @@ def preset_bars(preset: Preset, family: Family | None = None) -> str:
     """The bars of a preset for a family, or else of its first entry; empty where it has none."""
     if family is None:
         return entry_bars(preset.entries[0]) if preset.entries else ""
-    try:
-        return _bars(preset.source_for(family), family)
-    except LbwError:
-        return ""
+    entries = preset.entries_for(family)
+    return _bars(entries[0].source, family) if entries else ""
 
 
 def entry_bars(entry: Entry) -> str:
@@ -38,14 +36,15 @@ def entry_bars(entry: Entry) -> str:
     if isinstance(entry.source, Vector):
         layout = family.lengths.get(len(entry.source.values), ())
         return _grouped(zip(layout, map(_written, entry.source.values), strict=False))
-    try:
-        return _bars(entry.source, family)
-    except LbwError:
-        return ""
+    return _bars(entry.source, family)
 
 
 def _bars(source: Source, family: Family) -> str:
-    weights = resolve(source, family).blocks
+    """The bars of a source for a family; empty where it means nothing for it."""
+    try:
+        weights = resolve(source, family).blocks
+    except LbwError:
+        return ""
     return _grouped((block, bar(weights[block])) for block in family.layouts[0])
 
 

@@ -54,8 +54,8 @@ def without_preset(text: str, path: Path, name: str) -> str:
 
 def _check(added: Preset, path: Path) -> None:
     """Raises PresetError if no file could say this."""
-    findings = READERS["yaml"].read(preset_yaml(added.name, parts_of(added)), path).findings
-    if wrong := next((finding for finding in findings if finding.is_error), None):
+    if errors := READERS["yaml"].read(preset_yaml(added.name, parts_of(added)), path).errors:
+        wrong = errors[0]
         raise PresetError(f"preset {added.name}: {wrong.message} ({wrong.code})", wrong.remedy)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,8 @@ from typing import BinaryIO
 from ..errors import PresetError
 from .elements_file import read_elempresets
 from .findings import Finding
-from .lines import read_inspire, read_lbwpresets
+from .grammar import EXTENSION, INSPIRE
+from .lines import read_lines
 from .model import Document, Preset, document
 
 Items = Iterator[Preset | Finding]
@@ -61,13 +63,13 @@ READERS: dict[str, Format] = {
         read_elempresets, r".*elem.*\.txt", rf"[^:,#]+:[^:,]*:[^:,]*:\s*{_NUMBER}\s*,?", by_line=True
     ),
     "inspire": Format(
-        read_inspire,
+        partial(read_lines, dialect=INSPIRE),
         r".*lbw-preset.*(?:\.txt|\.example)",
         rf"@[^:]+:\s*\d+(?:,\d+,\d+)?\s*|{_STOCK}",
         by_line=True,
     ),
     "yaml": Format(_read_yaml, r".*\.ya?ml", r"[^:#]+:(?:\s*|\s+[{\[\"'].*)|\s+[^:#\s][^:#]*:\s.*|---"),
-    "lbwpresets": Format(read_lbwpresets, r".*presets.*\.txt", r".*", by_line=True),
+    "lbwpresets": Format(partial(read_lines, dialect=EXTENSION), r".*presets.*\.txt", r".*", by_line=True),
 }
 
 
@@ -117,9 +119,9 @@ def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
     return READERS[kind or kind_of(path, text)].read(text, path)
 
 
-def read_presets(path: Path, kind: str | None = None) -> list[Preset]:
+def read_presets(path: Path) -> list[Preset]:
     """The presets of a file of any format. Raises PresetError for a file that has errors, naming the first."""
-    return _accepted(_document(path, kind), path)
+    return _accepted(_document(path), path)
 
 
 def usable_presets(path: Path, kind: str | None = None) -> list[Preset]:
@@ -128,13 +130,13 @@ def usable_presets(path: Path, kind: str | None = None) -> list[Preset]:
     Raises PresetError where there are none of them, and for other files as `read_presets` does.
     """
     read = _document(path, kind)
-    errors = tuple(finding for finding in read.findings if finding.is_error)
+    errors = read.errors
     wrong = {finding.name for finding in errors}
     usable = [replace(preset, unused=errors) for preset in read.presets if preset.name not in wrong]
     return usable if usable and read.by_line and not read.cut_short else _accepted(read, path)
 
 
-def _document(path: Path, kind: str | None) -> Document:
+def _document(path: Path, kind: str | None = None) -> Document:
     try:
         with path.open("rb") as file:
             data = read_data(file)
@@ -149,9 +151,8 @@ def parse_presets(text: str, path: Path, kind: str = "yaml") -> list[Preset]:
 
 
 def _accepted(read: Document, path: Path) -> list[Preset]:
-    for finding in read.findings:
-        if finding.is_error:
-            raise error_of(finding, path)
+    if errors := read.errors:
+        raise error_of(errors[0], path)
     return list(read.presets)
 
 

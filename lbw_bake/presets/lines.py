@@ -20,28 +20,18 @@ from .text import WIDE_COLON, Piece, lines_of
 _MACRO = re.compile(r"@[^:]*[^:\s]:\s*\d+(?:\s*,\s*\d+\s*,\s*\d+)?")
 
 
-def read_lbwpresets(text: str, path: Path) -> Iterator[Preset | Finding]:
-    """Read the extension's preset file."""
+def read_lines(text: str, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
+    """Read the preset file of either tool. The Inspire Pack's analyser macros (`@NAME:17,12,1`) are no presets."""
     for line in lines_of(text):
-        yield from _read_line(line, path, EXTENSION)
-
-
-def read_inspire(text: str, path: Path) -> Iterator[Preset | Finding]:
-    """Read the Inspire Pack's preset file. Analyser macros (`@NAME:17,12,1`) are no presets and skipped."""
-    for line in lines_of(text):
-        yield from _read_line(line, path, INSPIRE)
-
-
-def _read_line(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:
-    stripped = line.strip()
-    if stripped.text.startswith("#"):
-        if dialect is INSPIRE:
-            yield stripped.finding("LBW108", "the Inspire Pack has no comments; it lists this line as a preset")
-    elif dialect is INSPIRE and stripped.text.startswith("@"):
-        if not _MACRO.fullmatch(stripped.text):
-            yield stripped.finding("LBW109", f"{stripped.shown()} is no analyser macro")
-    elif stripped.text:
-        yield from _read_preset(line, path, dialect)
+        stripped = line.strip()
+        if stripped.text.startswith("#"):
+            if dialect is INSPIRE:
+                yield stripped.finding("LBW108", "the Inspire Pack has no comments; it lists this line as a preset")
+        elif dialect is INSPIRE and stripped.text.startswith("@"):
+            if not _MACRO.fullmatch(stripped.text):
+                yield stripped.finding("LBW109", f"{stripped.shown()} is no analyser macro")
+        elif stripped.text:
+            yield from _read_preset(line, path, dialect)
 
 
 def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset | Finding]:

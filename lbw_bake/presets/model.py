@@ -22,7 +22,6 @@ DESCRIPTION, ANY_FAMILY, ELEMENTS = "description", "weights", "elements"
 # Findings of one file; who has so many mends one kind of them first.
 MOST_FINDINGS = 250
 
-
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -158,6 +157,11 @@ class Document:
     presets: tuple[Preset, ...] = ()
     findings: tuple[Finding, ...] = ()
     by_line: bool = False
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What keeps it from being used."""
+        return tuple(finding for finding in self.findings if finding.is_error)
 
     @property
     def cut_short(self) -> bool:

@@ -13,7 +13,7 @@ from ..families import OTHER, Family
 from ..positions import Positions
 from ..selectors import select
 from ..values import number_text, variable_of
-from ..weights import Element, Rules, Source, Vector, resolve
+from ..weights import Rules, Source, Vector, resolve
 from .grammar import EXTENSION, INSPIRE, Dialect, portable_blocks, portable_words, unportable
 from .inspire import LAYOUTS, Selectors
 from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset
@@ -32,12 +32,12 @@ class Written:
     lost: tuple[str, ...] = ()
 
 
-def write_yaml(presets: Iterable[Preset], _family: Family | None = None) -> Written:
+def write_yaml(presets: Iterable[Preset], _family: Family | None) -> Written:
     """As presets.yaml, which has a place for everything."""
     return Written("".join(preset_yaml(preset.name, parts_of(preset)) for preset in presets))
 
 
-def write_elempresets(presets: Iterable[Preset], _family: Family | None = None) -> Written:
+def write_elempresets(presets: Iterable[Preset], _family: Family | None) -> Written:
     """As the extension's elempresets.txt: element rules alone."""
     entries: list[str] = []
     lost: list[str] = []
@@ -48,8 +48,8 @@ def write_elempresets(presets: Iterable[Preset], _family: Family | None = None) 
             lost.append(f"{preset.name}: its description")
         rules: list[str] = []
         for element in preset.elements:
-            blocks = _portable_blocks(element)
-            if blocks is None:
+            blocks = portable_blocks(element.blocks)
+            if any(map(unportable, blocks.split())):
                 lost.append(f"{preset.name}: element rule {element}, whose blocks the extension cannot name")
             else:
                 rules.append(f"{blocks}:{portable_words(element.words)}:{number_text(element.weight)}")
@@ -58,7 +58,7 @@ def write_elempresets(presets: Iterable[Preset], _family: Family | None = None) 
     return Written("\n".join(entries), tuple(lost))
 
 
-def write_lines(presets: Iterable[Preset], family: Family | None = None, *, dialect: Dialect) -> Written:
+def write_lines(presets: Iterable[Preset], family: Family | None, *, dialect: Dialect) -> Written:
     """As the extension's lbwpresets.txt or the Inspire Pack's lbw-preset.txt: one vector per name."""
     lines: list[str] = []
     lost: list[str] = []
@@ -91,7 +91,7 @@ def parts_of(preset: Preset) -> list[tuple[str, str]]:
     parts += ((key, sources_yaml(of_key)) for key, of_key in sources.items())
     if preset.elements:
         rules = [str(element) for element in preset.elements]
-        parts.append((ELEMENTS, json.dumps(rules) if len(rules) > 1 else _quoted_value(rules[0])))
+        parts.append((ELEMENTS, json.dumps(rules) if len(rules) > 1 else _quoted(rules[0], _PLAIN_VALUE)))
     return parts
 
 
@@ -108,8 +108,9 @@ def sources_yaml(sources: Sequence[Source]) -> str:
         return json.dumps([source_text(source) for source in sources])
     written = source_json(sources[0])
     if isinstance(written, dict):
-        return f"{{{', '.join(f'{_quoted(selector)}: {_quoted_value(value)}' for selector, value in written.items())}}}"
-    return _quoted_value(source_text(sources[0]))
+        pairs = (f"{_quoted(selector)}: {_quoted(value, _PLAIN_VALUE)}" for selector, value in written.items())
+        return f"{{{', '.join(pairs)}}}"
+    return _quoted(source_text(sources[0]), _PLAIN_VALUE)
 
 
 def source_json(source: Source) -> list[str] | dict[str, str] | str:
@@ -130,13 +131,9 @@ def source_text(source: Source) -> str:
     return " ".join(f"{selector}={value}" for selector, value in source.rules)
 
 
-def _quoted(text: str) -> str:
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS
-    return text if plain else json.dumps(text, ensure_ascii=False)
-
-
-def _quoted_value(text: str) -> str:
-    return text if _PLAIN_VALUE.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+def _quoted(text: str, plain: re.Pattern[str] = _PLAIN) -> str:
+    bare = plain.fullmatch(text) and text.lower() not in _YAML_WORDS
+    return text if bare else json.dumps(text, ensure_ascii=False)
 
 
 class _LostError(Exception):
@@ -221,9 +218,3 @@ def _spelled(value: str, dialect: Dialect) -> str:
     if variable or dialect.numbers.fullmatch(value):
         return value
     return f"{float(value):.10f}".rstrip("0").rstrip(".")
-
-
-def _portable_blocks(element: Element) -> str | None:
-    """The blocks of an element rule as the extension names them, None where it cannot."""
-    written = portable_blocks(element.blocks)
-    return None if any(map(unportable, written.split())) else written
