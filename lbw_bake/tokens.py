@@ -20,9 +20,8 @@ _KEYS = ("te", "unet", "lbw", "w", "lbwe", "x", *_SAMPLING)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token says. `weights` is a preset's name or a vector, None for plain strength."""
+    """What a token says of a LoRA. `weights` is a preset's name or a vector, None for plain strength."""
 
-    name: str
     te: float
     unet: float
     weights: str | None = None
@@ -52,12 +51,12 @@ def parse_token(text: str) -> Token:
                 f"lbwe={rule[1]} is an element rule, lbwe= takes the name of a preset of them",
                 f'leave it out and give it as --element "{rule[1]}"',
             )
-        return _token(match[1].strip(), [field.strip() for field in match[2].split(":") if field.strip()])
+        return _token([field.strip() for field in match[2].split(":") if field.strip()])
     except LbwError as error:
         raise type(error)(f"{text.strip()}: {error.message}", error.hint) from error
 
 
-def _token(name: str, fields: list[str]) -> Token:
+def _token(fields: list[str]) -> Token:
     strengths: list[float] = []
     keyed: dict[str, str] = {}
     for field in fields:
@@ -93,9 +92,7 @@ def _token(name: str, fields: list[str]) -> Token:
     te, unet = (strengths[0], strengths[-1]) if strengths else (1.0, 1.0)
     numbers = {key: parse_number(keyed[key], key) for key in ("te", "unet", "x") if key in keyed}
     element_presets = (keyed["lbwe"],) if "lbwe" in keyed else ()
-    return Token(
-        name, numbers.get("te", te), numbers.get("unet", unet), keyed.get("lbw"), element_presets, numbers.get("x")
-    )
+    return Token(numbers.get("te", te), numbers.get("unet", unet), keyed.get("lbw"), element_presets, numbers.get("x"))
 
 
 def _put(keyed: dict[str, str], key: str, value: str) -> None:

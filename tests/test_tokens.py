@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,26 +18,26 @@ class TestForms:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("<lora:x>", Token("x", 1, 1)),
-            ("<lora:x:0.7>", Token("x", 0.7, 0.7)),
-            ("<lora:x:-0.7>", Token("x", -0.7, -0.7)),
-            ("<lora:x:0.7:0.5>", Token("x", 0.7, 0.5)),
-            ("<lora:x:0.7:lbw=MIDD>", Token("x", 0.7, 0.7, "MIDD")),
-            ("<lora:x:0.7:0.5:lbw=MIDD>", Token("x", 0.7, 0.5, "MIDD")),
-            ("<lora:x:lbw=MIDD:0.7>", Token("x", 0.7, 0.7, "MIDD")),
-            ("<lora:x:te=0.5:unet=0.7>", Token("x", 0.5, 0.7)),
-            ("<lora:x:0.7:te=0.5>", Token("x", 0.5, 0.7)),
-            ("<lora:x:0.7:unet=0.5>", Token("x", 0.7, 0.5)),
-            ("<lora:x:1:w=MIDD>", Token("x", 1, 1, "MIDD")),
-            (f"<lora:x:1:lbw={VECTOR}>", Token("x", 1, 1, VECTOR)),
-            ("<lora:x:1:lbw=MIDD:lbwe=ATTNDEEPON>", Token("x", 1, 1, "MIDD", ("ATTNDEEPON",))),
-            ("<lora:x:1:lbwe=ATTNDEEPON>", Token("x", 1, 1, None, ("ATTNDEEPON",))),
-            ("<lora:x:1:lbw=XYZ:x=0.2>", Token("x", 1, 1, "XYZ", x=0.2)),
-            ("<lora:x:1:x=0.2:te=0.5:lbw=XYZ>", Token("x", 0.5, 1, "XYZ", x=0.2)),
-            ("<lyco:x:0.7:lbw=MIDD>", Token("x", 0.7, 0.7, "MIDD")),
-            (" < LoRA : x : 0.7 : LBW = MIDD > ", Token("x", 0.7, 0.7, "MIDD")),
-            ("<lora:folder/a b (v1.2):0.7:lbw=a b>", Token("folder/a b (v1.2)", 0.7, 0.7, "a b")),
-            ("<lora:x:1::lbw=MIDD>", Token("x", 1, 1, "MIDD")),
+            ("<lora:x>", Token(1, 1)),
+            ("<lora:x:0.7>", Token(0.7, 0.7)),
+            ("<lora:x:-0.7>", Token(-0.7, -0.7)),
+            ("<lora:x:0.7:0.5>", Token(0.7, 0.5)),
+            ("<lora:x:0.7:lbw=MIDD>", Token(0.7, 0.7, "MIDD")),
+            ("<lora:x:0.7:0.5:lbw=MIDD>", Token(0.7, 0.5, "MIDD")),
+            ("<lora:x:lbw=MIDD:0.7>", Token(0.7, 0.7, "MIDD")),
+            ("<lora:x:te=0.5:unet=0.7>", Token(0.5, 0.7)),
+            ("<lora:x:0.7:te=0.5>", Token(0.5, 0.7)),
+            ("<lora:x:0.7:unet=0.5>", Token(0.7, 0.5)),
+            ("<lora:x:1:w=MIDD>", Token(1, 1, "MIDD")),
+            (f"<lora:x:1:lbw={VECTOR}>", Token(1, 1, VECTOR)),
+            ("<lora:x:1:lbw=MIDD:lbwe=ATTNDEEPON>", Token(1, 1, "MIDD", ("ATTNDEEPON",))),
+            ("<lora:x:1:lbwe=ATTNDEEPON>", Token(1, 1, None, ("ATTNDEEPON",))),
+            ("<lora:x:1:lbw=XYZ:x=0.2>", Token(1, 1, "XYZ", x=0.2)),
+            ("<lora:x:1:x=0.2:te=0.5:lbw=XYZ>", Token(0.5, 1, "XYZ", x=0.2)),
+            ("<lyco:x:0.7:lbw=MIDD>", Token(0.7, 0.7, "MIDD")),
+            (" < LoRA : x : 0.7 : LBW = MIDD > ", Token(0.7, 0.7, "MIDD")),
+            ("<lora:folder/a b (v1.2):0.7:lbw=a b>", Token(0.7, 0.7, "a b")),
+            ("<lora:x:1::lbw=MIDD>", Token(1, 1, "MIDD")),
         ],
     )
     def test_today_s(self, text: str, expected: Token) -> None:
@@ -44,11 +46,11 @@ class TestForms:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
-            ("<lora:x:0.7:MIDD>", Token("x", 0.7, 0.7, "MIDD")),
-            ("<lora:x:0.7:0.5:MIDD>", Token("x", 0.7, 0.5, "MIDD")),
-            (f"<lora:x:0.7:{VECTOR}>", Token("x", 0.7, 0.7, VECTOR)),
-            ("<lora:x:0.7:MIDD:te=0.5>", Token("x", 0.5, 0.7, "MIDD")),
-            ("<lora:x:0.7:XYZ:x=0.2>", Token("x", 0.7, 0.7, "XYZ", x=0.2)),
+            ("<lora:x:0.7:MIDD>", Token(0.7, 0.7, "MIDD")),
+            ("<lora:x:0.7:0.5:MIDD>", Token(0.7, 0.5, "MIDD")),
+            (f"<lora:x:0.7:{VECTOR}>", Token(0.7, 0.7, VECTOR)),
+            ("<lora:x:0.7:MIDD:te=0.5>", Token(0.5, 0.7, "MIDD")),
+            ("<lora:x:0.7:XYZ:x=0.2>", Token(0.7, 0.7, "XYZ", x=0.2)),
         ],
     )
     def test_that_of_early_2023(self, text: str, expected: Token) -> None:
@@ -121,8 +123,5 @@ class TestErrors:
 
     @given(st.text(st.sampled_from("<>:=,.@-0123lorabwMIDtex ")).map(lambda inside: f"<lora:{inside}>"))
     def test_any_text_is_a_token_or_an_error(self, text: str) -> None:
-        try:
-            token = parse_token(text)
-        except LbwError:
-            return
-        assert token.name == token.name.strip() != ""
+        with suppress(LbwError):
+            parse_token(text)
