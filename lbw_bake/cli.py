@@ -33,7 +33,6 @@ _COMMANDS = {
     "presets": "cli_presets",
 }
 
-
 # Why a stream takes no more, EINVAL being how Windows says EPIPE; what else has no path is something else's.
 _OF_STDOUT = {errno.EPIPE, errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 

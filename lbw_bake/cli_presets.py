@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_options import Misuse, files_like, path, refuse
+from .cli_options import files_like, path, refuse
 from .completion import all_preset_names, element_rules, family_names
 
 presets = typer.Typer(name="presets", help="List, show, add, remove and convert presets.", no_args_is_help=True)
@@ -17,7 +17,6 @@ PresetName = Annotated[str, typer.Argument(metavar="NAME", autocompletion=all_pr
 FamilyName = Annotated[str | None, typer.Option("--family", autocompletion=family_names, help="The model family.")]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-
 
 Kind = Literal["yaml", "lbwpresets", "elempresets", "inspire"]
 Format = Literal["text", "json", "github", "sarif"]
@@ -140,10 +139,7 @@ def add(
 
 
 @presets.command()
-def remove(
-    name: PresetName,
-    presets: ChangedFile = None,
-) -> None:
+def remove(name: PresetName, presets: ChangedFile = None) -> None:
     """Remove a preset from your own file."""
     from . import console, remove_preset
 
@@ -162,11 +158,11 @@ def convert(
     """Write a preset file in another format, and say what that format cannot hold."""
     from . import console, convert_presets, tables
 
-    if not source.exists():
-        raise typer.BadParameter(f"{console.escape(source)} does not exist", param_hint="IN")
     shown = str(target) == "-"
-    if shown and to is None:
-        raise Misuse("- does not tell its format; give --to", param_hint="OUT")
+    refuse(
+        (not source.exists(), "IN", f"{console.escape(source)} does not exist"),
+        (shown and to is None, "OUT", "- does not tell its format; give --to"),
+    )
     made = convert_presets(source, None if shown else target, from_=from_, to=to, family=family, replace=force)
     if shown:
         typer.echo(made.text, nl=False)
