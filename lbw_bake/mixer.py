@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from .errors import AmbiguousFamilyError, LbwError, WeightError
-from .families import OTHER, Family, Layout, Place, letter_of
+from .families import OTHER, Family, Place, letter_of
 from .jobs import Job
 from .lora import Lora
 from .presets import Preset
@@ -147,13 +147,10 @@ def vector(mix: Mix) -> str | None:
     if OTHER in mix.present and mix.weights[OTHER] != 1.0:
         return None
     for layout in mix.family.layouts:
-        if set(mix.present) <= {*layout, OTHER} and _means_one_thing(mix, layout):
+        means_one_thing = all(family.lengths.get(len(layout), layout) == layout for family in mix.candidates)
+        if means_one_thing and set(mix.present) <= {*layout, OTHER}:
             return ",".join(number_text(mix.weights[block]) for block in layout)
     return None
-
-
-def _means_one_thing(mix: Mix, layout: Layout) -> bool:
-    return all(family.lengths.get(len(layout), layout) == layout for family in mix.candidates)
 
 
 def rules(mix: Mix) -> str:

@@ -89,12 +89,9 @@ class Report:
         """What stands before the bar: of several files, how many are done."""
         return f"{self._counts.total()} of {self._expected} files" if self._expected > 1 else "baking"
 
+    @uninterrupted()  # what is counted is said
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
-        """Take in the outcomes of one input of so many bytes. Ctrl-C waits: what is counted is said."""
-        with uninterrupted():
-            self._add(outcomes, nbytes)
-
-    def _add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
+        """Take in the outcomes of one input of so many bytes."""
         for outcome in outcomes:
             self._counts[outcome.status] += 1
             if self._json:
@@ -146,10 +143,10 @@ def _result(outcome: Outcome) -> str:
     if outcome.status == SKIPPED:
         return str(outcome.output)
     if outcome.status == PLANNED:
-        return f"{outcome.output or outcome.input} ({_counted(outcome)}); nothing written"
-    counted = f"{_counted(outcome)}, verified" if outcome.verified else _counted(outcome)
+        return f"{outcome.output or outcome.input} ({_modules(outcome)}); nothing written"
+    modules = f"{_modules(outcome)}{', verified' * outcome.verified}"
     size, rate = size_text(outcome.nbytes), size_text(outcome.nbytes / max(outcome.seconds, 1e-9))
-    done = f"{outcome.output} ({counted}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
+    done = f"{outcome.output} ({modules}; {size} in {outcome.seconds:.2f} s, {rate}/s)"
     te, unet = (outcome.options.strength * part for part in (outcome.options.te, outcome.options.unet))
     if {te, unet} <= {0, 1}:
         return done
@@ -157,7 +154,7 @@ def _result(outcome: Outcome) -> str:
     return f"{done}; load it with a weight of 1, {baked} baked in"
 
 
-def _counted(outcome: Outcome) -> str:
+def _modules(outcome: Outcome) -> str:
     return ", ".join(f"{count} {action}" for action, count in outcome.modules.items() if count)
 
 
@@ -221,8 +218,8 @@ def merged(result: Merged, output: Path, *, dry_run: bool = False, quiet: bool =
         rows = ((block, f"{lost:.2%}", Bar(lost, 1.0)) for block, lost in result.errors.items())
         print_table("What truncation lost of each block's update", ("block", "error>", ""), rows, stderr=True)
     ranks = f" of rank {some(map(str, result.ranks))}" if result.ranks else ""
-    counted = f"{result.modules} modules{ranks}, {size_text(result.nbytes)}"
-    message(status, f"{output} ({counted}){'; nothing written' * dry_run}")
+    written = f"{result.modules} modules{ranks}, {size_text(result.nbytes)}"
+    message(status, f"{output} ({written}){'; nothing written' * dry_run}")
 
 
 def mixed(mix: Mix, path: Path) -> None:
