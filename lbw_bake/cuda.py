@@ -72,7 +72,7 @@ class Streams(Backend):
         self._kernels: dict[Multiply, Kernel] = {}
 
     def transform(self, step: Multiply) -> Transform:
-        """The function that has the device multiply bytes. Raises nothing of the device's memory."""
+        """The function that has the device multiply bytes, or the CPU those that the device has no room for."""
         import torch
 
         if not step.tabled and step.source != step.target:

@@ -37,12 +37,12 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     kept = dict(_kept_by_themselves(plan, zeroed))
     kept |= dict.fromkeys(_torn(plan, zeroed - kept.keys()), "the rest of their attention is not at weight 0")
     kept |= dict.fromkeys(_last_telltale(plan, zeroed - kept.keys()), "loaders tell the base model by them")
-    counts: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for name, why in kept.items():
-        counts.setdefault(why, []).append(name)
+        reasons.setdefault(why, []).append(name)
     warnings = [
         f"{counted(len(names), 'module')} at weight 0 kept as zeros: {why} ({names[0]})"
-        for why, names in counts.items()
+        for why, names in reasons.items()
     ]
     removed = zeroed - kept.keys()
     decisions = tuple(

@@ -181,9 +181,9 @@ class Sliders(VerticalScroll, can_focus=True):
         self._reach = 0
 
     @property
-    def reached(self) -> str:
-        """What keys move."""
-        return _REACHES[self._reach](self.mix, self._block)[1]
+    def reached(self) -> tuple[Sequence[str], str]:
+        """The blocks that keys move, and how they are called together."""
+        return _REACHES[self._reach](self.mix, self._block)
 
     def on_mount(self) -> None:
         """Show the mix."""
@@ -192,7 +192,7 @@ class Sliders(VerticalScroll, can_focus=True):
     def become(self, mix: Mix) -> None:
         """Show another mix."""
         self.mix = mix
-        reached = self._reached(self._block)
+        reached, _ = self.reached
         for block in mix.present:
             slider = self.of(block)
             slider.weight = mix.weights[block]
@@ -204,8 +204,8 @@ class Sliders(VerticalScroll, can_focus=True):
         """The slider of a block."""
         return self.query_one(f"#block-{block}", Slider)
 
-    def _reached(self, block: str) -> Sequence[str]:
-        return _REACHES[self._reach](self.mix, block)[0]
+    def _put(self, weight: float) -> None:
+        self.become(mixer.put(self.mix, self.reached[0], weight))
 
     def _choose(self, block: str) -> None:
         self._settle()
@@ -219,7 +219,7 @@ class Sliders(VerticalScroll, can_focus=True):
 
     def step(self, step: float) -> None:
         """Add a step."""
-        self.become(mixer.moved(self.mix, self._reached(self._block), step))
+        self.become(mixer.moved(self.mix, self.reached[0], step))
 
     def go(self, way: int) -> None:
         """Go to another block."""
@@ -244,7 +244,7 @@ class Sliders(VerticalScroll, can_focus=True):
         """Go to the block under the mouse, and set it if the mouse is on its line."""
         self._choose(event.block)
         if event.weight is not None:
-            self.become(mixer.put(self.mix, self._reached(event.block), event.weight))
+            self._put(event.weight)
 
     def on_key(self, event: events.Key) -> None:
         """Take in a number, digit by digit; it counts as soon as any other key is pressed."""
@@ -278,7 +278,7 @@ class Sliders(VerticalScroll, can_focus=True):
         except LbwError as error:
             self.notify(error.message, severity="error", markup=False)
         else:
-            self.become(mixer.put(self.mix, self._reached(self._block), weight))
+            self._put(weight)
 
 
 _KEYS: dict[str, Callable[[Sliders], None]] = {

@@ -121,7 +121,7 @@ class Ask(ModalScreen[Answer | None]):
 
     @on(Input.Submitted)
     def action_submit(self) -> None:
-        """Done."""
+        """Close with what was entered."""
         if text := self.query_one(Input).value.strip():
             self.dismiss(Answer(text, self.query_one(Tick).value))
 
@@ -144,7 +144,7 @@ class Choose(ModalScreen[int | None]):
 
     @on(OptionList.OptionSelected)
     def choose(self, event: OptionList.OptionSelected) -> None:
-        """Done."""
+        """Close with the number of the row."""
         self.dismiss(event.option_index)
 
 
@@ -213,7 +213,8 @@ class Mixer(App[Mix]):
         """Say what the sliders say."""
         for name, text in self._said(self.mix).items():
             self._static(f"#{name}").update(text)
-        self._static("#help").update(f"moves {self._sliders.reached}: {_KEYS}")
+        _, reached = self._sliders.reached
+        self._static("#help").update(f"moves {reached}: {_KEYS}")
 
     def _said(self, mix: Mix) -> dict[str, str]:
         token = self._token(mix) or "none says this: bake it, or copy the weights"
