@@ -42,6 +42,8 @@ SD1_BLOCKS = ["BASE", *(f"IN{i:02}" for i in (1, 2, 4, 5, 7, 8)), "MID", *(f"OUT
 SD1_ALL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in range(12)), "MID", *(f"OUT{i:02}" for i in range(12))]
 SDXL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in (4, 5, 7, 8)), "MID", *(f"OUT{i:02}" for i in range(6))]
 SDXL_ALL_BLOCKS = ["BASE", *(f"IN{i:02}" for i in range(9)), "MID", *(f"OUT{i:02}" for i in range(9))]
+FLUX_STACK = [*(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38))]
+FLUX_BLOCKS = ["CLIP", "T5", "IN", *FLUX_STACK, "OUT"]
 
 
 def _may_everything() -> bool:
@@ -124,10 +126,15 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def planned(run: Run, tmp_path: Path) -> Planned:
+def lora(tmp_path: Path) -> Path:
+    """An SD1 LoRA."""
+    return write(tmp_path / "a.safetensors", unet_lora())
+
+
+@pytest.fixture
+def planned(run: Run, lora: Path) -> Planned:
     """What a dry run on an SD1 LoRA says as JSON; it must succeed."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    return lambda *options: run.json("bake", source, "--dry-run", "--json", *options)
+    return lambda *options: run.json("bake", lora, "--dry-run", "--json", *options)
 
 
 @pytest.fixture
@@ -172,14 +179,14 @@ def lbw(*args: object, timeout: float = 120, **environment: str) -> subprocess.C
 
 def python(*args: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run this Python."""
+    return called(sys.executable, *args, timeout=timeout, env={**os.environ, **environment})
+
+
+def called(*command: object, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program, whatever comes of it; the options are those of `subprocess.run`."""
+    words = [*map(str, command)]
     return subprocess.run(
-        [sys.executable, *map(str, args)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-        check=False,
+        words, capture_output=True, text=True, errors="replace", timeout=timeout, check=False, **options
     )
 
 
@@ -298,6 +305,11 @@ def header_of(path: Path) -> dict[str, Any]:
 def metadata_of(path: Path) -> dict[str, str]:
     """The metadata of a file."""
     return dict(header_of(path).get("__metadata__") or {})
+
+
+def record_in(path: Path) -> Any:
+    """What a file says of the bakes that made it."""
+    return json.loads(metadata_of(path)["lbw_bake"])
 
 
 def data_of(path: Path) -> bytes:

@@ -6,13 +6,15 @@ that takes a weight below 1 and the one that takes any other: trainers start the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 Array = npt.NDArray[Any]
 Roles = Mapping[str, Array]  # what follows the module's name -> tensor
@@ -251,3 +253,9 @@ FORMULAS = (
         integers=("bias_indices", "bias_size"),
     ),
 )
+BY_NAME = {case.name: case for case in FORMULAS}
+
+
+def for_each(cases: Iterable[Formula] = FORMULAS) -> pytest.MarkDecorator:
+    """Let a test have each of these as its `case`."""
+    return pytest.mark.parametrize("case", [*cases], ids=attrgetter("name"))

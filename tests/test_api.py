@@ -100,7 +100,7 @@ def test_bake_writes_what_the_command_writes(
     (tmp_path / "api").mkdir()
     outcome = bake(str(lora), tmp_path / "api" / "b.safetensors", weights)
     assert capfd.readouterr() == ("", "")
-    assert run("bake", lora, *options, "-o", tmp_path / "b.safetensors")[0] == 0
+    run.done("bake", lora, *options, "-o", tmp_path / "b.safetensors")
     assert (tmp_path / "api" / "b.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert outcome.family == "sd1"
     assert outcome.nbytes == (tmp_path / "b.safetensors").stat().st_size
@@ -183,7 +183,7 @@ def test_what_was_baked_can_be_measured(lora: Path, tmp_path: Path) -> None:
 def test_merge_takes_weights_per_file(lora: Path, tmp_path: Path, run: Run) -> None:
     merged = merge([lora, (lora, "MIDD")], tmp_path / "m.safetensors")
     assert merged.modules > 0
-    assert run("merge", lora, f"{lora}:1:MIDD", "-o", tmp_path / "n.safetensors")[0] == 0
+    run.done("merge", lora, f"{lora}:1:MIDD", "-o", tmp_path / "n.safetensors")
     one, other = (load_file(tmp_path / name) for name in ("m.safetensors", "n.safetensors"))
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)

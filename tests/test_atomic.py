@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 
 import pytest
-from conftest import Run, bound_by_permissions, lbw, measured, python, unet_lora, write
+from conftest import Run, bound_by_permissions, called, lbw, measured, python, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake import temporary
@@ -218,8 +218,7 @@ def test_a_full_disk_leaves_nothing_behind(
     source = write(tmp_path_factory.mktemp("input") / "a.safetensors", unet_lora())
     before = content_of(path.parent)
     with largest_file(source.stat().st_size // 2):
-        code, _, error = run("bake", source, "-o", path, "--force", *options)
-    assert code == 1
+        error = run.refused("bake", source, "-o", path, "--force", *options)
     assert f"error: {path}: cannot be written: {os.strerror(errno.EFBIG)}" in error
     assert "hint: " in error
     assert content_of(path.parent) == before
@@ -262,8 +261,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 kB, where this user may mount one."""
     place = tmp_path / "disk"
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    mounted = called("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     yield place
@@ -311,8 +309,9 @@ class TestLeftovers:
         assert content_of(left.parent) == {"another": b""}
 
     @pytest.mark.parametrize("command", [("bake", "A", "-w", "*=0.5"), ("merge", "A", "A")], ids=["bake", "merge"])
-    def test_a_killed_run_leaves_what_the_next_removes(self, command: tuple[str, ...], tmp_path: Path) -> None:
-        source = write(tmp_path / "a.safetensors", unet_lora())
+    def test_a_killed_run_leaves_what_the_next_removes(
+        self, command: tuple[str, ...], lora: Path, tmp_path: Path
+    ) -> None:
         out = tmp_path / "out"
         out.mkdir()
         code = (
@@ -321,7 +320,7 @@ class TestLeftovers:
             "rewrite.write_all = merging.write_all = die\n"
             "cli.main(sys.argv[1:])"
         )
-        args = [source if word == "A" else word for word in command]
+        args = [lora if word == "A" else word for word in command]
         assert python("-c", code, *args, "-o", out / "b.safetensors").returncode == -signal.SIGKILL
         (left,) = out.iterdir()
         assert left.name.startswith(".")
@@ -463,11 +462,10 @@ for line in sys.stdin:
         return code, said
 
 
-def test_an_output_that_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+def test_an_output_that_is_no_file_is_not_replaced(lora: Path, tmp_path: Path) -> None:
     """As root, replacing /dev/null would be the last thing many programs see of it."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
     os.mkfifo(tmp_path / "pipe")
-    result = lbw("bake", source, "-p", "MIDD", "-o", tmp_path / "pipe", "--force", timeout=20)
+    result = lbw("bake", lora, "-p", "MIDD", "-o", tmp_path / "pipe", "--force", timeout=20)
     assert result.returncode == 1
     assert (tmp_path / "pipe").is_fifo()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run, bound_by_permissions, measured, metadata_of, unet_lora, write
+from conftest import Run, bound_by_permissions, measured, metadata_of, record_in, unet_lora, write
 from safetensors.numpy import load_file
 
 import lbw_bake.run as batch_run
@@ -53,11 +53,11 @@ class TestOutputs:
     def test_an_existing_output_is_replaced_only_by_force(self, lora: Path, tmp_path: Path, run: Run) -> None:
         output = tmp_path / "out.safetensors"
         output.write_bytes(b"old")
-        code, _, error = run("bake", lora, *HALF, "-o", output)
-        assert (code, output.read_bytes()) == (1, b"old")
+        error = run.refused("bake", lora, *HALF, "-o", output)
+        assert output.read_bytes() == b"old"
         assert f"error: {output}: already exists" in error
         assert "--force" in error
-        assert run("bake", lora, *HALF, "-o", output, "--force")[0] == 0
+        run.done("bake", lora, *HALF, "-o", output, "--force")
         assert is_half(output)
 
     @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ class TestOutputs:
 
     def test_in_place_replaces_the_input_and_keeps_its_mode_and_name(self, lora: Path, run: Run) -> None:
         lora.chmod(0o640)
-        assert run("bake", lora, *HALF, "--in-place")[0] == 0
+        run.done("bake", lora, *HALF, "--in-place")
         assert is_half(lora)
         assert lora.stat().st_mode & 0o7777 == 0o640
         assert metadata_of(lora)["ss_output_name"] == "a"
@@ -90,7 +90,7 @@ class TestOutputs:
     def test_in_place_follows_a_link_to_the_file(self, lora: Path, tmp_path: Path, run: Run) -> None:
         link = tmp_path / "link.safetensors"
         link.symlink_to(lora)
-        assert run("bake", link, *HALF, "--in-place")[0] == 0
+        run.done("bake", link, *HALF, "--in-place")
         assert link.is_symlink()
         assert is_half(lora)
 
@@ -98,7 +98,7 @@ class TestOutputs:
         before = lora.read_bytes()
         other = lora.parent / "other.safetensors"
         other.hardlink_to(lora)
-        assert run("bake", lora, *HALF, "--in-place")[0] == 0
+        run.done("bake", lora, *HALF, "--in-place")
         assert is_half(lora)
         assert other.read_bytes() == before
 
@@ -108,7 +108,7 @@ class TestOutputs:
         target, link = tmp_path / "precious", tmp_path / "link.safetensors"
         target.write_bytes(b"precious")
         link.symlink_to(target)
-        assert run("bake", lora, *HALF, "-o", link, "--force")[0] == 0
+        run.done("bake", lora, *HALF, "-o", link, "--force")
         assert not link.is_symlink()
         assert is_half(link)
         assert target.read_bytes() == b"precious"
@@ -178,7 +178,7 @@ class TestOutputs:
 
     def test_a_failed_bake_in_place_leaves_the_input(self, lora: Path, run: Run) -> None:
         before = lora.read_bytes()
-        assert run("bake", lora, "-w", "*=1e300", "--in-place")[0] == 1
+        run.refused("bake", lora, "-w", "*=1e300", "--in-place")
         assert lora.read_bytes() == before
         assert names_in(lora.parent) == {"a.safetensors"}
 
@@ -204,7 +204,7 @@ class TestOutputs:
         assert not (tmp_path / "out").exists()
 
     def test_a_dry_run_needs_no_output(self, lora: Path, run: Run) -> None:
-        assert run("bake", lora, "-p", "MIDD", "--dry-run")[0] == 0
+        run.done("bake", lora, "-p", "MIDD", "--dry-run")
 
 
 class TestFolders:
@@ -262,8 +262,7 @@ class TestFolders:
         self, lora: Path, tmp_path: Path, run: Run
     ) -> None:
         (empty := tmp_path / "empty").mkdir()
-        code, _, error = run("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
-        assert code == 1
+        error = run.refused("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
         assert "done: 1 written, 1 failed" in error
 
     @pytest.mark.parametrize("force", [(), ("--force",)])
@@ -326,7 +325,7 @@ class TestFolders:
         assert "--skip-existing" in run.refused(*command)
 
     def test_a_folder_can_be_baked_in_place(self, loras: Path, run: Run) -> None:
-        assert run("bake", loras, "--recursive", *HALF, "--in-place")[0] == 0
+        run.done("bake", loras, "--recursive", *HALF, "--in-place")
         assert all(is_half(loras / name) for name in ("a.safetensors", "b.safetensors", "deeper/c.safetensors"))
 
     def test_files_found_that_were_baked_before_are_not_baked_again(self, loras: Path, run: Run) -> None:
@@ -348,7 +347,7 @@ class TestFolders:
     def test_json_says_what_modified_the_weights_as_the_record_does(self, lora: Path, tmp_path: Path, run: Run) -> None:
         options = ("--strength", "0.5", "--te", "0", "--unet", "2", "--element", "IN01:proj:0.3")
         found = run.json("bake", lora, "-p", "ALL", *options, "-o", tmp_path / "b.safetensors", "--json")
-        record = json.loads(metadata_of(tmp_path / "b.safetensors")["lbw_bake"])
+        record = record_in(tmp_path / "b.safetensors")
         for name in ("strength", "te", "unet", "elements", "weights"):
             assert found[name] == record[name], name
 
@@ -471,14 +470,14 @@ class TestSeveralPresets:
         self, preset: str, lora: Path, tmp_path: Path, run: Run
     ) -> None:
         together = ("-p", "NONE", "-p", "ALL0.5", "-p", "MIDD", "--out-dir", tmp_path / "together")
-        assert run("bake", lora, *together)[0] == 0
-        assert run("bake", lora, "-p", preset, "-o", tmp_path / f"a-{preset}.safetensors")[0] == 0
+        run.done("bake", lora, *together)
+        run.done("bake", lora, "-p", preset, "-o", tmp_path / f"a-{preset}.safetensors")
         alone = tmp_path / f"a-{preset}.safetensors"
         assert (tmp_path / "together" / alone.name).read_bytes() == alone.read_bytes()
 
     def test_a_name_may_hold_the_preset(self, lora: Path, tmp_path: Path, run: Run) -> None:
         options = ("-p", "MIDD", "--out-dir", tmp_path / "out", "--name", "{preset} of {stem}")
-        assert run("bake", lora, *options)[0] == 0
+        run.done("bake", lora, *options)
         assert names_in(tmp_path / "out") == {"MIDD of a.safetensors"}
 
     @pytest.mark.parametrize("name", ["{nope}", "{stem", "{}", "{stem.parent}", "../{stem}", "/{stem}", ".{stem}"])
@@ -567,7 +566,7 @@ class TestPortableNames:
 
     def test_in_place_they_are_two_files(self, lora: Path, run: Run) -> None:
         write(lora.parent / "A.safetensors", ORIGINAL)
-        assert run("bake", lora.parent, *HALF, "--in-place")[0] == 0
+        run.done("bake", lora.parent, *HALF, "--in-place")
         assert all(is_half(path) for path in lora.parent.iterdir())
 
     @pytest.mark.parametrize("preset", ["CON", "a|b", "x?"])
@@ -582,7 +581,7 @@ class TestPortableNames:
 class TestSkipping:
     def test_an_existing_output_is_left_alone(self, lora: Path, tmp_path: Path, run: Run) -> None:
         options = ("bake", lora, *HALF, "--out-dir", tmp_path, "--skip-existing", "--json")
-        assert json.loads(run(*options)[1])["status"] == "baked"
+        assert run.json(*options)["status"] == "baked"
         before = (tmp_path / "a.safetensors").stat()
         code, out, error = run(*options)
         assert (code, json.loads(out)["status"]) == (0, "skipped")

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from conftest import ROOT, Run, lbw_on_path, python
+from conftest import ROOT, Run, called, lbw_on_path, python
 
 from lbw_bake.presets.findings import RULES
 
@@ -117,13 +117,7 @@ class TestFinding:
         ],
     )
     def test_standard_input(self, text: str, options: tuple[str, ...], codes: list[str]) -> None:
-        result = subprocess.run(
-            [sys.executable, "-m", "lbw_bake", "validate", "-", "--format", "json", *options],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        result = called(sys.executable, "-m", "lbw_bake", "validate", "-", "--json", *options, input=text)
         found = json.loads(result.stdout)
         assert [finding["code"] for finding in found] == codes
         assert {finding["file"] for finding in found} == {"-"}
@@ -148,7 +142,7 @@ class TestFormats:
             }
         ]
         file.write_text(GOOD)
-        assert json.loads(run("validate", file, "--format", "json")[1]) == []
+        assert run.json("validate", file, "--format", "json") == []
 
     def test_github(self, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """Properties end at a comma and a colon, the message at the end of the line: they are escaped."""
@@ -255,9 +249,7 @@ class TestWithoutTorch:
         path = DATA / "valid" / "shapes.yaml"
         arguments = [*command, str(path), *([str(tmp_path / "lbwpresets.txt")] if "convert" in command else [])]
         code = f"import sys; sys.path[:0] = [{str(lean)!r}]; from lbw_bake.cli import main; main({arguments!r})"
-        result = subprocess.run(
-            [sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-        )
+        result = called(sys.executable, "-S", "-c", code, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
 
     def test_the_action_passes_on_what_it_is_given(self) -> None:
@@ -284,10 +276,7 @@ class TestWithoutTorch:
         for name in names:
             (repository / name).write_text("A: {MID: 1}\n", encoding="utf-8")
         subprocess.run(["git", "add", "."], cwd=repository, check=True)
-        result = subprocess.run(
-            ["bash", "-e", "-c", step["run"]], cwd=repository, env=environment, capture_output=True, text=True,
-            check=False, timeout=60,
-        )  # fmt: skip
+        result = called("bash", "-e", "-c", step["run"], cwd=repository, env=environment)
         assert result.returncode == 0, result.stderr
         assert said in result.stderr
 

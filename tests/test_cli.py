@@ -22,6 +22,7 @@ from conftest import (
     MODULE,
     BakeTensors,
     Run,
+    called,
     imported,
     kohya_lora,
     lbw,
@@ -40,11 +41,6 @@ HALF = ("-w", "*=0.5")
 CHILDREN = "/proc/{0}/task/{0}/children"
 CHILDREN_LISTED = Path(CHILDREN.format(os.getpid())).exists()
 ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-@pytest.fixture
-def lora(tmp_path: Path) -> Path:
-    return write(tmp_path / "a.safetensors", unet_lora())
 
 
 USAGE = {
@@ -121,9 +117,11 @@ class TestExitCodes:
         "option", ["--preset", "--weights", "--token", "--element", "--element-preset", "--family"]
     )
     def test_an_empty_text_is_said_of_its_option(self, option: str, lora: Path, run: Run) -> None:
+        """As `--weights "$W"` gives it where the variable is not set."""
         code, _, error = run("bake", lora, option, "", "-s", "0.5", "-o", lora.with_name("b.safetensors"))
         assert code == 2
         assert f"{option}: an empty text says nothing" in error
+        assert list(lora.parent.iterdir()) == [lora]
 
     def test_an_empty_path_is_not_the_current_folder(
         self, lora: Path, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -155,8 +153,8 @@ class TestExitCodes:
     def test_a_current_folder_that_was_removed_is_said(self, lora: Path) -> None:
         (gone := lora.with_name("gone")).mkdir()
         code = "import os, sys; os.rmdir(os.getcwd()); from lbw_bake.cli import main; main(sys.argv[1:])"
-        command = [sys.executable, "-c", code, "bake", str(lora), *HALF, "-o", "b.safetensors", "--json"]
-        result = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
+        bake = ("bake", lora, *HALF, "-o", "b.safetensors", "--json")
+        result = called(sys.executable, "-c", code, *bake, cwd=gone)
         error, hint = "the current folder is no longer there", "go to one that is, and run it again"
         assert result.returncode == 1
         assert json.loads(result.stdout) == {"status": "failed", "error": error, "hint": hint}
@@ -200,9 +198,7 @@ BAKE_KEYS |= {"warnings", "error"}
 class TestJson:
     def test_a_bake_is_one_object(self, lora: Path, run: Run) -> None:
         output = lora.with_name("b.safetensors")
-        code, out, _ = run("bake", lora, "-p", "MIDD", "-o", output, "--json")
-        facts = json.loads(out)
-        assert code == 0
+        facts = run.json("bake", lora, "-p", "MIDD", "-o", output, "--json")
         assert facts.keys() >= BAKE_KEYS
         assert {key: facts[key] for key in BAKE_KEYS - {"weights", "seconds"}} == {
             "input": str(lora),
@@ -220,7 +216,7 @@ class TestJson:
         assert facts["seconds"] >= 0
 
     def test_a_plan_is_one_too(self, lora: Path, run: Run) -> None:
-        facts = json.loads(run("bake", lora, "-p", "MIDD", "--dry-run", "--json")[1])
+        facts = run.json("bake", lora, "-p", "MIDD", "--dry-run", "--json")
         assert facts.keys() >= BAKE_KEYS
         assert (facts["status"], facts["output"], facts["bytes"], facts["device"]) == ("planned", None, 0, None)
         assert facts["modules"] == {"copied": 9, "scaled": 0, "zeroed": 8, "removed": 0}
@@ -245,7 +241,7 @@ class TestJson:
 
     def test_warnings_are_in_it(self, tmp_path: Path, run: Run) -> None:
         lora = write(tmp_path / "a.safetensors", unet_lora() | {"unknown": unet_lora()[f"{MODULE}.alpha"]})
-        facts = json.loads(run("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")[1])
+        facts = run.json("bake", lora, *HALF, "-o", tmp_path / "b.safetensors", "--json")
         assert facts["warnings"] == ["1 unknown tensor copied untouched: unknown"]
 
     def test_every_unknown_tensor_is_named_in_it_and_on_request(self, tmp_path: Path, run: Run) -> None:
@@ -309,7 +305,7 @@ class TestStreams:
 
     def test_a_reader_that_goes_away_is_no_traceback(self, lora: Path) -> None:
         command = f"{sys.executable} -m lbw_bake inspect {' '.join([str(lora)] * 200)} | head -n 1"
-        result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=False)
+        result = called("sh", "-c", command)
         assert result.stdout.startswith("Norms of 200 files")
         assert "Traceback" not in result.stderr
 
@@ -340,7 +336,7 @@ class TestNames:
         monkeypatch.chdir(tmp_path)
         write(Path(f"{name}.safetensors"), unet_lora())
         file = f"{name}.safetensors"
-        assert json.loads(run("inspect", "--json", "--", file)[1])["file"] == file
+        assert run.json("inspect", "--json", "--", file)["file"] == file
         for options in ((), ("--out-dir", "out"), ("-o", f"{name}2.safetensors")):
             assert Path(run.json("bake", *HALF, "--json", *(options or ("--in-place",)), "--", file)["output"]).exists()
 
@@ -390,14 +386,8 @@ class TestTokens:
         ("options", "said"),
         [
             (("--token", "<lora:a:0.7:lbw=MIDD>"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
-            (
-                ("--token", "<lora:a:1:0.5:lbw=MIDD>"),
-                "strengths of 1 (te) and 0.5 (unet) are baked in",
-            ),
-            (
-                ("-p", "MIDD", "--te", "0.5"),
-                "strengths of 0.5 (te) and 1 (unet) are baked in",
-            ),
+            (("--token", "<lora:a:1:0.5:lbw=MIDD>"), "strengths of 1 (te) and 0.5 (unet) are baked in"),
+            (("-p", "MIDD", "--te", "0.5"), "strengths of 0.5 (te) and 1 (unet) are baked in"),
             (("-p", "MIDD", "--strength", "0.7"), "; load it with a weight of 1, a strength of 0.7 is baked in"),
             (("--token", "<lora:a:1:lbw=MIDD>"), "MB/s)"),
             (("-p", "MIDD", "--te", "0"), "MB/s)"),
@@ -449,17 +439,21 @@ def peak_memory(*args: str | Path) -> int:
     return next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("VmHWM:"))
 
 
+def started(*args: object) -> subprocess.Popen[str]:
+    """`lbw` in a group of processes of its own, as a terminal starts it and ends it."""
+    command = [sys.executable, "-m", "lbw_bake", *map(str, args)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
 @contextmanager
 def started_batch(lora: Path, scratch: Path, count: int) -> Iterator[subprocess.Popen[str]]:
-    """A batch of so many copies of a LoRA, in two processes that are at work."""
-    (scratch / "in").mkdir()
+    """So many copies of a LoRA being baked to the folder `out`, two of them in processes that are at work."""
+    inputs = [scratch / f"{number}.safetensors" for number in range(count)]
+    for path in inputs:
+        path.symlink_to(lora)
     (scratch / "out").mkdir()
-    for number in range(count):
-        (scratch / "in" / f"{number}.safetensors").symlink_to(lora)
-    command = [sys.executable, "-m", "lbw_bake", "bake", str(scratch / "in"), *HALF, "--jobs", "2"]
-    command += ["--out-dir", str(scratch / "out")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while process.poll() is None and len(list((scratch / "out").glob(".*"))) < 2:
+    with started("bake", *inputs, *HALF, "--jobs", 2, "--out-dir", scratch / "out") as process:
+        while process.poll() is None and len(list((scratch / "out").glob(".*"))) < min(count, 2):
             time.sleep(0.01)
         yield process
 
@@ -474,20 +468,12 @@ class TestProcess:
     @pytest.mark.parametrize("number", ENDING, ids=[number.name for number in ENDING])
     @pytest.mark.parametrize("batch", [False, True], ids=["one file", "a batch in processes"])
     def test_what_ends_it_leaves_nothing(self, batch: bool, number: int, large_lora: Path, scratch: Path) -> None:
-        inputs = [scratch / "in1.safetensors", scratch / "in2.safetensors"] if batch else [scratch / "in1.safetensors"]
-        for path in inputs:
-            path.symlink_to(large_lora)
-        out_dir = scratch / "out"
-        command = [sys.executable, "-m", "lbw_bake", "bake", *map(str, inputs), *HALF, "--jobs", "2"]
-        command += ["--out-dir", str(out_dir)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-            while process.poll() is None and len(list(out_dir.glob(".*"))) < len(inputs):
-                time.sleep(0.01)
+        with started_batch(large_lora, scratch, 2 if batch else 1) as process:
             os.killpg(process.pid, number)  # as a terminal does
             _, error = process.communicate(timeout=60)
         assert process.returncode == 128 + number
         assert error == "interrupted: 0 written, 2 left\n" * batch
-        assert list(out_dir.iterdir()) == []
+        assert list((scratch / "out").iterdir()) == []
 
     @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs hangups")
     def test_what_it_was_started_to_ignore_it_does(self, large_lora: Path, scratch: Path) -> None:
@@ -550,9 +536,7 @@ class TestProcess:
     def test_workers_that_are_starting_bear_an_interrupt(self, large_lora: Path, scratch: Path) -> None:
         for name in "ab":
             (scratch / f"{name}.safetensors").symlink_to(large_lora)
-        command = [sys.executable, "-m", "lbw_bake", "bake", str(scratch), "--out-dir", str(scratch / "out"), *HALF]
-        command += ["--jobs", "2"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        with started("bake", scratch, "--out-dir", scratch / "out", *HALF, "--jobs", 2) as process:
             children = Path(CHILDREN.format(process.pid))
             while process.poll() is None and len(children.read_text().split()) < 2:
                 time.sleep(0.001)
@@ -562,19 +546,15 @@ class TestProcess:
         assert "Traceback" not in error
 
     def test_an_interrupted_batch_says_what_it_wrote(self, large_lora: Path, scratch: Path) -> None:
-        inputs, out_dir = [scratch / f"{number}.safetensors" for number in range(8)], scratch / "out"
-        for path in inputs:
-            path.symlink_to(large_lora)
-        command = [sys.executable, "-m", "lbw_bake", "bake", *map(str, inputs), *HALF, "--jobs", "2"]
-        command += ["--out-dir", str(out_dir)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        out_dir = scratch / "out"
+        with started_batch(large_lora, scratch, 8) as process:
             while process.poll() is None and not list(out_dir.glob("[0-9]*")):
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGINT)
             _, error = process.communicate(timeout=60)
         assert process.returncode == 130
         said, written = error.count("baked: "), len(list(out_dir.iterdir()))
-        assert error.splitlines()[-1] == f"interrupted: {said} written, {len(inputs) - said} left"
+        assert error.splitlines()[-1] == f"interrupted: {said} written, {8 - said} left"
         assert said <= written <= said + 2  # a file may have got its name when its worker was interrupted
 
     def test_an_interrupt_while_it_is_loading_ends_it_without_a_word(self, tmp_path: Path) -> None:
@@ -628,13 +608,9 @@ class TestProcess:
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
-def test_a_stream_that_is_closed_is_no_traceback(closed: str, tmp_path: Path) -> None:
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    for words in (f"bake {source} -w '*=0.5' -o {tmp_path / 'b.safetensors'} -f", f"inspect {source}", "validate -"):
-        result = subprocess.run(
-            ["bash", "-c", f"{sys.executable} -m lbw_bake {words} {closed}"],
-            capture_output=True, text=True, check=False, input="", timeout=60,
-        )  # fmt: skip
+def test_a_stream_that_is_closed_is_no_traceback(closed: str, lora: Path, tmp_path: Path) -> None:
+    for words in (f"bake {lora} -w '*=0.5' -o {tmp_path / 'b.safetensors'} -f", f"inspect {lora}", "validate -"):
+        result = called("bash", "-c", f"{sys.executable} -m lbw_bake {words} {closed}", input="")
         assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     assert (tmp_path / "b.safetensors").exists()
 
@@ -657,9 +633,8 @@ def test_what_must_not_mean_the_current_folder_is_wrong_usage(command: tuple[str
 
 
 @pytest.mark.parametrize("command", ["bake", "merge"])
-def test_a_folder_is_no_output(command: str, tmp_path: Path, run: Run) -> None:
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    code, _, error = run(command, source, *(("-p", "MIDD") if command == "bake" else ()), "-o", f"{tmp_path}/new/")
+def test_a_folder_is_no_output(command: str, lora: Path, tmp_path: Path, run: Run) -> None:
+    code, _, error = run(command, lora, *(("-p", "MIDD") if command == "bake" else ()), "-o", f"{tmp_path}/new/")
     assert code == 2
     assert "names a folder; give a file" in " ".join(error.replace("│", "").split())
     assert not (tmp_path / "new").exists()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import MODULE, SD1_BLOCKS, BakeFile, Run, kohya_lora, metadata_of, unet_lora, write
-from formulas import FORMULAS, Formula
+from formulas import BY_NAME, FORMULAS, Formula, for_each
 from safetensors.numpy import load_file
 
 
@@ -42,11 +41,7 @@ def test_it_measures_the_weight_of_every_block(original: Path, bake_file: BakeFi
     assert all(block["modules"] == 1 and block["error"] < 1e-6 for block in facts["blocks"].values())
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in FORMULAS if case.name not in ("vera", "ia3 on the input")],
-    ids=attrgetter("name"),
-)
+@for_each(case for case in FORMULAS if case.name not in ("vera", "ia3 on the input"))
 def test_every_measurable_algorithm_is_measured(case: Formula, tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", case.tensors(MODULE))
     facts = compared(run, source, bake_file(source, "-w", "*=-0.3"))
@@ -243,7 +238,7 @@ def test_a_tensor_more_in_a_module_contradicts_the_record(tmp_path: Path, bake_f
 
 
 def test_both_products_of_glora_are_measured(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-    case = next(case for case in FORMULAS if case.name == "glora")
+    case = BY_NAME["glora"]
     source = write(tmp_path / "a.safetensors", case.tensors(MODULE))
     baked = bake_file(source, "-w", "*=0.5")
     for factor in ("a1", "b2"):
@@ -275,7 +270,7 @@ def test_a_record_of_more_than_weights_is_said_not_to_be_checked(original: Path,
 
 
 def test_what_cannot_be_measured_must_be_there_still(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-    ia3 = next(case for case in FORMULAS if case.name == "ia3 on the input").tensors(MODULE)
+    ia3 = BY_NAME["ia3 on the input"].tensors(MODULE)
     source = write(tmp_path / "a.safetensors", unet_lora(["OUT03"]) | ia3)
     baked = bake_file(source, "-w", "*=0.5", "--family", "sd1")
     assert compared(run, source, baked)["matches_record"] is True
@@ -295,7 +290,7 @@ def test_a_module_of_zeros_must_stay_one(tmp_path: Path, bake_file: BakeFile, ru
 
 
 def test_integers_are_no_excuse_for_other_numbers(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-    tensors = next(case for case in FORMULAS if case.name == "sparse bias").tensors(MODULE)
+    tensors = BY_NAME["sparse bias"].tensors(MODULE)
     source = write(tmp_path / "a.safetensors", tensors)
     baked = bake_file(source, "-w", "*=0.5", "--family", "sd1")
     up, indices = f"{MODULE}.lora_up.weight", f"{MODULE}.bias_indices"
@@ -306,7 +301,7 @@ def test_integers_are_no_excuse_for_other_numbers(tmp_path: Path, bake_file: Bak
 
 
 def test_what_is_altered_is_named_in_the_files_order(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-    case = next(case for case in FORMULAS if case.name == "sparse bias")
+    case = BY_NAME["sparse bias"]
     modules = [f"lora_unet_output_blocks_{i}_1_proj_in" for i in range(3, 12)]
     tensors = {name: array for module in modules for name, array in case.tensors(module).items()}
     source = write(tmp_path / "a.safetensors", tensors)

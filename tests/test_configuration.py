@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, Tensors, unet_lora, write
+from conftest import Run, Tensors, write
 from safetensors.numpy import load_file
 
 LAYERS = [f"down_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_k" for i in (0, 1)]
@@ -69,10 +69,9 @@ def test_modules_that_peft_would_make_anew_at_random_are_said(
     assert ("random numbers" in error) == warned
 
 
-def test_a_configuration_beside_a_file_with_alphas_is_anothers(tmp_path: Path, run: Run) -> None:
+def test_a_configuration_beside_a_file_with_alphas_is_anothers(lora: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"init_lora_weights": "pissa"}))
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    run.done("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
+    run.done("bake", lora, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
 
 
 def test_kasa_is_refused(tmp_path: Path, run: Run) -> None:

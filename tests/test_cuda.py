@@ -133,9 +133,8 @@ def test_cuda_without_cuda_is_refused_with_a_way_out(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_sweep_without_cuda_makes_no_folder(tmp_path: Path, run: Run) -> None:
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    run.refused("sweep", source, "--x", "blocks=MID", "--device", "cuda", "-o", tmp_path / "plot")
+def test_a_sweep_without_cuda_makes_no_folder(lora: Path, tmp_path: Path, run: Run) -> None:
+    run.refused("sweep", lora, "--x", "blocks=MID", "--device", "cuda", "-o", tmp_path / "plot")
     assert not (tmp_path / "plot").exists()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, lbw_on_path, measured, unet_lora, write
+from conftest import ROOT, called, lbw_on_path, measured, unet_lora, write
 from safetensors.numpy import load_file
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.sh"))
@@ -22,10 +22,7 @@ def script(tmp_path: Path) -> Script:
     (tmp_path / "work").mkdir(exist_ok=True)
 
     def run(name: str, *args: object) -> subprocess.CompletedProcess[str]:
-        command = ["sh", str(ROOT / "examples" / name), *map(str, args)]
-        return subprocess.run(
-            command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        return called("sh", ROOT / "examples" / name, *args, cwd=tmp_path / "work", env=environment)
 
     return run
 
@@ -36,7 +33,7 @@ def script(tmp_path: Path) -> Script:
 def test_shellcheck_has_nothing_to_say(path: Path) -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run(["shellcheck", str(path)], capture_output=True, text=True, check=False)
+    result = called("shellcheck", path)
     assert result.returncode == 0, result.stdout
 
 

@@ -313,7 +313,7 @@ class TestBounds:
         _, header, said = list(self.headers())[case]
         assert len(header) <= LONGEST_HEADER
         file = write_header(tmp_path / "a.safetensors", header)
-        result = python("-c", self.CODE, 1400, "inspect", file, timeout=120)
+        result = python("-c", self.CODE, 1400, "inspect", file)
         assert result.returncode == 1, result.stderr[-500:]
         assert said in result.stderr
         assert len(result.stderr) < 20_000
@@ -339,7 +339,7 @@ class TestBounds:
         }[kind]
         file = write(tmp_path / "a.safetensors", {f"{MODULE}.{role}": array for role, array in tensors.items()})
         arguments = [{"FILE": str(file), "OUT": str(tmp_path / "out")}.get(part, part) for part in command[1:]]
-        result = python("-c", self.CODE, 4000, command[0], file, *arguments, timeout=120)
+        result = python("-c", self.CODE, 4000, command[0], file, *arguments)
         assert result.returncode in (0, 1), result.stderr[-500:]
         assert "Traceback" not in result.stderr
 
@@ -558,9 +558,9 @@ class TestPaths:
         inside.mkdir(parents=True)
         metadata = dict.fromkeys(("ss_output_name", "modelspec.title", "name", "lbw_bake", "format"), name)
         file = write_raw(inside / "x.safetensors", LORA, metadata)
-        assert run("bake", file, "-w", "*=0.5", "--out-dir", inside / "out")[0] == 0
-        assert run("merge", file, file, "-o", inside / "merged.safetensors")[0] == 0
-        assert run("sweep", file, "--x", "values=0.5", "-o", inside / "plot")[0] == 0
+        run.done("bake", file, "-w", "*=0.5", "--out-dir", inside / "out")
+        run.done("merge", file, file, "-o", inside / "merged.safetensors")
+        run.done("sweep", file, "--x", "values=0.5", "-o", inside / "plot")
         found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
         plot = {
             f"a/b/plot/{name}"
@@ -850,16 +850,17 @@ def test_the_fuzz_targets_run(target: str) -> None:
 class TestPictures:
     """The manifest and the pictures of a grid may come from anybody too."""
 
+    MANIFEST: ClassVar = {
+        "axes": {"x": {"kind": "values", "cells": ["0"]}},
+        "cells": [{"x": "0", "y": None, "z": None, "file": "a.safetensors"}],
+    }
+
     @pytest.mark.parametrize(
         "content", ["%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "GIF89a", "\x89PNG\r\n\x1a\n", ""]
     )
     def test_only_pictures_are_opened(self, content: str, tmp_path: Path, run: Run) -> None:
         pytest.importorskip("PIL")
-        manifest = {
-            "axes": {"x": {"kind": "values", "cells": ["0"]}},
-            "cells": [{"x": "0", "y": None, "z": None, "file": "a.safetensors"}],
-        }
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        (tmp_path / "manifest.json").write_text(json.dumps(self.MANIFEST))
         (tmp_path / "a.png").write_bytes(content.encode("latin-1"))
         error = run.refused("sweep", "--grid", tmp_path, "-o", tmp_path / "grid.png")
         assert "is not a picture" in error
@@ -880,11 +881,7 @@ class TestPictures:
         self, change: dict[str, object], tmp_path: Path, run: Run
     ) -> None:
         image = pytest.importorskip("PIL.Image")
-        manifest = {
-            "axes": {"x": {"kind": "values", "cells": ["0"]}},
-            "cells": [{"x": "0", "y": None, "z": None, "file": "a.safetensors"}],
-        }
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
+        (tmp_path / "manifest.json").write_text(json.dumps(self.MANIFEST | change))
         image.new("RGB", (8, 8)).save(tmp_path / "a.png")
         error = run.refused("sweep", "--grid", tmp_path, "-o", tmp_path / "grid.png")
         assert "manifest" in error or "more cells" in error

@@ -110,7 +110,7 @@ def test_a_file_with_infinities_is_still_inspected(tmp_path: Path, run: Run, rol
     facts = run.json("inspect", "--json", path)
     assert facts["blocks"].keys() == set(SD1_BLOCKS)
     assert facts["blocks"]["OUT03"]["norm"] > 0
-    assert run("inspect", path)[0] == 0
+    run.done("inspect", path)
 
 
 @pytest.mark.parametrize("dtype", ["BOOL", "I8", "C64", "F8_E8M0", "F4", "F6_E2M3"])

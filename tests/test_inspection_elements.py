@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from conftest import (
     update_of,
     write,
 )
-from formulas import FORMULAS, OUT, Formula
+from formulas import OUT, Formula, for_each
 
 from lbw_bake.elements import element_of
 from lbw_bake.spectra import effective_rank
@@ -108,7 +107,7 @@ def test_what_has_no_norm_has_no_share_and_is_counted(tmp_path: Path, run: Run) 
 WITHOUT_SPECTRUM = ("glora", "vera", "ia3 on the input", "norm", "bias alone")
 
 
-@pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
+@for_each()
 def test_the_spectrum_is_that_of_the_dense_update(case: Formula, tmp_path: Path, run: Run) -> None:
     tensors = case.tensors(MODULE)
     block = run.json("inspect", "--json", write(tmp_path / "a.safetensors", tensors), "--spectrum")["blocks"]["MID"]
@@ -157,8 +156,8 @@ def test_the_median_and_the_largest_are_taken_over_a_block(tmp_path: Path, run: 
     assert f"{facts['blocks']['MID']['effective_rank']:.1f}" in out.splitlines()[2].split()
 
 
-def test_without_being_asked_there_is_no_spectrum(tmp_path: Path, run: Run) -> None:
-    facts = run.json("inspect", "--json", write(tmp_path / "a.safetensors", unet_lora()))
+def test_without_being_asked_there_is_no_spectrum(lora: Path, run: Run) -> None:
+    facts = run.json("inspect", "--json", lora)
     assert "largest" not in facts["blocks"]["MID"]
     assert "spectrum" not in facts["modules"][0]
 

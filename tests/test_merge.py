@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MODULE, Run, Tensors, kohya_lora, metadata_of, unet_lora, update_of, write
-from formulas import FORMULAS, Formula
+from formulas import BY_NAME, FORMULAS, Formula, for_each
 from safetensors.numpy import load_file
 
 from lbw_bake import merge
 from lbw_bake.errors import StrictError, WeightError
 from lbw_bake.sources import Weights, parse_part
 from lbw_bake.weights import Options
-
-NAME = MODULE
 
 
 @pytest.fixture
@@ -71,7 +68,7 @@ def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path
     out = tmp_path / "out.safetensors"
     run.done("merge", *loras, "-o", out)
     merged = load_file(out)
-    product = merged[f"{NAME}.lora_up.weight"] @ merged[f"{NAME}.lora_down.weight"]
+    product = merged[f"{MODULE}.lora_up.weight"] @ merged[f"{MODULE}.lora_down.weight"]
     assert np.abs(product).max() < 1e-5
 
 
@@ -154,7 +151,7 @@ def test_merging_is_deterministic(loras: tuple[Path, Path], tmp_path: Path, run:
     out = tmp_path / "out.safetensors"
     written = []
     for _ in range(2):
-        assert run("merge", *loras, "-o", out, "--force")[0] == 0
+        run.done("merge", *loras, "-o", out, "--force")
         written.append(out.read_bytes())
     assert written[0] == written[1]
 
@@ -303,11 +300,11 @@ def test_a_bake_may_truncate(loras: tuple[Path, Path], tmp_path: Path, run: Run)
     assert "truncated to rank 2: BASE lost" in error
     assert "(17 rewritten; " in error
     original, small = load_file(loras[0]), load_file(out)
-    assert small[f"{NAME}.lora_down.weight"].shape[0] == 2
+    assert small[f"{MODULE}.lora_down.weight"].shape[0] == 2
 
     def update(tensors: dict[str, np.ndarray]) -> np.ndarray:
-        up, down = tensors[f"{NAME}.lora_up.weight"], tensors[f"{NAME}.lora_down.weight"]
-        return up @ down * (tensors[f"{NAME}.alpha"] / len(down))
+        up, down = tensors[f"{MODULE}.lora_up.weight"], tensors[f"{MODULE}.lora_down.weight"]
+        return up @ down * (tensors[f"{MODULE}.alpha"] / len(down))
 
     left, values, right = np.linalg.svd(update(original))
     nearest = (left[:, :2] * values[:2]) @ right[:2]
@@ -329,10 +326,8 @@ def test_truncation_keeps_what_belongs_to_no_module(tmp_path: Path, run: Run) ->
 def test_a_preset_with_a_variable_wants_a_number(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     """There is no option here that settles it, as `lbw bake` has."""
     (tmp_path / "p.yaml").write_text(f"MINE: 1{',X' * 16}\n")
-    code, _, error = run(
-        "merge", f"{loras[0]}:1:MINE", loras[1], "-o", tmp_path / "c.safetensors", "--presets", tmp_path / "p.yaml"
-    )
-    assert code == 1
+    parts = (f"{loras[0]}:1:MINE", loras[1], "--presets", tmp_path / "p.yaml")
+    error = run.refused("merge", *parts, "-o", tmp_path / "c.safetensors")
     assert "preset MINE: weight 2 of 17 is X" in error
     assert "hint: write a number in its place" in error
 
@@ -352,8 +347,7 @@ def test_a_preset_that_cannot_be_truncated_leaves_the_others(
     loras: tuple[Path, Path], tmp_path: Path, run: Run
 ) -> None:
     presets = ("--preset", "NONE", "--preset", "ALL", "--preset", "INS")
-    code, _, error = run("bake", loras[0], *presets, "--rank", 2, "--strict", "--out-dir", tmp_path / "out")
-    assert code == 1
+    error = run.refused("bake", loras[0], *presets, "--rank", 2, "--strict", "--out-dir", tmp_path / "out")
     assert "done: 1 written, 2 failed" in error
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one-NONE.safetensors"]
 
@@ -362,15 +356,15 @@ def test_a_preset_that_cannot_be_truncated_leaves_the_others(
 def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
     difference = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     bias = np.ones(shape[0], np.float32)
-    tensors = {f"{NAME}.diff": difference, f"{NAME}.diff_b": bias, "lora_unet_middle_block_1_norm.diff": bias}
+    tensors = {f"{MODULE}.diff": difference, f"{MODULE}.diff_b": bias, "lora_unet_middle_block_1_norm.diff": bias}
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
     error = run.done("bake", source, "-w", "*=0.5", "--rank", 3, "-o", out, "--family", "sd1")
     small = load_file(out)
-    kept = [f"{NAME}.diff_b", "lora_unet_middle_block_1_norm.diff"]
-    assert set(small) == {f"{NAME}.lora_down.weight", f"{NAME}.lora_up.weight", f"{NAME}.alpha", *kept}
-    assert small[f"{NAME}.alpha"] == 3
+    kept = [f"{MODULE}.diff_b", "lora_unet_middle_block_1_norm.diff"]
+    assert set(small) == {f"{MODULE}.lora_down.weight", f"{MODULE}.lora_up.weight", f"{MODULE}.alpha", *kept}
+    assert small[f"{MODULE}.alpha"] == 3
     assert all((small[name] == bias / 2).all() for name in kept)
-    up, down = small[f"{NAME}.lora_up.weight"], small[f"{NAME}.lora_down.weight"]
+    up, down = small[f"{MODULE}.lora_up.weight"], small[f"{MODULE}.lora_down.weight"]
     assert (up.shape, down.shape) == ((shape[0], 3, *(1 for _ in shape[2:])), (3, *shape[1:]))
     left, values, right = np.linalg.svd(difference.reshape(shape[0], -1) / 2, full_matrices=False)
     got = up.reshape(shape[0], 3) @ down.reshape(3, -1)
@@ -381,18 +375,18 @@ def test_a_full_difference_is_truncated_too(shape: tuple[int, ...], tmp_path: Pa
 
 def test_a_full_difference_of_no_higher_rank_stays_one(tmp_path: Path, run: Run) -> None:
     difference = np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)
-    source, out = write(tmp_path / "a.safetensors", {f"{NAME}.diff": difference}), tmp_path / "out.safetensors"
+    source, out = write(tmp_path / "a.safetensors", {f"{MODULE}.diff": difference}), tmp_path / "out.safetensors"
     assert "warning" not in run.done("bake", source, "-w", "*=0.5", "--rank", 4, "-o", out, "--strict")
-    assert (load_file(out)[f"{NAME}.diff"] == difference / 2).all()
+    assert (load_file(out)[f"{MODULE}.diff"] == difference / 2).all()
 
 
 def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(tmp_path: Path, run: Run) -> None:
     """Loaders multiply it by alpha / rank."""
-    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | {f"{NAME}.bias": np.ones(8, np.float32)}
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | {f"{MODULE}.bias": np.ones(8, np.float32)}
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
     run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out, "--family", "sd1")
-    alpha, small = tensors[f"{NAME}.alpha"], load_file(out)
-    np.testing.assert_allclose(small[f"{NAME}.bias"] * small[f"{NAME}.alpha"] / 2, np.full(8, 0.5 * alpha / 4))
+    alpha, small = tensors[f"{MODULE}.alpha"], load_file(out)
+    np.testing.assert_allclose(small[f"{MODULE}.bias"] * small[f"{MODULE}.alpha"] / 2, np.full(8, 0.5 * alpha / 4))
 
 
 def test_strict_refuses_what_truncation_loses(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
@@ -466,8 +460,8 @@ def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path:
         kohya_lora(["unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"], width=640),
     )
     for pair in ((either, sdxl), (sdxl, either)):
-        assert run("merge", *pair, "-o", tmp_path / "c.safetensors", "--force")[0] == 0
-        assert json.loads(run("inspect", tmp_path / "c.safetensors", "--json")[1])["family"] == "sdxl"
+        run.done("merge", *pair, "-o", tmp_path / "c.safetensors", "--force")
+        assert run.json("inspect", tmp_path / "c.safetensors", "--json")["family"] == "sdxl"
 
 
 KOHYA = "unet_middle_block_1_transformer_blocks_0_attn1_to_q"
@@ -524,10 +518,10 @@ def test_a_bake_that_leaves_no_tensor_says_so(tmp_path: Path, run: Run) -> None:
 
 def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
-    tensors["lora_unet_middle_block_1_proj_in.alpha"] = np.array(-2, np.float32)
+    tensors[f"{MODULE}.alpha"] = np.array(-2, np.float32)
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     run.done("merge", source, "--rank", 2, "-o", out)
-    assert load_file(out)["lora_unet_middle_block_1_proj_in.alpha"] > 0
+    assert load_file(out)[f"{MODULE}.alpha"] > 0
     assert run.json("diff", source, out, "--json")["blocks"]["MID"]["weight"] > 0
 
 
@@ -535,7 +529,7 @@ def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
 ANEW = {"lora", "lora without alpha", "convolution", "tucker", "lora with bias difference", "peft with bias"}
 
 
-@pytest.mark.parametrize("case", [case for case in FORMULAS if case.name not in ANEW], ids=attrgetter("name"))
+@for_each(case for case in FORMULAS if case.name not in ANEW)
 def test_a_module_of_one_file_keeps_its_form(case: Formula, tmp_path: Path, run: Run) -> None:
     tensors = case.tensors(MODULE)
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
@@ -549,7 +543,7 @@ def test_a_module_of_one_file_keeps_its_form(case: Formula, tmp_path: Path, run:
 
 @pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
 def test_a_rank_that_nothing_can_have_leaves_the_module_and_says_so(name: str, tmp_path: Path, run: Run) -> None:
-    case = next(case for case in FORMULAS if case.name == name)
+    case = BY_NAME[name]
     lora = kohya_lora(["unet_middle_block_1_proj_out"], dtype="float32")
     tensors = lora | case.tensors(MODULE)
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
@@ -562,14 +556,14 @@ def test_a_rank_that_nothing_can_have_leaves_the_module_and_says_so(name: str, t
 
 @pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
 def test_what_has_no_sum_is_refused(name: str, tmp_path: Path, run: Run) -> None:
-    tensors = next(case for case in FORMULAS if case.name == name).tensors(MODULE)
+    tensors = BY_NAME[name].tensors(MODULE)
     source = write(tmp_path / "a.safetensors", tensors)
     error = run.refused("merge", source, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
     assert MODULE in error
 
 
 def test_modules_that_share_tensors_are_not_merged_with_others(tmp_path: Path, run: Run) -> None:
-    vera = next(case for case in FORMULAS if case.name == "vera").tensors(MODULE)
+    vera = BY_NAME["vera"].tensors(MODULE)
     lora = write(tmp_path / "lora.safetensors", kohya_lora(["unet_middle_block_1_proj_out"]))
     source = write(tmp_path / "vera.safetensors", vera)
     assert "share tensors" in run.refused("merge", lora, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
@@ -577,13 +571,13 @@ def test_modules_that_share_tensors_are_not_merged_with_others(tmp_path: Path, r
 
 def test_dora_at_weight_one_or_zero_is_kept_or_switched_off(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
-    names = (NAME, "lora_unet_output_blocks_3_1_proj_in")
+    names = (MODULE, "lora_unet_output_blocks_3_1_proj_in")
     tensors |= {f"{name}.dora_scale": np.ones((8, 1), np.float32) for name in names}
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     for command in (("merge", f"{source}:1:MID=1 *=0"), ("bake", source, "-w", "MID=1 *=0", "--rank", 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
         kept = load_file(out)
-        assert all((kept[key] == one).all() for key, one in tensors.items() if key.startswith(NAME))
+        assert all((kept[key] == one).all() for key, one in tensors.items() if key.startswith(MODULE))
         assert not kept[f"{names[1]}.lora_up.weight"].any()
         assert f"{names[1]}.dora_scale" not in kept
     assert "give their base model" in run.refused("merge", f"{source}:0.5", "--family", "sd1", "-f", "-o", out)
@@ -606,21 +600,21 @@ def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(tmp_path
     for command, rank in ((("merge", f"{source}:0"), 4), (("bake", source, "-w", "*=0", "--rank", 2), 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
         zero = load_file(out)
-        assert not zero[f"{NAME}.lora_up.weight"].any()
-        assert zero[f"{NAME}.lora_down.weight"].shape == (rank, 8)
-        assert zero[f"{NAME}.lora_down.weight"].all()
+        assert not zero[f"{MODULE}.lora_up.weight"].any()
+        assert zero[f"{MODULE}.lora_down.weight"].shape == (rank, 8)
+        assert zero[f"{MODULE}.lora_down.weight"].all()
 
 
 @pytest.mark.parametrize("alpha", [1e5, 10.1])
 def test_alpha_is_stored_as_it_was_reckoned_with(alpha: float, tmp_path: Path, run: Run) -> None:
     """In half precision one of them would be infinite, the other off by a thousandth."""
-    tensors = kohya_lora(["unet_middle_block_1_proj_in"]) | {f"{NAME}.alpha": np.array(alpha, np.float32)}
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"]) | {f"{MODULE}.alpha": np.array(alpha, np.float32)}
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     run.done("merge", source, "--family", "sd1", "-o", out)
     merged = load_file(out)
-    assert merged[f"{NAME}.alpha"] == np.float32(alpha)
+    assert merged[f"{MODULE}.alpha"] == np.float32(alpha)
     for role in ("lora_up", "lora_down"):
-        assert (merged[f"{NAME}.{role}.weight"] == tensors[f"{NAME}.{role}.weight"]).all()
+        assert (merged[f"{MODULE}.{role}.weight"] == tensors[f"{MODULE}.{role}.weight"]).all()
 
 
 def test_what_the_trainer_says_of_rank_and_alpha_stays_true(tmp_path: Path, run: Run) -> None:
@@ -674,24 +668,24 @@ def test_a_factor_without_room_leaves_the_strength_to_the_other(
     role: str, other: str, tmp_path: Path, run: Run
 ) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"])
-    tensors[f"{NAME}.{role}.weight"][0, 0] = 60000
+    tensors[f"{MODULE}.{role}.weight"][0, 0] = 60000
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
     run.done("merge", f"{source}:10", "-o", out)
     merged = load_file(out)
-    assert merged[f"{NAME}.{role}.weight"].tobytes() == tensors[f"{NAME}.{role}.weight"].tobytes()
-    np.testing.assert_allclose(update_of(merged, NAME), 10 * update_of(tensors, NAME), rtol=0.01)
-    tensors[f"{NAME}.{other}.weight"][0, 0] = 60000
+    assert merged[f"{MODULE}.{role}.weight"].tobytes() == tensors[f"{MODULE}.{role}.weight"].tobytes()
+    np.testing.assert_allclose(update_of(merged, MODULE), 10 * update_of(tensors, MODULE), rtol=0.01)
+    tensors[f"{MODULE}.{other}.weight"][0, 0] = 60000
     write(source, tensors)
     assert "overflows F16" in run.refused("merge", f"{source}:10", "-o", out, "--force")
 
 
 def test_numbers_that_are_not_finite_are_switched_off(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
-    tensors[f"{NAME}.lora_up.weight"][0, 0] = np.nan
+    tensors[f"{MODULE}.lora_up.weight"][0, 0] = np.nan
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     for command in (("merge", f"{source}:1:MID=0 *=1"), ("bake", source, "-w", "MID=0 *=1", "--rank", 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
-        assert not load_file(out)[f"{NAME}.lora_up.weight"].any()
+        assert not load_file(out)[f"{MODULE}.lora_up.weight"].any()
 
 
 def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run: Run) -> None:
@@ -702,7 +696,7 @@ def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run:
 
 
 def test_a_rank_that_a_module_has_already_is_no_warning(tmp_path: Path, run: Run) -> None:
-    glora = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    glora = BY_NAME["glora"].tensors(MODULE)
     lora = kohya_lora(["unet_middle_block_1_proj_out"], dtype="float32")
     source = write(tmp_path / "a.safetensors", lora | glora)
     run.done(

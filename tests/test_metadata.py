@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from conftest import (
     data_of,
     kohya_lora,
     metadata_of,
+    record_in,
     sdxl_lora,
     unet_lora,
     write,
@@ -38,12 +38,9 @@ HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8, "modelspec.h
 SIZES = pytest.mark.parametrize("rank", [4, 450], ids=["small", "large"])
 
 
-def lora(rank: int = 4) -> Tensors:
+def pair(rank: int = 4) -> Tensors:
+    """A module of the text encoder and one of the UNet."""
     return kohya_lora(["te_text_model_encoder_layers_0_mlp_fc1", "unet_middle_block_1_proj_in"], rank, width=400)
-
-
-def record_in(path: Path) -> Any:
-    return json.loads(metadata_of(path)["lbw_bake"])
 
 
 class TestHashes:
@@ -54,7 +51,7 @@ class TestHashes:
     def test_the_hash_of_the_data_is_that_of_the_new_data(
         self, weights: str, rank: int, tmp_path: Path, bake_file: BakeFile
     ) -> None:
-        baked = bake_file(write(tmp_path / "a.safetensors", lora(rank), TRAINED | HASHES), "-w", weights)
+        baked = bake_file(write(tmp_path / "a.safetensors", pair(rank), TRAINED | HASHES), "-w", weights)
         digest = hashlib.sha256(data_of(baked)).hexdigest()
         assert metadata_of(baked)["sshs_model_hash"] == digest
         assert metadata_of(baked)["modelspec.hash_sha256"] == f"0x{digest}"
@@ -64,7 +61,7 @@ class TestHashes:
     def test_the_legacy_hash_is_that_of_a_file_with_the_trainers_metadata_alone(
         self, weights: str, rank: int, tmp_path: Path, bake_file: BakeFile
     ) -> None:
-        baked = bake_file(write(tmp_path / "a.safetensors", lora(rank), TRAINED | HASHES), "-w", weights)
+        baked = bake_file(write(tmp_path / "a.safetensors", pair(rank), TRAINED | HASHES), "-w", weights)
         metadata = metadata_of(baked)
         judge = save(load_file(baked), {name: text for name, text in metadata.items() if name.startswith("ss_")})
         assert (len(judge) > 0x110000) == (rank > 4)
@@ -97,12 +94,12 @@ class TestHashes:
 
     @pytest.mark.parametrize("name", HASHES)
     def test_each_is_renewed_alone_and_none_is_added(self, name: str, tmp_path: Path, bake_file: BakeFile) -> None:
-        baked = metadata_of(bake_file(write(tmp_path / "a.safetensors", lora(), {name: HASHES[name]}), "-w", "*=0.5"))
+        baked = metadata_of(bake_file(write(tmp_path / "a.safetensors", pair(), {name: HASHES[name]}), "-w", "*=0.5"))
         assert baked.keys() & HASHES.keys() == {name}
         assert baked[name] != HASHES[name]
 
     def test_they_hold_where_modules_are_removed_and_tensors_widened(self, tmp_path: Path, bake_file: BakeFile) -> None:
-        tensors = lora() | {"lora_unet_input_blocks_4_1_proj_in.set_weight": np.ones((4, 4), np.float16)}
+        tensors = pair() | {"lora_unet_input_blocks_4_1_proj_in.set_weight": np.ones((4, 4), np.float16)}
         source = write(tmp_path / "a.safetensors", tensors, HASHES)
         baked = bake_file(source, "-w", "IN04=0 *=0.5", "--dtype", "f32")
         assert metadata_of(baked)["sshs_model_hash"] == hashlib.sha256(data_of(baked)).hexdigest()
@@ -110,12 +107,12 @@ class TestHashes:
 
 class TestNames:
     def test_the_alias_becomes_the_new_name(self, tmp_path: Path, run: Run) -> None:
-        source = write(tmp_path / "a.safetensors", lora(), TRAINED)
+        source = write(tmp_path / "a.safetensors", pair(), TRAINED)
         run("bake", source, "-w", "*=0.5", "-o", tmp_path / "new.name.safetensors")
         assert metadata_of(tmp_path / "new.name.safetensors")["ss_output_name"] == "new.name"
 
     def test_no_alias_is_added(self, tmp_path: Path, bake_file: BakeFile) -> None:
-        assert "ss_output_name" not in metadata_of(bake_file(write(tmp_path / "a.safetensors", lora()), "-w", "*=0.5"))
+        assert "ss_output_name" not in metadata_of(bake_file(write(tmp_path / "a.safetensors", pair()), "-w", "*=0.5"))
 
     @pytest.mark.parametrize(("tensors", "version"), [(unet_lora(), "sd_v1"), (sdxl_lora(), "sdxl_base_v1-0")])
     def test_a_missing_base_model_is_added_where_it_is_certain(
@@ -145,14 +142,14 @@ class TestNames:
 
 class TestKept:
     def test_exactly_one_key_is_added(self, tmp_path: Path, bake_file: BakeFile) -> None:
-        baked = metadata_of(bake_file(write(tmp_path / "a.safetensors", lora(), TRAINED), "-w", "*=0.5"))
+        baked = metadata_of(bake_file(write(tmp_path / "a.safetensors", pair(), TRAINED), "-w", "*=0.5"))
         del baked["lbw_bake"]
         assert baked == TRAINED | {"ss_output_name": "a"}
 
     def test_nothing_else_changes_if_not_wanted(self, tmp_path: Path, bake_file: BakeFile) -> None:
         metadata = TRAINED | HASHES
         del metadata["ss_base_model_version"]
-        source = write(tmp_path / "a.safetensors", lora(), metadata)
+        source = write(tmp_path / "a.safetensors", pair(), metadata)
         baked = metadata_of(bake_file(source, "-w", "*=0.5", "--no-metadata-update"))
         assert baked.pop("lbw_bake")
         assert baked == metadata
@@ -177,15 +174,13 @@ class TestRecord:
             "source": "some lora.safetensors",
         }
 
-    def test_random_weights_are_recorded_as_numbers(self, tmp_path: Path, bake_file: BakeFile) -> None:
-        source = write(tmp_path / "a.safetensors", unet_lora())
-        record = record_in(bake_file(source, "-w", ",".join("R" * 17), "--seed", "7"))
+    def test_random_weights_are_recorded_as_numbers(self, lora: Path, bake_file: BakeFile) -> None:
+        record = record_in(bake_file(lora, "-w", ",".join("R" * 17), "--seed", "7"))
         assert record["seed"] == 7
         assert len({record["weights"][block] for block in ("BASE", "IN01", "MID", "OUT11")}) == 4
 
-    def test_elements_are_recorded_as_exactly_as_they_were_used(self, tmp_path: Path, bake_file: BakeFile) -> None:
-        source = write(tmp_path / "a.safetensors", unet_lora())
-        baked = bake_file(source, "-w", "*=1", "--element", "MID:proj:0.123456789")
+    def test_elements_are_recorded_as_exactly_as_they_were_used(self, lora: Path, bake_file: BakeFile) -> None:
+        baked = bake_file(lora, "-w", "*=1", "--element", "MID:proj:0.123456789")
         assert [float(rule.split(":")[2]) for rule in record_in(baked)["elements"]] == [0.123456789]
 
     def test_a_file_that_fits_several_families_says_which(self, tmp_path: Path, bake_file: BakeFile) -> None:
@@ -198,18 +193,16 @@ class TestRecord:
     @pytest.mark.parametrize("earlier", [{"version": "0"}, [{"version": "0"}], "not a record", 5])
     def test_baking_again_makes_it_a_list_and_warns(self, earlier: Any, tmp_path: Path, run: Run) -> None:
         text = earlier if isinstance(earlier, str) else json.dumps(earlier)
-        source = write(tmp_path / "a.safetensors", lora(), {"lbw_bake": text})
+        source = write(tmp_path / "a.safetensors", pair(), {"lbw_bake": text})
         error = run.done("bake", source, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
         assert "was baked before" in error
         records = record_in(tmp_path / "b.safetensors")
         assert records[:-1] == (earlier if isinstance(earlier, list) else [earlier])
         assert records[-1]["family"] == "sd1"
 
-    def test_both_bakes_multiply(self, tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
-        source = write(tmp_path / "a.safetensors", unet_lora())
-        twice = bake_file(bake_file(source, "-w", "MID=0.5 *=1"), "-w", "MID=0.5 *=0.25")
-        code, out, _ = run("diff", source, twice, "--json")
-        facts: Mapping[str, Any] = json.loads(out)
-        assert (code, facts["matches_record"]) == (0, True)
+    def test_both_bakes_multiply(self, lora: Path, bake_file: BakeFile, run: Run) -> None:
+        twice = bake_file(bake_file(lora, "-w", "MID=0.5 *=1"), "-w", "MID=0.5 *=0.25")
+        facts = run.json("diff", lora, twice, "--json")
+        assert facts["matches_record"] is True
         assert facts["blocks"]["MID"]["weight"] == pytest.approx(0.25)
         assert facts["blocks"]["OUT03"]["weight"] == pytest.approx(0.25)

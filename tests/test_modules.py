@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 import pytest
 from conftest import MODULE
-from formulas import FORMULAS, IN, RANK, Formula
+from formulas import BY_NAME, IN, RANK, Formula, for_each
 
 from lbw_bake.modules import group_modules
 from lbw_bake.tensorfile import Tensor
 
-CASES = pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
+CASES = for_each()
 ALGORITHMS = {
     **{name: name for name in ("lora", "adalora", "loha", "glora", "vera", "full", "norm")},
     "lora without alpha": "lora",
@@ -47,7 +45,7 @@ def test_every_tensor_of_a_module_is_found(case: Formula) -> None:
 
 @pytest.mark.parametrize("name", ["lora", "convolution", "tucker", "peft with bias", "loha", "tucker loha", "glora"])
 def test_rank_and_width_are_read_from_the_shapes(name: str) -> None:
-    shapes = next(case for case in FORMULAS if case.name == name).shapes
+    shapes = BY_NAME[name].shapes
     tensors = [Tensor(f"{MODULE}.{role}", "F16", shape, i, i + 1) for i, (role, shape) in enumerate(shapes.items())]
     (module,) = group_modules(tensors).modules
     assert (module.rank, module.width) == (RANK, IN)

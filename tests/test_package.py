@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -14,20 +13,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, measured, unet_lora, write
+from conftest import ROOT, called, measured, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake import __version__
 
 
-def call(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder; it must succeed."""
+def call(*command: object, folder: Path) -> str:
+    """Run a command in a folder; it must succeed. Returns what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    result = subprocess.run(
-        [*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = called(*command, cwd=folder, env=environment, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-    return result
+    return result.stdout
 
 
 def build(kind: str, source: Path, folder: Path) -> Path:
@@ -86,7 +83,7 @@ def test_what_users_are_told_is_valid(wheel: Path) -> None:
 def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path) -> None:
     original = unet_lora()
     source = write(tmp_path / "a.safetensors", original)
-    where = call(installed / "python", "-c", "import lbw_bake; print(lbw_bake.__file__)", folder=tmp_path).stdout
+    where = call(installed / "python", "-c", "import lbw_bake; print(lbw_bake.__file__)", folder=tmp_path)
     assert Path(where).is_relative_to(installed.parent)
     call(installed / "lbw", "bake", source, "--preset", "MIDD", "-o", "b.safetensors", folder=tmp_path)
     expected = [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
@@ -94,7 +91,7 @@ def test_it_bakes_with_a_preset_from_any_folder(installed: Path, tmp_path: Path)
 
 
 def test_it_is_also_a_module(installed: Path, tmp_path: Path) -> None:
-    printed = call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path).stdout
+    printed = call(installed / "python", "-m", "lbw_bake", "--version", folder=tmp_path)
     assert printed.splitlines()[0] == f"lbw {__version__}"
 
 

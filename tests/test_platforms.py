@@ -19,7 +19,7 @@ from lbw_bake.atomic import write_file
 from lbw_bake.tensordata import TensorData
 
 
-def test_the_input_is_closed_before_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+def test_the_input_is_closed_before_it_is_replaced(lora: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """Windows does not replace a file that is open."""
     still_open: list[TensorData] = []
 
@@ -42,8 +42,7 @@ def test_the_input_is_closed_before_it_is_replaced(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(rewrite, "TensorData", Watched)
     monkeypatch.setattr(rewrite, "atomic_write", watched)
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    assert run("bake", source, "-w", "*=0.5", "--in-place")[0] == 0
+    run.done("bake", lora, "-w", "*=0.5", "--in-place")
 
 
 def test_patterns_of_inputs_are_files_and_those_of_options_are_not(
@@ -107,10 +106,9 @@ def test_a_drives_cache_is_emptied_on_macos(known: bool, tmp_path: Path, monkeyp
 
 
 def test_without_the_kernels_copy_the_bytes_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     """Only Linux and FreeBSD copy within the kernel."""
-    source = write(tmp_path / "a.safetensors", unet_lora())
     monkeypatch.delattr(os, "copy_file_range", raising=False)
-    assert run("bake", source, "-w", "*=1", "-o", tmp_path / "b.safetensors")[0] == 0
-    assert data_of(tmp_path / "b.safetensors") == data_of(source)
+    run.done("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
+    assert data_of(tmp_path / "b.safetensors") == data_of(lora)

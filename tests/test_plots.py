@@ -9,11 +9,20 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from conftest import SD1_ALL_BLOCKS, SD1_BLOCKS, SDXL_ALL_BLOCKS, Run, Tensors, kohya_lora, sdxl_lora, unet_lora, write
+from conftest import (
+    FLUX_BLOCKS,
+    SD1_ALL_BLOCKS,
+    SD1_BLOCKS,
+    SDXL_ALL_BLOCKS,
+    Run,
+    Tensors,
+    kohya_lora,
+    sdxl_lora,
+    unet_lora,
+    write,
+)
 
 pytest.importorskip("matplotlib")
-
-FLUX_BLOCKS = ["CLIP", "T5", "IN", *(f"D{i:02}" for i in range(19)), *(f"S{i:02}" for i in range(38)), "OUT"]
 
 
 def flux_lora() -> Tensors:
@@ -36,17 +45,13 @@ def texts(picture: Path) -> list[str]:
     return [match.strip() for match in re.findall(r"<!-- (.*?) -->", picture.read_text("utf-8"))]
 
 
-def drawn(run: Run, *args: object) -> None:
-    run.done("inspect", *args)
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("tensors", "blocks"), FILES.values(), ids=FILES)
 def test_every_block_has_its_label_in_order(
     tensors: Tensors, blocks: list[str], theme: str, tmp_path: Path, run: Run
 ) -> None:
     picture = tmp_path / "a.svg"
-    drawn(run, write(tmp_path / "style.safetensors", tensors), "--plot", picture, "--theme", theme)
+    run.done("inspect", write(tmp_path / "style.safetensors", tensors), "--plot", picture, "--theme", theme)
     ET.parse(picture)
     found = texts(picture)
     assert [text for text in found if text in blocks][: len(blocks)] == blocks
@@ -54,23 +59,22 @@ def test_every_block_has_its_label_in_order(
     assert "text encoder" in found
 
 
-def test_a_png_is_a_png(tmp_path: Path, run: Run) -> None:
-    picture = tmp_path / "a.PNG"
-    drawn(run, write(tmp_path / "a.safetensors", unet_lora()), "--plot", picture)
+def test_a_png_is_a_png(lora: Path, run: Run) -> None:
+    picture = lora.with_name("a.PNG")
+    run.done("inspect", lora, "--plot", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_data_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
-    path = write(tmp_path / "a.safetensors", unet_lora())
+def test_the_same_data_gives_the_same_bytes(lora: Path, tmp_path: Path, run: Run) -> None:
     for name in ("a.svg", "b.svg"):
-        drawn(run, path, "--plot", tmp_path / name)
+        run.done("inspect", lora, "--plot", tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_several_files_are_all_named(tmp_path: Path, run: Run) -> None:
     names = ["one", "two $x$", "_three", "画風"]
     files = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in names]
-    drawn(run, *files, "--plot", tmp_path / "a.svg", "--elements")
+    run.done("inspect", *files, "--plot", tmp_path / "a.svg", "--elements")
     assert set(names) <= set(texts(tmp_path / "a.svg"))
 
 
@@ -81,8 +85,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, run: 
     for path in paths:
         path.parent.mkdir()
         write(path, unet_lora())
-    code, out, _ = run("inspect", *paths, write(tmp_path / "other.safetensors", unet_lora()), "--plot", picture)
-    assert code == 0
+    out = run.out("inspect", *paths, write(tmp_path / "other.safetensors", unet_lora()), "--plot", picture)
     names = ["loras/style", "baked/style", "other"]
     assert out.splitlines()[1].split() == ["block", *names]
     assert [line.partition(".")[0] for line in out.splitlines()[-3:]] == names
@@ -91,21 +94,21 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path, run: 
 
 def test_nothing_measurable_is_still_a_picture(tmp_path: Path, run: Run) -> None:
     tensors = {name: np.full_like(array, np.nan) for name, array in unet_lora(["MID", "OUT03"]).items()}
-    drawn(run, write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.svg", "--family", "sd1")
+    run.done("inspect", write(tmp_path / "a.safetensors", tensors), "--plot", tmp_path / "a.svg", "--family", "sd1")
     found = texts(tmp_path / "a.svg")
     assert found.count("?") == 2
     assert any("unet ?" in text for text in found)
     assert not any(re.fullmatch(r"[-\u2212]0\.\d+", text) for text in found)  # no norm is negative
 
 
-def test_an_existing_picture_needs_force(tmp_path: Path, run: Run) -> None:
-    path, picture = write(tmp_path / "a.safetensors", unet_lora()), tmp_path / "a.svg"
+def test_an_existing_picture_needs_force(lora: Path, tmp_path: Path, run: Run) -> None:
+    picture = tmp_path / "a.svg"
     picture.write_text("mine")
-    code, out, error = run("inspect", path, "--plot", picture)
+    code, out, error = run("inspect", lora, "--plot", picture)
     assert (code, out) == (1, "")
     assert "already exists" in error
     assert picture.read_text() == "mine"
-    drawn(run, path, "--plot", picture, "--force")
+    run.done("inspect", lora, "--plot", picture, "--force")
 
 
 def test_other_formats_are_refused_before_any_work(tmp_path: Path, run: Run) -> None:
@@ -120,10 +123,11 @@ def test_a_folder_that_is_not_there_is_refused_before_any_work(tmp_path: Path, r
     assert "there is no folder" in error
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_it_says_what_to_install(
+    lora: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    path = write(tmp_path / "a.safetensors", unet_lora())
-    code, out, error = run("inspect", path, "--plot", tmp_path / "a.png")
+    code, out, error = run("inspect", lora, "--plot", tmp_path / "a.png")
     assert (code, out) == (1, "")
     assert 'pip install "lbw-bake[plot]"' in error
-    assert run("inspect", path)[0] == 0
+    run.done("inspect", lora)

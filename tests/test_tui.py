@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import pty
 import re
@@ -140,7 +139,7 @@ def test_weights_and_token_are_always_shown(source: Path) -> None:
 
 
 def test_norms_are_those_of_inspect(source: Path, run: Run) -> None:
-    facts = json.loads(run("inspect", "--json", source)[1])["blocks"]
+    facts = run.json("inspect", "--json", source)["blocks"]
 
     async def hands(app: Mixer, pilot: Pilot[Mix]) -> None:
         await app.workers.wait_for_complete()

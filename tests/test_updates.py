@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from operator import attrgetter
 
 import numpy as np
 import pytest
 from conftest import MODULE
-from formulas import FORMULAS, Formula
+from formulas import BY_NAME, FORMULAS, Formula, for_each
 
 from lbw_bake.modules import Module, group_modules
 from lbw_bake.tensorfile import Tensor
@@ -18,7 +17,7 @@ from lbw_bake.updates import Read, alpha_of, arrays_of, inner, measurable, norm
 # VeRA and IA3 are nothing without what they share or multiply; GLoRA counts without its half of the base weight.
 UNMEASURED = {"vera", "ia3 on the input"}
 MEASURED = [case for case in FORMULAS if case.name not in {*UNMEASURED, "glora"}]
-CASES = pytest.mark.parametrize("case", MEASURED, ids=attrgetter("name"))
+CASES = for_each(MEASURED)
 
 
 def scale_of(module: Module, read: Read) -> float:
@@ -54,9 +53,9 @@ def test_the_inner_product_is_that_of_the_dense_updates(case: Formula) -> None:
 
 
 def test_glora_counts_without_the_base_weight() -> None:
-    tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    case = BY_NAME["glora"]
+    tensors = case.tensors(MODULE)
     alone = tensors | {f"{MODULE}.a1.weight": 0 * tensors[f"{MODULE}.a1.weight"]}
-    case = next(case for case in FORMULAS if case.name == "glora")
     assert norm(*module_of(tensors), scale_of) == pytest.approx(float(np.linalg.norm(case.update(alone, MODULE))))
 
 
@@ -70,7 +69,7 @@ def test_glora_may_have_a_core() -> None:
 
 
 def test_the_factors_of_glora_may_be_swapped_as_before_lycoris_2() -> None:
-    tensors = next(case for case in FORMULAS if case.name == "glora").tensors(MODULE)
+    tensors = BY_NAME["glora"].tensors(MODULE)
     swapped = {
         re.sub(r"([ab])([12])", lambda m: m[1] + "21"[int(m[2]) - 1], name): one for name, one in tensors.items()
     }
@@ -78,7 +77,7 @@ def test_the_factors_of_glora_may_be_swapped_as_before_lycoris_2() -> None:
     assert one == pytest.approx(other)
 
 
-@pytest.mark.parametrize("case", [case for case in FORMULAS if case.name in UNMEASURED], ids=attrgetter("name"))
+@for_each(case for case in FORMULAS if case.name in UNMEASURED)
 def test_what_depends_on_the_base_model_has_no_norm(case: Formula) -> None:
     module, read = module_of(case.tensors(MODULE))
     assert not measurable(module)

@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import FileIO
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import MODULE, Run, Tensors, entries_of, kohya_lora, unet_lora, write, write_raw
-from formulas import FORMULAS, Formula
+from formulas import Formula, for_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +68,7 @@ class TestNearest:
         assert nearest(stored, exact).all()
 
 
-@pytest.mark.parametrize("case", FORMULAS, ids=attrgetter("name"))
+@for_each()
 @pytest.mark.parametrize(
     "options",
     [
@@ -167,7 +166,7 @@ def test_a_write_that_went_wrong_is_found(
     tensors, options = case
     source = write(tmp_path / "a.safetensors", tensors, HASHES if "hashed" in name else None)
     output = tmp_path / "b.safetensors"
-    assert run("bake", source, *options, "-o", output)[0] == 0
+    run.done("bake", source, *options, "-o", output)
     right = output.read_bytes()
     refused = 0
     for at in range(1, 100):
@@ -194,7 +193,7 @@ def test_any_flipped_bit_is_found(
 ) -> None:
     source = write(tmp_path / "a.safetensors", LORA, HASHES)
     output = tmp_path / "b.safetensors"
-    assert run("bake", source, *options, "-o", output)[0] == 0
+    run.done("bake", source, *options, "-o", output)
     size = output.stat().st_size
     output.unlink()
     flush = atomic.flush
