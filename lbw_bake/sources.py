@@ -94,13 +94,15 @@ class Weights:
             text, element_presets = said.weights, (*element_presets, *said.element_presets)
             x = said.x if options.x is None else options.x
             options = replace(options, te=options.te * said.te, unet=options.unet * said.unet, x=x)
-        text = preset or text
-        by_name = bool(text) and (text == preset or not written_out(text or ""))
+        if text and not written_out(text):
+            preset = text
         names = tuple(element_presets)
-        known = load_presets(presets) if by_name or names else {}
+        known = load_presets(presets) if preset or names else {}
         source: Source | Preset = ONES
-        if text:
-            source = find_preset(text, known) if by_name else parse_source(text)
+        if preset:
+            source = find_preset(preset, known)
+        elif text:
+            source = parse_source(text)
         own = source.elements if isinstance(source, Preset) else ()
         named = tuple(find_preset(name, known) for name in names)
         theirs = (rule for preset in named for rule in _elements_of(preset))

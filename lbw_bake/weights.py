@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 
 from .errors import WeightCountError, WeightError
 from .families import OTHER, Family, Place
@@ -110,8 +109,7 @@ class FamilyWeights:
                 weight = element.weight
         component = self.options.unet if place.component == self.family.denoiser else self.options.te
         factor = weight * component * self.options.strength
-        if not isfinite(factor):
-            check_finite(factor, f"the weight of {place.block}, all multiplied,")
+        check_finite(factor, f"the weight of {place.block}, all multiplied,")
         return factor
 
 
