@@ -573,24 +573,11 @@ class TestPaths:
         (tmp_path / "p.yaml").write_text(f'"{name}": {",".join(["1"] * 17)}\n')
         file = write_raw(tmp_path / "x.safetensors", LORA)
         before = set(tmp_path.rglob("*"))
-        error = run.refused(
-            "bake",
-            file,
-            "-p",
-            name,
-            "--presets",
-            tmp_path / "p.yaml",
-            "--out-dir",
-            tmp_path / "out",
-            "--name",
-            "{preset}",
-        )
-        assert "is not a file name" in error
+        presets = ("--presets", tmp_path / "p.yaml")
+        named = ("-p", name, "--out-dir", tmp_path / "out", "--name", "{preset}")
+        assert "is not a file name" in run.refused("bake", file, *presets, *named)
         assert set(tmp_path.rglob("*")) <= {*before, tmp_path / "out"}
-        assert (
-            run("sweep", file, "--x", f"presets={name}", "--presets", tmp_path / "p.yaml", "-o", tmp_path / "plot")[0]
-            == 0
-        )
+        run.done("sweep", file, *presets, "--x", f"presets={name}", "-o", tmp_path / "plot")
         assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path, tmp_path / "plot"}
 
     @pytest.mark.parametrize(
@@ -600,20 +587,21 @@ class TestPaths:
         folder = tmp_path / "model" / "unet"
         folder.mkdir(parents=True)
         (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
-        tensors = unet_lora()
-        tensors |= {f"{MODULE}.dora_scale": np.ones((1, 8), np.float32)}
-        file = write(tmp_path / "x.safetensors", tensors)
-        error = run.refused(
-            "bake", file, "-w", "*=0.5", "-o", tmp_path / "o", "--base", tmp_path / "model", "--family", "sd1"
-        )
+        base = ("--base", tmp_path / "model", "--family", "sd1")
+        error = run.refused("bake", self.dora(tmp_path), "-w", "*=0.5", "-o", tmp_path / "o", *base)
         assert "m.safetensors.index.json: " in error
 
     @pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": []}', "[]", "\xff", ""])
     def test_an_index_that_is_none_is_refused(self, text: str, tmp_path: Path, run: Run) -> None:
         (tmp_path / "m.safetensors.index.json").write_bytes(text.encode("latin-1"))
-        file = write(tmp_path / "x.safetensors", unet_lora() | {f"{MODULE}.dora_scale": np.ones((1, 8), np.float32)})
-        error = run.refused("bake", file, "-w", "*=0.5", "-o", tmp_path / "o", "--base", tmp_path, "--family", "sd1")
+        base = ("--base", tmp_path, "--family", "sd1")
+        error = run.refused("bake", self.dora(tmp_path), "-w", "*=0.5", "-o", tmp_path / "o", *base)
         assert "is no index of shards" in error
+
+    @staticmethod
+    def dora(folder: Path) -> Path:
+        """A file that needs its base model."""
+        return write(folder / "x.safetensors", unet_lora() | {f"{MODULE}.dora_scale": np.ones((1, 8), np.float32)})
 
 
 CONFIGS = {
@@ -816,18 +804,15 @@ def test_no_command_touches_the_network(tmp_path: Path, good: Path, run: Run, mo
 
     for name in ("socket", "create_connection", "getaddrinfo", "gethostbyname"):
         monkeypatch.setattr(socket, name, refuse)
-    (tmp_path / "p.yaml").write_text(f"A: {','.join('1' * 17)}\n")
-    commands = [
+    presets = tmp_path / "p.yaml"
+    presets.write_text(f"A: {','.join('1' * 17)}\n")
+    commands: list[Sequence[object]] = [
         *(filled(command, good, good, tmp_path / f"out{i}") for i, command in enumerate(COMMANDS.values())),
-        *(
-            ["validate", str(tmp_path / "p.yaml")],
-            ["presets", "list"],
-            ["presets", "show", "MIDD"],
-            ["presets", "schema"],
-        ),
-        ["presets", "add", "B", "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0", "--presets", str(tmp_path / "p.yaml")],
-        ["presets", "convert", str(tmp_path / "p.yaml"), str(tmp_path / "lbwpresets.txt")],
-        ["presets", "remove", "B", "--presets", str(tmp_path / "p.yaml")],
+        ("validate", presets),
+        *(("presets", *words) for words in (("list",), ("show", "MIDD"), ("schema",))),
+        ("presets", "add", "B", ",".join("1" * 17), "--presets", presets),
+        ("presets", "convert", presets, tmp_path / "lbwpresets.txt"),
+        ("presets", "remove", "B", "--presets", presets),
     ]
     for command in commands:
         run.done(*command)

@@ -266,15 +266,8 @@ class TestFiles:
         assert f"hint: {path}:{line}: preset {name} is not for flux {hides}" in said["flux"]
         assert f"{path}:{line}: preset {name} is not for sdxl {hides}" in said["sdxl"]
         assert "hides" not in said["sd1"]
-        merge = (
-            "merge",
-            f"{tmp_path / 'sdxl.safetensors'}:1:{name}",
-            "--presets",
-            path,
-            "-o",
-            tmp_path / "m.safetensors",
-        )
-        assert hides in run.done(*merge)
+        part = f"{tmp_path / 'sdxl.safetensors'}:1:{name}"
+        assert hides in run.done("merge", part, "--presets", path, "-o", tmp_path / "m.safetensors")
 
     def test_nobody_is_told_to_change_the_built_in_file(self, lora: Path, run: Run) -> None:
         error = run.refused("bake", lora, "-p", "MIDD", "--layout", "12", "--dry-run")

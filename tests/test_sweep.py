@@ -69,16 +69,8 @@ def by_label(manifest: dict[str, Any]) -> dict[tuple[str | None, str | None, str
 
 
 def test_values_set_the_blocks_of_the_blocks_axis(source: Path, run: Run) -> None:
-    manifest = swept(
-        run,
-        source,
-        "--x",
-        "values=0,0.25,1.0",
-        "--y",
-        "blocks=BASE,IN01-IN04 MID,NOT OUT03-OUT11",
-        "--z",
-        "presets=MIDD",
-    )
+    axes = ("--x", "values=0,0.25,1.0", "--y", "blocks=BASE,IN01-IN04 MID,NOT OUT03-OUT11", "--z", "presets=MIDD")
+    manifest = swept(run, source, *axes)
     chosen = {
         "BASE": {"BASE"},
         "IN01-IN04 MID": {"IN01", "IN02", "IN04", "MID"},
