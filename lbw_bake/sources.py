@@ -97,7 +97,7 @@ class Weights:
         if text and not written_out(text):
             preset = text
         names = tuple(element_presets)
-        known = load_presets(presets) if preset or names else {}
+        known = load_presets(presets) if preset or names or presets else {}
         source: Source | Preset = ONES
         if preset:
             source = find_preset(preset, known)

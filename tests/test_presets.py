@@ -149,6 +149,15 @@ class TestLookUp:
         error = run.refused("bake", lora, "-p", "MIDD", "--dry-run", *options)
         assert f"error: {missing}: cannot be read: No such file" in error
 
+    @pytest.mark.parametrize("options", [("-w", "MID=0.5"), ("-s", "0.5"), ("--token", "<lora:a:0.5>")], ids=" ".join)
+    def test_also_where_no_preset_is_looked_up(
+        self, options: tuple[str, ...], lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        """A typo that does nothing is said."""
+        missing = tmp_path / "missing.yaml"
+        error = run.refused("bake", lora, *options, "--dry-run", "--presets", missing)
+        assert f"error: {missing}: cannot be read: No such file" in error
+
 
 @pytest.fixture
 def presets(tmp_path: Path) -> Callable[[str], Path]:
