@@ -9,7 +9,6 @@ biases add. What has no such sum keeps its own form, if it is the only one of it
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,6 @@ from .updates import Array, Read, arrays_of, flat, unread
 Made = tuple[Tensor, Iterator[Bytes]]
 
 _WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
-_COMMON = re.compile(r"\.lora_(?:down|A\b.*)\.weight$")  # names of factors that any layer can have
 _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same names everywhere
 
 
@@ -268,14 +266,14 @@ def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, form: Form
 def _factor_names(layer: Layer, addends: Sequence[Addend], form: Form) -> dict[str, str]:
     """What the factors of a sum are called: as in the first LoRA of the layer's own name, or as others in the file.
 
-    diffusers reads no lora_A beside lora_down.
+    diffusers reads no lora_A beside lora_down; `_lora.down` is what only layers of an attention are called.
     """
     loras = (addend for addend in addends if addend.module.algorithm.name == "lora")
     own = next((addend for addend in loras if addend.module.name == layer.stem), None)
     names = {role: own.module.tensors[role][0].name for role in ("down", "up")} if own else {}
-    if own is None or (own.path != form.like and _COMMON.search(names["down"])):
-        return {role: f"{layer.bare}{name}" for role, name in form.names.items()}
-    return names
+    if own and (own.path == form.like or names["down"].startswith(f"{layer.bare}_")):
+        return names
+    return {role: f"{layer.bare}{name}" for role, name in form.names.items()}
 
 
 def _name_of(role: str, layer: Layer) -> str:

@@ -47,6 +47,7 @@ _SHARING = ("vera",)
 
 # What follows the name of a layer in those of its factors.
 _KOHYA_NAMES = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+_EARLY_NAMES = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
 _PEFT_NAMES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 
 # What a half of 0.01 % is: less is not worth a word.
@@ -245,11 +246,20 @@ def _alpha(parts: Sequence[Part], rank: int | None, like: Path | None) -> float 
 
 
 def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
-    """What follows a layer's name in those of its factors, as in a LoRA of a file; or as PEFT or kohya have it."""
+    """What follows a layer's name in those of its factors, as in a LoRA of a file; or as PEFT or kohya have it.
+
+    Beside an attention's factors as the first diffusers files have them, diffusers reads others of that time alone.
+    """
     dotted = _is_dotted(parts)
-    for file, module in _modules(parts):
-        if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name:
-            return {role: module.tensors[role][0].name.removeprefix(module.name) for role in ("down", "up")}, file.path
+    found = [
+        ({role: module.tensors[role][0].name.removeprefix(module.name) for role in ("down", "up")}, file.path)
+        for file, module in _modules(parts)
+        if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name
+    ]
+    if any(names["down"].startswith("_") for names, _ in found):
+        return dict(_EARLY_NAMES), None
+    if found:
+        return found[0]
     return dict(_PEFT_NAMES if dotted else _KOHYA_NAMES), None
 
 

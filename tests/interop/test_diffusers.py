@@ -320,6 +320,36 @@ def test_a_merge_of_files_that_name_a_unet_differently_loads_whole(
         assert_close(layer.get_delta_weight("merged"), sum(parts), 1e-5)
 
 
+@pytest.mark.parametrize("order", ["early later", "later early"])
+@pytest.mark.parametrize("later", ["lora_A lora_B", "lora.down lora.up"])
+def test_a_merge_with_a_file_of_the_first_diffusers_loads_whole(
+    later: str, order: str, run: Run, tmp_path: Path
+) -> None:
+    """Which has layers of some attentions, in names of their own; the other one lacks some of these."""
+    net = MODELS[0].make().eval()
+    layers = MODELS[0].layers(net)
+    tensors: dict[str, StateDict] = {"early": {}, "later": {}}
+    for name, layer in layers.items():
+        stems = {} if "attn1" in name else {"later": f"unet.{name}."}
+        if match := re.fullmatch(r"(up_blocks.+attn\d)\.(to_[a-z]+)(?:\.0)?", name):
+            stems["early"] = f"unet.{match[1]}.processor.{match[2]}_"
+        outputs, inputs, *kernel = layer.weight.shape
+        for file, stem in stems.items():
+            down, up = (later if file == "later" else "lora.down lora.up").split()
+            tensors[file][f"{stem}{down}.weight"] = torch.randn(2, inputs, *kernel)
+            tensors[file][f"{stem}{up}.weight"] = torch.randn(outputs, 2, *(1 for _ in kernel))
+    for file, own in tensors.items():
+        save_file(own, tmp_path / f"{file}.safetensors")
+    files = [tmp_path / f"{file}.safetensors" for file in (*order.split(), "merged")]
+    run.done("merge", *files[:2], "-o", files[2], "--family", "sd1")
+    for path in files:
+        load(MODELS[0], net, path, path.stem)
+    for name in layers:
+        layer = net.get_submodule(name)
+        if parts := [layer.get_delta_weight(part) for part in tensors if part in getattr(layer, "lora_A", ())]:
+            assert_close(layer.get_delta_weight("merged"), sum(parts), 1e-5)
+
+
 @pytest.mark.parametrize(("stem", "prefix"), [("kohya", ""), ("pipeline", "unet."), ("adapter", "")])
 def test_what_a_rank_makes_of_loha_is_a_lora_that_loads(
     stem: str, prefix: str, bake_file: BakeFile, tmp_path: Path
