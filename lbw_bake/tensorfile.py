@@ -133,14 +133,13 @@ class Header:
             }
         )
 
-    def encode(self, metadata: Mapping[str, str] | None) -> bytes:
+    def encode(self, metadata: Mapping[str, str]) -> bytes:
         """The bytes that precede the data section, padded with spaces to a multiple of 8.
 
-        Metadata come first, empty ones too, as the library's own writer has it; None leaves their entry out.
+        Metadata come first, even where there are none, as the library's own writer has it.
         """
-        entry = "" if metadata is None else f'"__metadata__":{_json(dict(metadata))}'
-        first = entry + "," * (bool(entry) and self._entries != "{}")
-        text = f"{{{first}{self._entries[1:]}".encode()
+        comma = "" if self._entries == "{}" else ","
+        text = f'{{"__metadata__":{_json(dict(metadata))}{comma}{self._entries[1:]}'.encode()
         text += b" " * (-len(text) % _ALIGNMENT)
         return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 

@@ -86,7 +86,7 @@ METADATA = [
 def test_a_header_that_is_read_and_written_is_the_same(tmp_path: Path, metadata: dict[str, str]) -> None:
     first = read_header(write_raw(tmp_path / "a.safetensors", every_dtype(), metadata, header_order=lambda name: name))
     data = (tmp_path / "a.safetensors").read_bytes()[first.data_start :]
-    (tmp_path / "b.safetensors").write_bytes(Header(first.tensors).encode(first.metadata or None) + data)
+    (tmp_path / "b.safetensors").write_bytes(Header(first.tensors).encode(first.metadata) + data)
     second = read_header(tmp_path / "b.safetensors")
     assert (second.tensors, second.metadata) == (first.tensors, metadata)
     assert second.data_start % 8 == 0
