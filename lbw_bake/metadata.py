@@ -40,7 +40,7 @@ def record_of(lora: Lora, weights: FamilyWeights, preset: str | None) -> dict[st
         "unet": options.unet,
         "elements": [str(element) for element in options.elements],
         "seed": options.seed,
-        "source": _text(lora.file.path.name),
+        "source": as_text(lora.file.path.name),
     }
 
 
@@ -67,16 +67,17 @@ def baked_metadata(lora: Lora, record: Mapping[str, Any], stem: str, *, update: 
     metadata[RECORD] = json.dumps(records if len(records) > 1 else record, ensure_ascii=False)
     if update:
         if _ALIAS in metadata:
-            metadata[_ALIAS] = _text(stem)
+            metadata[_ALIAS] = as_text(stem)
         family = lora.family
         if _BASE_MODEL not in metadata and family and family.base_model and not lora.doubt(family):
             metadata[_BASE_MODEL] = family.base_model
-            metadata |= {_V2: "True", **metadata} if family.name == "sd2" else {}
+            if family.name == "sd2":
+                metadata.setdefault(_V2, "True")
     return metadata
 
 
-def _text(name: str) -> str:
-    """A file's name as metadata can hold it: names are bytes to some systems, and not always UTF-8."""
+def as_text(name: str) -> str:
+    """A file's name as metadata and JSON can hold it: names are bytes to some systems, and not always UTF-8."""
     return os.fsencode(name).decode(errors="replace")
 
 

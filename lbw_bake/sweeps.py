@@ -25,6 +25,7 @@ from .cuda import choose_backend
 from .errors import FileFormatError, OutputError, PresetError, VariableError, WeightError
 from .families import Family
 from .lora import Lora, read_lora
+from .metadata import as_text
 from .planning import agree
 from .progress import Progress, part_of, silent
 from .recipes import Recipe, plan_by
@@ -98,7 +99,7 @@ class Sweep:
     def manifest(self) -> dict[str, Any]:
         """What every cell is and which file has it, as `manifest.json` says it."""
         return {
-            "source": os.fsencode(self.lora.file.path.name).decode(errors="replace"),
+            "source": as_text(self.lora.file.path.name),
             "axes": {name: {"kind": axis.kind, "cells": list(axis.labels)} for name, axis in self.axes.items()},
             "cells": [
                 {
