@@ -17,20 +17,15 @@ import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
 from .basemodel import ALL_ROWS, Rows, with_all_rows
-from .edits import Drop, Edit, edited
 from .errors import NotBakeableError
-from .factors import weigh
 from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
-from .rewrite import remade, rounded
-from .scaling import Bytes, itemsize, largest, numpy_dtype, round_to
+from .rewrite import Made, baked, rounded
+from .scaling import itemsize, largest, numpy_dtype, round_to
 from .tensordata import TensorData
 from .tensorfile import Tensor
 from .updates import Array, Read, arrays_of, flat, unread
-
-# A tensor to be written, and its bytes in pieces.
-Made = tuple[Tensor, Iterator[Bytes]]
 
 _WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
 _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same names everywhere
@@ -144,19 +139,15 @@ def add(layer: Layer, form: Form) -> Sum:
 
 def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
     """A module in its own form, as a bake writes it; its name may have to become the layer's."""
-    edits: dict[str, Edit] = {}
     own = addend.module.name
     if "." in own and own != layer.stem and addend.module.algorithm.name not in _PORTABLE | {*_WHOLE}:
         raise NotBakeableError(
             f"{addend.path}: {own} is {addend.module.algorithm_name}, which kohya's names have no place for",
             "leave this file out, or merge it with files of its own spelling",
         )
-    weigh(addend.module, addend.weight * addend.unsaid, dtype, addend.data.survey, edits)
-    for tensor in addend.module.all_tensors:
-        edit = edits.get(tensor.name)
-        if not isinstance(edit, Drop):
-            name = tensor.name if own.startswith("oft_") else tensor.name.replace(own, layer.stem, 1)
-            yield replace(edited(tensor, edit), name=name), remade(tensor, edit, addend.data)
+    for tensor, pieces in baked(addend.module, addend.weight * addend.unsaid, dtype, addend.data):
+        name = tensor.name if own.startswith("oft_") else tensor.name.replace(own, layer.stem, 1)
+        yield replace(tensor, name=name), pieces
 
 
 def _made(name: str, array: Array, dtype: str) -> Made:

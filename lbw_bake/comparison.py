@@ -19,14 +19,12 @@ import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import scales_of
-from .edits import Drop, Edit, edited
 from .errors import LbwError, NotALoraError, NotBakeableError
-from .factors import weigh
 from .families import FAMILIES, OTHER, Family, Place
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
-from .rewrite import remade
+from .rewrite import baked
 from .scaling import FLOATS
 from .tensordata import TensorData
 from .tensorfile import Tensor
@@ -48,6 +46,9 @@ class Share:
     original: float = 0.0
     both: float = 0.0
     baked: float = 0.0
+
+    def __add__(self, other: Share) -> Share:
+        return Share(self.original + other.original, self.both + other.both, self.baked + other.baked)
 
     @property
     def weight(self) -> float | None:
@@ -111,7 +112,7 @@ class Comparison:
         by_block: dict[str, list[Share]] = {block: [] for block in (*self.family.blocks, OTHER)}
         for _, place, share in self.shares.values():
             by_block[place.block].append(share)
-        return {block: (_sum(shares), len(shares)) for block, shares in by_block.items() if shares}
+        return {block: (sum(shares, Share()), len(shares)) for block, shares in by_block.items() if shares}
 
 
 def diff(original: str | PathLike[str], baked: str | PathLike[str], *, family: str | None = None) -> Comparison:
@@ -136,7 +137,7 @@ def diff(original: str | PathLike[str], baked: str | PathLike[str], *, family: s
         for name, (module, place) in old.items():
             if share := _share(module, new.get(name), (a.read, b.read), scales):
                 shares[name] = (module, place, share)
-        altered = tuple(_altered(one, two, known, a, b))
+        altered = _altered(one, two, known, a, b)
         contradictions = _contradictions(one, two, known, shares, altered, partial(_is_baked, a=a, b=b))
     return Comparison(
         one,
@@ -169,30 +170,29 @@ def _share(module: Module, other: Module | None, reads: tuple[Read, Read], scale
     return share if all(map(math.isfinite, (share.original, share.both, share.baked))) else None
 
 
-def _altered(one: Lora, two: Lora, family: Family, a: TensorData, b: TensorData) -> Iterator[str]:
-    """The tensors that every bake copies and that are not the same in both files."""
+def _altered(one: Lora, two: Lora, family: Family, a: TensorData, b: TensorData) -> tuple[str, ...]:
+    """The names of tensors that every bake copies and that are not the same in both files."""
     old, new = ({tensor.name: tensor for tensor in lora.loose(family)} for lora in (one, two))
     ours, theirs = ({tensor.name: tensor for tensor in _integers(lora)} for lora in (one, two))
     old |= {name: tensor for name, tensor in ours.items() if name in theirs}  # modules may be made anew, and removed
     new |= {name: tensor for name, tensor in theirs.items() if name in ours}
-    for name in old | new:
-        first, second = old.get(name), new.get(name)
-        same = first and second and (first.dtype, first.shape) == (second.dtype, second.shape)
-        if not (first and second and same) or not all(map(np.array_equal, a.pieces(first), b.pieces(second))):
-            yield name
+    both = ((name, tensor, new[name]) for name, tensor in old.items() if name in new)
+    same = {
+        name
+        for name, first, second in both
+        if _are_alike(first, second) and all(map(np.array_equal, a.pieces(first), b.pieces(second)))
+    }
+    return tuple(name for name in old | new if name not in same)
+
+
+def _are_alike(one: Tensor, other: Tensor) -> bool:
+    return (one.dtype, one.shape) == (other.dtype, other.shape)
 
 
 def _integers(lora: Lora) -> Iterator[Tensor]:
     """Tensors of modules that hold no floats."""
     tensors = (tensor for module in lora.grouping.modules for tensor in module.all_tensors)
     return (tensor for tensor in tensors if tensor.dtype not in FLOATS)
-
-
-def _sum(shares: Iterable[Share]) -> Share:
-    total = Share()
-    for share in shares:
-        total = Share(total.original + share.original, total.both + share.both, total.baked + share.baked)
-    return total
 
 
 def _contradictions(
@@ -270,23 +270,17 @@ def _is_baked(module: Module, written: Module, weight: float, a: TensorData, b: 
 def _is_baked_to(
     dtype: str | None, module: Module, there: Mapping[str, Tensor], weight: float, a: TensorData, b: TensorData
 ) -> bool:
-    edits: dict[str, Edit] = {}
     try:
-        weigh(module, weight, dtype, a.survey, edits)
+        wanted = baked(module, weight, dtype, a)
     except NotBakeableError:
         return False
-    kept = [(tensor, edit) for tensor in module.all_tensors if not isinstance(edit := edits.get(tensor.name), Drop)]
-    if {edited(*both).name for both in kept} != there.keys():
+    if {tensor.name for tensor, _ in wanted} != there.keys():
         return False
-    for tensor, edit in kept:
-        wanted = edited(tensor, edit)
-        got = there[wanted.name]
-        if (got.dtype, got.shape) != (wanted.dtype, wanted.shape):
-            return False
-        made, written = (b"".join(map(bytes, pieces)) for pieces in (remade(tensor, edit, a), b.pieces(got)))
-        if made != written:
-            return False
-    return True
+    pairs = ((tensor, pieces, there[tensor.name]) for tensor, pieces in wanted)
+    return all(
+        _are_alike(tensor, got) and b"".join(map(bytes, pieces)) == b"".join(map(bytes, b.pieces(got)))
+        for tensor, pieces, got in pairs
+    )
 
 
 def _recorded_weights(record: Mapping[str, Any], lora: Lora) -> dict[str, float]:

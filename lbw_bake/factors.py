@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 import numpy as np
 
 from .algorithms import ADDITIVE, MAGNITUDES, carriers_among
-from .edits import LEAVE_OUT, Compute, Drop, Edit, Fill, towards
+from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, Fill, towards
 from .errors import NotBakeableError
 from .modules import Module
 from .scaling import FLOAT8, FLOATS, Multiply, Survey, largest
@@ -25,11 +25,15 @@ _WIDEST = frozenset(["BF16", "F32", "F64"])  # float32 has no room for what is b
 _PRECIOUS = ("alpha", "scale", "rescale", "oft_diag", *MAGNITUDES)
 
 
-def weigh(module: Module, weight: float, dtype: str | None, look: Look, edits: dict[str, Edit]) -> str:
-    """Add to the edits of a treatment, if there is one, what gives a module its weight; returns what that is called.
+def weigh(
+    module: Module, weight: float, dtype: str | None, look: Look, treated: Edits | None = None
+) -> tuple[str, dict[str, Edit]]:
+    """What gives a module its weight: the action's name, and an edit for every tensor that is not copied.
 
-    `dtype` (`F16`) is what floating tensors become, None keeps theirs. Raises NotBakeableError.
+    `dtype` (`F16`) is what floating tensors become, None keeps theirs; `treated` are the edits of a treatment, which
+    come first. Raises NotBakeableError.
     """
+    edits: dict[str, Edit] = dict(treated or {})
     if weight == 1.0 or module.algorithm.fixed:
         action = COPIED
     elif weight == 0.0:
@@ -38,7 +42,7 @@ def weigh(module: Module, weight: float, dtype: str | None, look: Look, edits: d
         action = SCALED
         _scale(module, weight, dtype, look, edits)
     _encode(module, dtype, look, edits)
-    return action
+    return action, edits
 
 
 def _neutralise(module: Module, edits: dict[str, Edit]) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from .edits import LEAVE_OUT, Compute, Edit
+from .edits import LEAVE_OUT, Compute
 from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
 from .factors import Look, weigh
 from .families import Family, Place
@@ -59,8 +59,7 @@ def make_plan(
     decisions = []
     for module, place, weight in weighed:
         treatment = treatments.get(module.name)
-        edits: dict[str, Edit] = dict(treatment.edits) if treatment else {}
-        action = weigh(module, weight, dtype, look, edits)
+        action, edits = weigh(module, weight, dtype, look, treatment.edits if treatment else None)
         decisions.append(Decision(module, place, weight, action, edits, treatment))
     plan = Plan(lora, weights, tuple(decisions))
     _check_names(plan)

@@ -17,7 +17,9 @@ import numpy as np
 from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
 from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
+from .factors import weigh
 from .metadata import DataHashes, baked_metadata, record_of, stale_hashes, without_hashes
+from .modules import Module
 from .plan import Plan
 from .progress import Progress, part_of, silent
 from .scaling import (
@@ -38,6 +40,9 @@ from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Array
+
+# A tensor to be written, and its bytes in pieces.
+Made = tuple[Tensor, Iterator[Bytes]]
 
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
@@ -242,7 +247,7 @@ class _Writer:
         if isinstance(edit, Drop):
             return None
         if isinstance(edit, Fill | Compute):
-            for piece in remade(tensor, edit, self._data):
+            for piece in _remade(tensor, edit, self._data):
                 self.copy(piece)
             return None
         return self._multiply(tensor, edit) if edit else self.copy
@@ -334,7 +339,14 @@ def rounded(name: str, dtype: str, values: Array) -> Iterator[Bytes]:
         yield stored.view(np.uint8)
 
 
-def remade(tensor: Tensor, edit: Multiply | Fill | Compute | None, data: TensorData) -> Iterator[Bytes]:
+def baked(module: Module, weight: float, dtype: str | None, data: TensorData) -> list[Made]:
+    """A module's tensors as a bake writes them at a weight. Raises NotBakeableError."""
+    _, edits = weigh(module, weight, dtype, data.survey)
+    kept = ((tensor, edits.get(tensor.name)) for tensor in module.all_tensors)
+    return [(edited(tensor, edit), _remade(tensor, edit, data)) for tensor, edit in kept if not isinstance(edit, Drop)]
+
+
+def _remade(tensor: Tensor, edit: Multiply | Fill | Compute | None, data: TensorData) -> Iterator[Bytes]:
     """The bytes an edit makes of a tensor, in pieces. Raises NotBakeableError for computed values not finite."""
     if isinstance(edit, Fill):
         yield from _constant(edit, edited(tensor, edit).nbytes)
