@@ -105,18 +105,19 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None)
                 "merge LoRAs of one family; --family names it where it is told wrong",
             )
         common = shared
-    alike = ((replace(lora, candidates=common), weights) for lora, weights in read)
     parts = []
-    for lora, weights in alike:
+    for lora, weights in read:
+        alike = replace(lora, candidates=common)
         try:
-            agreed = agree(lora, weights.for_family)
+            agreed = agree(alike, weights.for_family)
         except VariableError as error:
             raise error.where({}).about(lora.file.path) from None
         except WeightError as error:
             raise error.about(lora.file.path) from None
-        parts.append(Part(lora, agreed, weights.preset, tuple(weights.remarks(agreed.family))))
-    if len(parts) == 1 and (said := copied_untouched(parts[0].lora, parts[0].weights.family)):
-        return [replace(parts[0], remarks=(*parts[0].remarks, said))]
+        said = weights.remarks(agreed.family)
+        if len(read) == 1 and (untouched := copied_untouched(alike, agreed.family)):
+            said.append(untouched)
+        parts.append(Part(alike, agreed, weights.preset, tuple(said)))
     return parts
 
 
@@ -152,23 +153,24 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
                     spool.put(*made)
             sums.append(summed)
             progress(len(sums) / len(layers))
-        for tensor in parts[0].lora.loose(parts[0].weights.family) if len(parts) == 1 else ():
-            spool.put(tensor, inputs[0].pieces(tensor))
+        left_out = [(part, part.lora.loose(part.weights.family)) for part in parts]
+        if len(parts) == 1:
+            _, loose = left_out.pop()
+            for tensor in loose:
+                spool.put(tensor, inputs[0].pieces(tensor))
         for data in inputs:
             data.check_unchanged()
-        header, hashes = _head(parts, (output or first).stem, spool.tensors, form.alpha, how)
+        ranks = _ranks(spool.tensors)
+        header, hashes = _head(parts, (output or first).stem, spool.tensors, _trained(ranks, form.alpha), how)
         nbytes = len(header.encode(hashes.metadata())) + spool.end
-        left_out = [(part, part.lora.loose(part.weights.family)) for part in parts] if len(parts) > 1 else []
-        names = tuple(tensor.name for _, strays in left_out for tensor in strays)
+        names = tuple(tensor.name for _, loose in left_out for tensor in loose)
         warnings = (
             *_warnings(parts, layers, left_out),
             *_unloaded(parts, spool.tensors),
-            *(_uneven(parts, spool.tensors) if form.alpha is None else ()),
+            *_uneven(parts, ranks, form.alpha),
             *(_untruncated(sums, how.rank) if how.rank else ()),
         )
-        merged = Merged(
-            nbytes, len(layers), tuple(_ranks(spool.tensors)), how.rank, _by_block(layers, sums), names, warnings
-        )
+        merged = Merged(nbytes, len(layers), ranks, how.rank, _by_block(layers, sums), names, warnings)
         if how.strict and (merged.warnings or merged.losses):
             raise StrictError(output if output and len(parts) > 1 else first, merged.warnings + merged.losses)
         if output and spool.file:
@@ -212,8 +214,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
                     f"{part.lora.file.path}: {module.name} is {module.algorithm_name}, whose modules share tensors",
                     "one file cannot hold those of several; leave this one out",
                 )
-            whole = not module.linear or bool(module.algorithm.matrices)
-            difference = remedies.difference(module, place) if whole else None
+            difference = remedies.difference(module, place)
             stem, key, rows = spelling.layer_of(module, place)
             if difference:  # `oft_unet_` is a name that only OFT has
                 stem = re.sub("^oft_", "lora_", stem)
@@ -302,12 +303,12 @@ def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:
 
 
 def _head(
-    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], alpha: float | None, how: Recipe
+    parts: Sequence[Part], stem: str, tensors: Sequence[Tensor], trained: Mapping[str, str], how: Recipe
 ) -> tuple[Header, DataHashes]:
     """The header of a file of this stem, and its metadata, whose hashes are still to be taken."""
     metadata = baked_metadata(parts[0].lora, _record(parts, how), stem, update=True)
     metadata.pop(ADAPTER_METADATA, None)
-    metadata |= {name: value for name, value in _trained(tensors, alpha).items() if name in metadata}
+    metadata |= {name: value for name, value in trained.items() if name in metadata}
     header = Header(tensors)
     return header, DataHashes(header, metadata)
 
@@ -323,16 +324,15 @@ def _write(output: Path, header: Header, hashes: DataHashes, spool: IO[bytes], *
         write_all(target, header.encode(hashes.metadata()))
 
 
-def _trained(tensors: Sequence[Tensor], alpha: float | None) -> dict[str, str]:
+def _trained(ranks: Sequence[int], alpha: float | None) -> dict[str, str]:
     """What kohya's trainer says of ranks and alphas, and its resizing script of those that differ."""
-    ranks = _ranks(tensors)
     said = {_RANK: str(ranks[0]) if len(ranks) == 1 else "Dynamic"} if ranks else {}
     return said if alpha is None else {**said, _ALPHA: f"{alpha:g}"}
 
 
-def _ranks(tensors: Iterable[Tensor]) -> list[int]:
+def _ranks(tensors: Iterable[Tensor]) -> tuple[int, ...]:
     """The distinct ranks of modules."""
-    return sorted({module.rank for module in group_modules(tensors).modules if module.rank})
+    return tuple(sorted({module.rank for module in group_modules(tensors).modules if module.rank}))
 
 
 def _by_block(layers: Iterable[Layer], sums: Iterable[Sum]) -> dict[str, float]:
@@ -368,10 +368,9 @@ def _unloaded(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]
         yield f"{what}, which PEFT and diffusers do not load: --rank makes products of them"
 
 
-def _uneven(parts: Sequence[Part], tensors: Iterable[Tensor]) -> Iterator[str]:
+def _uneven(parts: Sequence[Part], ranks: Sequence[int], alpha: float | None) -> Iterator[str]:
     """What is said of ranks that differ, as those of no file did, where no alpha says what they mean."""
-    ranks = _ranks(tensors)
-    if len(ranks) > 1 and all(len(_ranks(part.lora.file.tensors)) < 2 for part in parts):
+    if alpha is None and len(ranks) > 1 and all(len(_ranks(part.lora.file.tensors)) < 2 for part in parts):
         found = ", ".join(map(str, ranks))
         yield f"ranks {found} and no alpha: diffusers before 0.40 takes the first rank for all; --rank evens them out"
 
