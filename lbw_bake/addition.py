@@ -46,6 +46,10 @@ class Form:
     names: Mapping[str, str]
     like: Path | None = None
 
+    def unloaded(self, rank: int) -> float:
+        """What undoes the alpha / rank that loaders multiply a product of this rank by."""
+        return 1.0 if self.alpha is None else rank / self.alpha
+
 
 @dataclass(frozen=True, slots=True)
 class Addend:
@@ -127,6 +131,10 @@ def add(layer: Layer, form: Form) -> Sum:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
     total, lost = _product(layer, addends, summed, form)
+    if "up_bias" in summed and not (total and _has_bias(layer, addends, form)):
+        summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
+    if total:  # loaders multiply these by alpha / rank with the product
+        summed |= {role: summed[role] * form.unloaded(total.rank) for role in INSIDE if role in summed}
     arrays = {} if total is None else _factors(layer, addends, total, form)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
     made = [_made(name, array, layer.stored) for name, array in arrays.items()]
@@ -187,10 +195,6 @@ def _product(
 
     Its factors are those of the files, each with all that multiplies it, unless truncation makes new ones.
     """
-
-    def unloaded(rank: int) -> float:
-        return 1.0 if form.alpha is None else rank / form.alpha
-
     products = [(addend, _low_rank(addend)) for addend in addends if addend.kind in FORMS]
     sizes = {f"{len(one.up)} x {one.down.shape[1]}": addend.path for addend, one in products}
     if len(sizes) > 1:
@@ -198,7 +202,7 @@ def _product(
         raise NotBakeableError(f"{layer.stem} is of several sizes: {found}", "merge LoRAs of one model")
     rank, full = sum(one.rank for _, one in products), any(addend.kind == "full" for addend in addends)
     anew = full or bool(form.rank and rank > form.rank)
-    factor = 1.0 if anew else unloaded(rank)
+    factor = 1.0 if anew else form.unloaded(rank)
     limit = largest(layer.stored)
     scaled = [one.times(addend.weight * addend.scale * factor, limit) for addend, one in products]
     total, lost = concatenate(scaled) if scaled else None, (0.0, 0.0)
@@ -210,14 +214,10 @@ def _product(
         total = factored(summed.pop("diff")) if lower else None
     if anew and form.rank and total:
         total, lost = _truncated(total, form.rank, form.device)
-        total = total.times(unloaded(total.rank), limit)
+        total = total.times(form.unloaded(total.rank), limit)
     elif form.rank:
-        size = _size(total) / unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
+        size = _size(total) / form.unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
         lost = (0.0, size)
-    if "up_bias" in summed and not (total and _has_bias(layer, addends, form)):
-        summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
-    if total:  # loaders multiply these by alpha / rank with the product
-        summed |= {role: summed[role] * unloaded(total.rank) for role in INSIDE if role in summed}
     return total, lost
 
 
