@@ -206,7 +206,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     usual = _common_dtype(parts[0].lora.file.tensors)
     for part, (_, modules), data in zip(parts, placed, inputs, strict=True):
         check_origin(part.lora)
-        remedies = Remedies(part.lora, part.weights, means, data.read)
+        remedies = Remedies(part.lora, part.weights.family, means, data.read)
         scale_of = scales_of(part.lora)
         for module, place in modules:
             if len(parts) > 1 and module.algorithm.name in _SHARING:

@@ -79,7 +79,7 @@ def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData
         from .remedies import Means, Remedies
 
         means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)
-        treat = Remedies(lora, weights, means, data.read)
+        treat = Remedies(lora, weights.family, means, data.read)
     plan = make_plan(lora, weights, data.survey, DTYPES[recipe.dtype], treat)
     if recipe.prune:
         from .prune import prune

@@ -26,13 +26,12 @@ from .cuda import algebra_device
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, fitting, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
-from .families import Place
+from .families import Family, Place
 from .lora import Lora
 from .modules import Module
 from .plan import Treatment
 from .scaling import FLOATS, Multiply, numpy_dtype, round_to
 from .updates import MISFIT, Array, Arrays, Read, alpha_of
-from .weights import FamilyWeights
 
 if TYPE_CHECKING:
     import torch
@@ -69,8 +68,8 @@ class Means:
 class Remedies:
     """Treats the modules of one file, read with `read`; an instance is a `plan.Treat`."""
 
-    def __init__(self, lora: Lora, weights: FamilyWeights, means: Means, read: Read) -> None:
-        self._lora, self._family, self._means, self._read = lora, weights.family, means, read
+    def __init__(self, lora: Lora, family: Family, means: Means, read: Read) -> None:
+        self._family, self._means, self._read = family, means, read
         self._scale_of = scales_of(lora)
         self._latest: tuple[str, Arrays] = "", {}
 
@@ -80,14 +79,24 @@ class Remedies:
         exactly = {"set": self._set, "oft": self._rotated, "dora": self._decomposed}.get(kind)
         if exactly is None:
             return ""
-        if not self._means.base and (kind == "set" or not self._means.inexact):
-            return _BASE if kind == "set" else _EITHER
-        if not self._means.base and kind == "dora":
-            return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
+        if not self._means.base:
+            return self._nearly(kind, module, weight, dtype)
         if kind != "set":
             _require_torch()
         with fitting(module.name):
-            return exactly(module, place, weight, dtype) if self._means.base else self._turned(module, weight, dtype)
+            return exactly(module, place, weight, dtype)
+
+    def _nearly(self, kind: str, module: Module, weight: float, dtype: str | None) -> Treatment | str:
+        """The treatment without a base model, if there is one and it is allowed; or what would make one possible."""
+        if kind == "set":
+            return _BASE
+        if not self._means.inexact:
+            return _EITHER
+        if kind == "dora":
+            return Treatment({}, _PEFT if "magnitude" in module.tensors else _NAIVE, means={"inexact": "allow"})
+        _require_torch()
+        with fitting(module.name):
+            return self._rotated_nearly(module, weight, dtype)
 
     def difference(self, module: Module, place: Place) -> Callable[[Read], Array] | None:
         """What makes the module's whole update on the base model, of the layer's shape; None if nothing can.
@@ -100,19 +109,9 @@ class Remedies:
         _require_torch()
         with fitting(module.name):
             if kind == "oft":
-                return self._turn(module, place)[1]
+                return self._rotation_update(module, place)[1]
             _, _, dora = self._dora(module, place)
-        return self._whole(module, dora)
-
-    @staticmethod
-    def _whole(module: Module, dora: Callable[[Read], Dora]) -> Callable[[Read], Array]:
-        """The update of a DoRA in the layer's shape: an embedding is stored the other way around."""
-
-        def update(read: Read) -> Array:
-            whole = dora(read).update()
-            return (whole.mT if module.algorithm.name == "lora_embedding" else whole).cpu().numpy()
-
-        return update
+        return _whole(module, dora)
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -127,10 +126,10 @@ class Remedies:
         return self._exactly({tensor.name: Compute(tensor.name, "F32", tensor.shape, values)})
 
     def _rotated(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
-        base, difference = self._turn(module, place)
+        base, difference = self._rotation_update(module, place)
         return self._exactly(_in_full(module, base, dtype, lambda read: weight * difference(read)))
 
-    def _turn(self, module: Module, place: Place) -> tuple[BaseWeight, Callable[[Read], Array]]:
+    def _rotation_update(self, module: Module, place: Place) -> tuple[BaseWeight, Callable[[Read], Array]]:
         base = self._base.weight(module, place.component)
         rows = sum(block.shape[-3] * block.shape[-1] for block in module.tensors["oft_blocks"])
         _check(rows == base.shape[0], module, base)
@@ -149,9 +148,8 @@ class Remedies:
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
-            return self._exactly(
-                _in_full(module, base, dtype, lambda read: weight * self._whole(module, dora)(read)), **used
-            )
+            update = _whole(module, dora)
+            return self._exactly(_in_full(module, base, dtype, lambda read: weight * update(read)), **used)
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 
         def rounded(name: str, values: torch.Tensor) -> torch.Tensor:
@@ -179,13 +177,12 @@ class Remedies:
         def dora(read: Read) -> Dora:
             floats = {name: group[0] for name, group in module.tensors.items() if group[0].dtype in FLOATS}
             factors = {name: self._tensor(read(tensor)) for name, tensor in floats.items()}
-            w = self._tensor(base.read())
-            w = w.mT if module.algorithm.name == "lora_embedding" else w
+            w = _oriented(module, self._tensor(base.read()))
             return Dora(module.name, module.algorithm.name, factors, w, scale, factors[role].flatten(), reading)
 
         return base, reading, dora
 
-    def _turned(self, module: Module, weight: float, dtype: str | None) -> Treatment:
+    def _rotated_nearly(self, module: Module, weight: float, dtype: str | None) -> Treatment:
         """Blocks times r turn by r times the angle; the constraint of COFT must grow with them."""
         from .nonlinear import Rotation, rotation_error
 
@@ -231,8 +228,7 @@ class Remedies:
 
         shape = module.shapes[role]
         shapes = {name: torch.empty(shape, device="meta") for name, shape in module.shapes.items()}
-        w = torch.empty(base.shape, device="meta")
-        w = w.mT if module.algorithm.name == "lora_embedding" else w
+        w = _oriented(module, torch.empty(base.shape, device="meta"))
         try:
             update(module.algorithm.name, shapes, w)
         except (*MISFIT, RuntimeError):
@@ -272,6 +268,16 @@ def _kind(module: Module) -> str:
 
 def _magnitude(module: Module) -> str:
     return next(role for role in MAGNITUDES if role in module.tensors)
+
+
+def _whole(module: Module, dora: Callable[[Read], Dora]) -> Callable[[Read], Array]:
+    """What makes the update of a DoRA, in the layer's shape."""
+    return lambda read: _oriented(module, dora(read).update()).cpu().numpy()
+
+
+def _oriented(module: Module, weight: torch.Tensor) -> torch.Tensor:
+    """A layer's weight as the factors see it, or the other way: that of an embedding is stored transposed."""
+    return weight.mT if module.algorithm.name == "lora_embedding" else weight
 
 
 def _require_torch() -> None:
