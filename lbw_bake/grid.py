@@ -43,6 +43,10 @@ class Plot:
     names: Mapping[tuple[str | None, str | None, str | None], str]
     analysis: bool
 
+    def name(self, x: str | None, y: str | None = None, z: str | None = None) -> str:
+        """The name of a cell's picture, empty if there is no such cell."""
+        return self.names.get((x, y, z), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
@@ -171,14 +175,11 @@ def _longest(plot: Plot) -> int:
 def _plotted(plot: Plot, small: Mapping[str, Image]) -> list[Row]:
     """Columns x, rows y, one sheet under the other for z; a single long row is wrapped."""
     if set(plot.labels) == {"x"}:
-        return [
-            Row(tuple(small.get(plot.names.get((x, None, None), "")) for x in part), part)
-            for part in _parts(plot.labels["x"])
-        ]
+        return [Row(tuple(small.get(plot.name(x)) for x in part), part) for part in _parts(plot.labels["x"])]
     columns, lines, sheets = (plot.labels.get(name, (None,)) for name in "xyz")
     return [
         Row(
-            tuple(small.get(plot.names.get((x, y, z), "")) for x in columns),
+            tuple(small.get(plot.name(x, y, z)) for x in columns),
             tuple(x or "" for x in columns) if y == lines[0] else (),
             ", ".join(filter(None, (z, y))),
         )
@@ -189,10 +190,10 @@ def _plotted(plot: Plot, small: Mapping[str, Image]) -> list[Row]:
 
 def _changed(plot: Plot, found: Mapping[str, Path], threshold: int) -> dict[str, float]:
     """Block -> the share of pixels of the full LoRA's picture, in its own size, that are others without the block."""
-    paths = {label: found.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
+    paths = {label: found.get(plot.name(label)) for label in plot.labels["x"]}
     path = paths.pop(FULL, None)
     if path is None:
-        name = plot.names.get((FULL, None, None), FULL)
+        name = plot.name(FULL) or FULL
         raise FileFormatError(Path(name), "is missing: the picture of the full LoRA", f"draw it as {name}.png")
     full = _read(path)
     return {label: _share(_difference(full, _read(path)), threshold) for label, path in paths.items() if path}
@@ -202,16 +203,19 @@ def _analysed(plot: Plot, small: Mapping[str, Image], changed: Mapping[str, floa
     """Each picture with its share of changed pixels, and below it its difference to the full LoRA's."""
     from PIL import ImageChops
 
-    pictures = {label: small.get(plot.names.get((label, None, None), "")) for label in plot.labels["x"]}
-    full = pictures[FULL]
+    full = small[plot.name(FULL)]
+
+    def difference(label: str) -> Image | None:
+        if label not in changed:
+            return None
+        image = _difference(full, small[plot.name(label)])
+        return ImageChops.invert(image) if inverted else image
+
     rows: list[Row] = []
-    for part in _parts(tuple(pictures)):
+    for part in _parts(tuple(dict.fromkeys(plot.labels["x"]))):
         captions = tuple(f"{label}  {changed[label]:.1%}" if label in changed else label for label in part)
-        rows.append(Row(tuple(pictures[label] for label in part), captions))
-        pairs = [(full, pictures[label]) if label in changed else (None, None) for label in part]
-        differences = [_difference(one, other) if one and other else None for one, other in pairs]
-        shown = [ImageChops.invert(image) if image and inverted else image for image in differences]
-        rows.append(Row(tuple(shown), framed=False))
+        rows.append(Row(tuple(small.get(plot.name(label)) for label in part), captions))
+        rows.append(Row(tuple(map(difference, part)), framed=False))
     return rows
 
 
