@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from .algorithms import Shape
 from .atomic import atomic_write, claim, flush, make_room, refusals, write_all
 from .edits import Compute, Drop, Fill, edited, fitting
 from .errors import NotBakeableError, StrictError
@@ -77,14 +77,10 @@ class Target:
     update_metadata: bool = True
 
     @property
-    def record(self) -> dict[str, Any]:
-        """What the output's metadata say of the bake."""
-        return record_of(self.plan.lora, self.plan.weights, self.preset) | self.plan.means
-
-    @property
     def metadata(self) -> dict[str, str]:
         """The output's metadata, but for the hashes of its data."""
-        return baked_metadata(self.plan.lora, self.record, self.output.stem, update=self.update_metadata)
+        record = record_of(self.plan.lora, self.plan.weights, self.preset) | self.plan.means
+        return baked_metadata(self.plan.lora, record, self.output.stem, update=self.update_metadata)
 
     def written_before(self) -> bool:
         """Whether the output is there as this would write it, as far as metadata, forms and tensors' beginnings tell.
@@ -92,12 +88,11 @@ class Target:
         Raises FileFormatError.
         """
         there = read_header(self.output)
-        forms = [
-            {(one.name, one.dtype, one.shape) for one in tensors}
-            for tensors in (there.tensors, self.plan.outputs().values())
-        ]
-        same = without_hashes(there.metadata) == without_hashes(self.metadata) and forms[0] == forms[1]
-        return same and _made_of(self.plan, there)
+        return (
+            without_hashes(there.metadata) == without_hashes(self.metadata)
+            and _forms(there.tensors) == _forms(self.plan.outputs().values())
+            and _begins_as(self.plan, there)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +103,11 @@ class Rewritten:
     warnings: tuple[str, ...]
 
 
-def _made_of(plan: Plan, there: TensorFile) -> bool:
+def _forms(tensors: Iterable[Tensor]) -> set[tuple[str, str, Shape]]:
+    return {(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors}
+
+
+def _begins_as(plan: Plan, there: TensorFile) -> bool:
     """Whether a file's tensors begin as the plan makes them of its input."""
     written = {tensor.name: tensor for tensor in there.tensors}
     edits = plan.edits

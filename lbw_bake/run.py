@@ -93,11 +93,11 @@ def _attempt(job: Job, progress: Progress) -> list[Outcome]:
         return [_failed(job, output, error, began) for output, _ in job.outputs]
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
     # What is streamed reads the input once for all outputs; what is truncated is computed for each by itself.
-    together = [[one] for one in planned] if how.rank else [planned]
-    parts = (part_of(progress, i / len(together), 1 / len(together)) for i in range(len(together)))
-    return [
-        outcome for group, part in zip(together, parts, strict=True) for outcome in _make(job, group, how, began, part)
-    ]
+    groups = [[one] for one in planned] if how.rank else [planned]
+    outcomes: list[Outcome] = []
+    for i, group in enumerate(groups):
+        outcomes += _make(job, group, how, began, part_of(progress, i / len(groups), 1 / len(groups)))
+    return outcomes
 
 
 def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progress: Progress) -> list[Outcome]:

@@ -35,12 +35,10 @@ _LARGEST = 1 << 27
 
 
 def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
-    """The Frobenius norm of the module's update at weight 1.
+    """The Frobenius norm of the module's update at weight 1, biases included.
 
-    None where it depends on the base model, is not finite, or cannot be told from such tensors.
-
-    `read` gives a tensor as an array. DoRA counts without its magnitude, GLoRA without the part that multiplies
-    the base weight. Biases belong to the update.
+    None where it depends on the base model, is not finite, or cannot be told from such tensors. DoRA counts without
+    its magnitude, GLoRA without the part that multiplies the base weight. `read` gives a tensor as an array.
     """
     if not measurable(module):
         return None
@@ -88,13 +86,13 @@ def arrays_of(module: Module, read: Read) -> dict[str, Array]:
 
 @np.errstate(all="ignore")  # NaN and infinity in a file make a product that says so
 def inner(module: Module, a: Arrays, b: Arrays, scale: float) -> float:
-    """The inner product of the updates of two modules of one algorithm and layer.
+    """The inner product of the updates of two modules of one algorithm and layer, given their arrays.
 
-    Given their arrays, and the product of what multiplies their products. GLoRA's second product counts as an update
-    of its own.
+    `scale` is what multiplies the one's product times what multiplies the other's. GLoRA's second product counts as an
+    update of its own.
     """
-    sums = {role: float(np.vdot(a[role], b[role])) for role in ADDITIVE if role in a and role in b}
-    total = sum(value * (scale if role in INSIDE else 1.0) for role, value in sums.items())
+    added = (role for role in ADDITIVE if role in a and role in b)
+    total = sum(float(np.vdot(a[role], b[role])) * (scale if role in INSIDE else 1.0) for role in added)
     if product := _INNER.get(module.algorithm.name):
         total += product(a, b) * scale
     return total
