@@ -105,6 +105,11 @@ def parse_key(name: str) -> Key | None:
     return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
 
 
+def difference_stem(stem: str) -> str:
+    """What a module is called as a full difference: `oft_unet_` is a prefix that only OFT has, and few loaders know."""
+    return re.sub("^oft_", "lora_", stem)
+
+
 def split_prefix(stem: str) -> tuple[str, str, str]:
     """The component a stem names, what of it says so, and the path that follows."""
     match = _PREFIX.match(stem)

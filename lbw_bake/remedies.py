@@ -9,7 +9,6 @@ runs when a tensor is written, module by module.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,6 +26,7 @@ from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, fitting, stored_as, to
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
 from .families import Family, Place
+from .keys import difference_stem
 from .lora import Lora
 from .modules import Module
 from .plan import Treatment
@@ -286,18 +286,15 @@ def _require_torch() -> None:
 
 
 def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Callable[[Read], Array]) -> Edits:
-    """A module as its full difference, in place of its first tensor; biases stay beside it.
-
-    kohya's `oft_unet_` is a name that only OFT has, and most loaders do not know.
-    """
+    """A module as its full difference, in place of its first tensor; biases stay beside it."""
     first, *others = (
         tensor for role, group in module.tensors.items() for tensor in group if role == "diff" or role not in ADDITIVE
     )
-    stem = re.sub("^oft_", "lora_", module.name)
     floats = (tensor for tensor in module.all_tensors if tensor.dtype in FLOATS)
     largest = max(floats, key=lambda tensor: tensor.size)
+    name = f"{difference_stem(module.name)}.diff"
     edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
-    return edits | {first.name: Compute(f"{stem}.diff", stored_as(largest, dtype), base.shape, difference)}
+    return edits | {first.name: Compute(name, stored_as(largest, dtype), base.shape, difference)}
 
 
 def _check(fits: bool, module: Module, base: BaseWeight) -> None:
