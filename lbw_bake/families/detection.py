@@ -27,13 +27,12 @@ _FEW = 8
 class Evidence:
     """What speaks for a family.
 
-    How many modules are layers of it, and for how many it has at least a place; the layers that have the width they
-    should, and those that have not; and the blocks of its stack that have modules.
+    `known` is how many modules are layers of it, and for how many it has at least a place; then the names of layers
+    that have the width they should, and of those that have not; and the blocks of its stack that have modules.
     """
 
     family: Family
-    layers: int
-    placed: int
+    known: tuple[int, int]
     fitting: frozenset[str]
     misfitting: frozenset[str]
     occupied: frozenset[str]
@@ -69,20 +68,16 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
     fewest = min(strange.values())
     # Their layers are compiled only for those that know the most places.
     likely = [family for family in strange if strange[family] == fewest]
-    strange |= {family: sum(not _has_layer(family, module) for module in sample) for family in likely}
+    for family in likely:
+        strange[family] = sum(family.widths_of(module.component, module.path) is None for module in sample)
     found: dict[Family, Evidence] = {}
+    most = (0, 0)
     for family in sorted(strange, key=lambda family: strange[family]):
-        if found and len(modules) - strange[family] < max(evidence.layers for evidence in found.values()):
+        if len(modules) - strange[family] < most[0]:
             break  # it cannot have as many layers
         found[family] = _evidence(family, placed_by(family, modules), widths)
-    most = max(((evidence.layers, evidence.placed) for evidence in found.values() if evidence.placed), default=None)
-    return [
-        found[family] for family in strange if family in found and (found[family].layers, found[family].placed) == most
-    ]
-
-
-def _has_layer(family: Family, module: Module) -> bool:
-    return family.widths_of(module.component, module.path) is not None
+        most = max(most, found[family].known)
+    return [found[family] for family in strange if most > (0, 0) and family in found and found[family].known == most]
 
 
 def resembles(family: Family, modules: Iterable[Module]) -> bool:
@@ -99,11 +94,10 @@ def resembles(family: Family, modules: Iterable[Module]) -> bool:
 
 
 def stops_short(family: Family, blocks: Collection[str]) -> str:
-    """The last block of a stack that is whole up to there and ends early, as that of a smaller model; empty if none.
-
-    UNets do without: their names tell them.
-    """
-    for letter in dict.fromkeys(map(letter_of, family.stack)) if family.denoiser != "unet" else ():
+    """The last block of a stack that is whole up to there and ends early, as that of a smaller model; empty if none."""
+    if family.denoiser == "unet":  # the names of its layers tell its size
+        return ""
+    for letter in dict.fromkeys(map(letter_of, family.stack)):
         stack = [block for block in family.stack if letter_of(block) == letter]
         present = [block in blocks for block in stack]
         count = sum(present)
@@ -123,6 +117,5 @@ def _evidence(family: Family, placed: list[tuple[Module, Place]], widths: Mappin
     told = {name: widths[name] in usual for name, usual in expected.items() if usual and widths[name] is not None}
     fitting = frozenset(name for name, fits in told.items() if fits)
     occupied = frozenset(place.block for _, place in placed)
-    return Evidence(
-        family, layers, len(placed), fitting, frozenset(told) - fitting, occupied.intersection(family.stack)
-    )
+    known = (layers, len(placed))
+    return Evidence(family, known, fitting, frozenset(told) - fitting, occupied.intersection(family.stack))
