@@ -17,14 +17,14 @@ import numpy as np
 
 from .algorithms import ADDITIVE, INSIDE
 from .basemodel import ALL_ROWS, Rows, with_all_rows
+from .edits import new_tensor
 from .errors import NotBakeableError
 from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
 from .rewrite import Made, baked, rounded
-from .scaling import itemsize, largest, numpy_dtype, round_to
+from .scaling import largest, numpy_dtype, round_to
 from .tensordata import TensorData
-from .tensorfile import Tensor
 from .updates import Array, Read, arrays_of, flat, unread
 
 _WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
@@ -159,7 +159,7 @@ def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
 
 
 def _made(name: str, array: Array, dtype: str) -> Made:
-    return Tensor(name, dtype, array.shape, 0, array.size * itemsize(dtype)), rounded(name, dtype, array)
+    return new_tensor(name, dtype, array.shape), rounded(name, dtype, array)
 
 
 def _does_not_add(addend: Addend) -> NotBakeableError:

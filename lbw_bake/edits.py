@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,14 +59,17 @@ Edits = Mapping[str, Edit]
 
 def edited(tensor: Tensor, edit: Multiply | Fill | Compute | None) -> Tensor:
     """The tensor that results, of the right length."""
+    if edit is None:
+        return tensor
     if isinstance(edit, Compute):
-        tensor = replace(tensor, name=edit.name, shape=edit.shape)
-    elif edit is None:
-        return tensor
+        return new_tensor(edit.name, edit.dtype, edit.shape)
     dtype = edit.target if isinstance(edit, Multiply) else edit.dtype
-    if dtype == tensor.dtype and not isinstance(edit, Compute):
-        return tensor
-    return replace(tensor, dtype=dtype, start=0, end=tensor.size * itemsize(dtype))
+    return tensor if dtype == tensor.dtype else new_tensor(tensor.name, dtype, tensor.shape)
+
+
+def new_tensor(name: str, dtype: str, shape: Shape) -> Tensor:
+    """A tensor of floats to be written: its length is known, its place is still to be found."""
+    return Tensor(name, dtype, shape, 0, math.prod(shape) * itemsize(dtype))
 
 
 def stored_as(tensor: Tensor, dtype: str | None) -> str:

@@ -180,18 +180,12 @@ def _is_safetensors(path: Path) -> bool:
 
 def _nothing_in(folder: Path, insides: Sequence[Path], *, recursive: bool) -> FileFormatError:
     """The error that a folder is in which no LoRA was chosen; `insides` are all that could be one."""
-    others = sorted({inside.suffix for inside in insides if not _is_safetensors(inside)})
-    matching = any(map(_is_safetensors, insides))
-    hint = (
-        "check --include and --exclude"
-        if matching
-        else f"convert its {', '.join(others)} files to safetensors first"
-        if others
-        else ""
-        if recursive
-        else "look deeper with --recursive"
-    )
-    return FileFormatError(folder, f"holds no {'matching ' * matching}{SUFFIX} files", hint)
+    if any(map(_is_safetensors, insides)):
+        return FileFormatError(folder, f"holds no matching {SUFFIX} files", "check --include and --exclude")
+    hint = "" if recursive else "look deeper with --recursive"
+    if others := sorted({inside.suffix for inside in insides}):
+        hint = f"convert its {', '.join(others)} files to safetensors first"
+    return FileFormatError(folder, f"holds no {SUFFIX} files", hint)
 
 
 @dataclass(frozen=True, slots=True)
