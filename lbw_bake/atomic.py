@@ -103,7 +103,7 @@ def make_folder(folder: Path, hint: str = "choose another folder") -> None:
 def make_room(file: FileIO, start: int, end: int) -> None:
     """Have the system find room for bytes to come, if it can: ext4 writes them a third quicker then."""
     if hasattr(os, "posix_fallocate") and end > start:
-        with contextlib.suppress(OSError):  # who writes is told of a full disk too
+        with contextlib.suppress(OSError):  # a disk that is full shows again when it is written to
             os.posix_fallocate(file.fileno(), start, end - start)
 
 
@@ -166,7 +166,7 @@ def _is_descriptor(path: Path) -> bool:
 
 
 def _check_protection(path: Path, old: os.stat_result) -> None:
-    """Renaming asks nobody whether the file that loses its name may be written to; who protected it meant it."""
+    """Refuse to replace a write-protected file, which a rename would do without asking. Raises OutputError."""
     if not old.st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
         raise OutputError(f"{path}: is write-protected", "choose another output, or make it writable first")
 
@@ -206,11 +206,11 @@ def _sync(file: FileIO) -> None:
 
 
 def _settle(file: FileIO) -> None:
-    """Learn before the file gets its name what a file system over a network says only when one closes it."""
+    """Close the file or a duplicate before it gets its name: some network file systems report errors only then."""
     if sys.platform == "win32":
         file.close()  # it renames no open file
     else:
-        os.close(os.dup(file.fileno()))  # which leaves it locked
+        os.close(os.dup(file.fileno()))  # which keeps the lock
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:

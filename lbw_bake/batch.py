@@ -36,7 +36,7 @@ _GONE = "its scheduler is gone"
 
 Say = Callable[[str], None]
 
-# Told from time to time the share of a job that is done, where it is much.
+# Called from time to time with the share of a large job that is done.
 Watch = Callable[[Job, float], object]
 
 

@@ -20,7 +20,7 @@ from .tensorfile import SUFFIX, read_header
 
 _SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no safetensors file is pickled
 
-# How often a job is done again whose process died, which it may have for another's sake.
+# How often a job is run again whose process died: another job's need of memory may have been the cause.
 RETRIES = 3
 
 _FIELDS = ("stem", "preset")
@@ -29,11 +29,11 @@ _FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One input and what to make of it: outputs, each by its recipe. Without an output it can only be planned.
+    """One input and what to make of it: outputs, each by its recipe. Where the output is None it can only be planned.
 
-    `named` says that the input was itself given, not found in a folder; `makes_folders` that those of the outputs are
-    made where they are missing; `share` how many bytes the process that runs it may have to write in all, which tells
-    whether starting CUDA would pay.
+    `named`: the input was given by name, not found in a folder. `makes_folders`: missing folders of outputs are made.
+    `share`: bytes that the process that runs it may have to write for all its jobs, which tells whether starting CUDA
+    would pay.
     """
 
     input: Path

@@ -50,7 +50,7 @@ _KOHYA_NAMES = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
 _EARLY_NAMES = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
 _PEFT_NAMES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 
-# What a half of 0.01 % is: less is not worth a word.
+# Losses below this would be shown as 0.00 %.
 _ROUNDING = 5e-5
 
 
@@ -179,7 +179,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
 
 
 class _Spool:
-    """Tensors in the order they are put, and the file their data go to, if there is to be one."""
+    """Collects tensors one after the other; their data go to a temporary file, if there is one."""
 
     def __init__(self) -> None:
         self.file: IO[bytes] | None = None
@@ -191,7 +191,7 @@ class _Spool:
         return self.tensors[-1].end if self.tensors else 0
 
     def put(self, tensor: Tensor, pieces: Iterable[Bytes]) -> None:
-        """Append a tensor; its data are made even where nobody wants them, because that may fail."""
+        """Append a tensor. Its data are computed in a dry run too, because that may fail."""
         for piece in pieces:
             if self.file:
                 self.file.write(piece.data)
@@ -325,7 +325,7 @@ def _write(output: Path, header: Header, hashes: DataHashes, spool: IO[bytes], *
 
 
 def _trained(ranks: Sequence[int], alpha: float | None) -> dict[str, str]:
-    """What kohya's trainer says of ranks and alphas, and its resizing script of those that differ."""
+    """Rank and alpha as kohya's trainer writes them; ranks that differ are `Dynamic`, as its resizing script has it."""
     said = {_RANK: str(ranks[0]) if len(ranks) == 1 else "Dynamic"} if ranks else {}
     return said if alpha is None else {**said, _ALPHA: f"{alpha:g}"}
 

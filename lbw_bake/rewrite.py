@@ -47,19 +47,19 @@ Made = tuple[Tensor, Iterator[Bytes]]
 # From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
 _LONG = 8 * PIECE
 
-# It copies no more at once: nobody is told of progress meanwhile.
+# And no more at once: while it copies, no progress is told.
 _LONGEST = 64 * PIECE
 
-# Bytes of a file the system is asked to find room for at a time.
+# Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
 
-# Bytes of each tensor that are compared to know an output again.
+# Bytes of each tensor that are compared to tell whether an output is the one that would be written.
 _BEGINNING = 1 << 10
 
-# The share of a tensor's numbers that may become 0 in another dtype without a word: a few of any normal distribution.
+# The share of a tensor's numbers that may become 0 in another dtype before there is a warning: a few always do.
 _NEGLIGIBLE = 0.01
 
-# Bytes of a piece where outputs are many, so that their buffers together take little memory.
+# Bytes of a piece where there are several outputs, so that their buffers together take little memory.
 _SMALL = PIECE // 8
 
 
@@ -172,7 +172,7 @@ def _carry_out(writers: Sequence[_Writer], data: TensorData, tensors: Iterable[T
     for tensor in tensors:
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
-            # What only one output wants, unchanged, is read to where it goes.
+            # What a single output takes unchanged is read straight into its buffer.
             room = writers[0].room if waiting == [writers[0].copy] else None
             for piece in data.pieces(tensor, step, room):
                 if tensor.dtype in FLOATS and any(found := not_finite(tensor.dtype, piece)):
@@ -183,7 +183,7 @@ def _carry_out(writers: Sequence[_Writer], data: TensorData, tensors: Iterable[T
 
 
 def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
-    """Numbers that are not finite, by tensor, NaN and infinite: they are kept, but nobody meant to train them."""
+    """The warning about NaN and infinities, counted by tensor: they are kept, but nobody meant to train them."""
     if not strange:
         return ()
     names, nan, infinite = zip(*strange, strict=True)
@@ -193,7 +193,7 @@ def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Output:
-    """A file that will have a size, and how much of it the system has found room for."""
+    """A file whose final size is known, and how much of that the system has reserved on the disk so far."""
 
     path: Path
     file: FileIO
@@ -201,7 +201,7 @@ class _Output:
     room: int = 0
 
     def write(self, data: bytes | memoryview) -> None:
-        """Write data; what fails is said of this output, not of one that is open beside it. Raises OutputError."""
+        """Write data. Raises OutputError that names this output, not another one that is open beside it."""
         with refusals(self.path):
             position = self.file.tell()
             if position + len(data) > self.room:
@@ -211,7 +211,7 @@ class _Output:
 
 
 class _Writer:
-    """One output while it is written. Bytes it need not see are left to the kernel, a whole run of tensors at once."""
+    """One output while it is written. Tensors that are copied go through the kernel, a whole run of them at once."""
 
     def __init__(self, target: Target, data: TensorData, backend: Backend, step: int, outputs: ExitStack) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
@@ -226,7 +226,7 @@ class _Writer:
         hashing = [self._hashes.update] if self._hashes else []
         header = self._encoded_header()
         size = len(header) + sum(tensor.nbytes for tensor in self._layout.values())
-        # No method of its own: what a thread holds would hold the writer, and its buffers until garbage is collected.
+        # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
         self._write = _Output(target.output, self._file, size).write
         self._sink = Sink(min(step, source.size), self._write, *hashing, backend=backend)
         self.copy, self.room = self._sink.put, self._sink.room
@@ -263,7 +263,7 @@ class _Writer:
         return take
 
     def losses(self) -> Iterator[str]:
-        """What is said of tensors whose numbers another dtype has no room for."""
+        """The warning about numbers that are too small for another dtype, if there are any."""
         lost = {name: gone for name, (others, gone) in self._vanished.items() if gone > _NEGLIGIBLE * others}
         if lost:
             numbers = (

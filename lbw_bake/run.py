@@ -79,7 +79,7 @@ def run(job: Job, progress: Progress = silent) -> list[Outcome]:
 
 
 def _was_overtaken(outcome: Outcome) -> bool:
-    """Whether another run seems to have been quicker with an output."""
+    """Whether another run seems to have written the output in the meantime."""
     failed = outcome.status == FAILED and isinstance(outcome.error, OutputError)
     return failed and outcome.output is not None and os.path.lexists(outcome.output)
 
@@ -147,7 +147,7 @@ def _part(plan: Plan, preset: str | None) -> Part:
 
 
 def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
-    """What is planned, and what truncation would lose, which only shows when it is done. Raises LbwError."""
+    """The outcome of a dry run: as planned, and what truncation would lose, which is computed. Raises LbwError."""
     if recipe.device == "cuda":
         algebra_device(recipe.device)  # what the bake would refuse is better said now
     if not recipe.rank:
@@ -170,7 +170,7 @@ def _failed(job: Job, output: Path | None, error: LbwError, began: float) -> Out
 
 
 def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
-    """What is to become of one output."""
+    """Decide about one output; what goes wrong, warnings under `strict` included, is its outcome."""
     try:
         outcome, target = _decided(job, output, recipe, lora, began)
         if outcome.warnings and recipe.strict:
@@ -181,7 +181,7 @@ def _plan(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: floa
 
 
 def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: float) -> Planned:
-    """What is to become of one output, whatever there is to warn of. Raises LbwError."""
+    """Decide about one output: skip it, only plan it, or write it. Raises LbwError."""
     if records_in(lora.file.metadata) and not job.named:
         return Outcome(job.input, output, SKIPPED, note="was baked before; name it to bake it again"), None
     weights = agree(lora, recipe.weights.for_family)

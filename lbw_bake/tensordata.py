@@ -48,12 +48,12 @@ class TensorData:
     def pieces(self, tensor: Tensor, step: int = PIECE, room: Room | None = None) -> Iterator[Bytes]:
         """A tensor's bytes in pieces of so many. A piece is good until the next one is asked for.
 
-        `room` gives the memory for as many bytes as it is asked for, where they should be in other than ours.
+        `room` gives the memory that a piece is read into; by default all are read into the same buffer.
         """
         return self.between(self._source.data_start + tensor.start, self._source.data_start + tensor.end, step, room)
 
     def between(self, start: int, end: int, step: int = PIECE, room: Room | None = None) -> Iterator[Bytes]:
-        """The bytes of a range of the file, in pieces like those of a tensor."""
+        """The bytes of a range of the file, in pieces as `pieces` has them."""
         for position in range(start, end, step):
             piece = (room or self._own)(min(step, end - position))
             self.read_into(piece, position)
@@ -79,7 +79,7 @@ class TensorData:
             view = view[count:]
 
     def kernel_copy(self, start: int, end: int, target: FileIO) -> int:
-        """Have the kernel append as much of a range of the file as it will to the target; returns where it stopped."""
+        """Have the kernel append a range of the file to the target, as far as it can; returns where it stopped."""
         position = start
         while position < end and hasattr(os, "copy_file_range"):
             try:
@@ -112,7 +112,7 @@ class TensorData:
         return survey(step, self.pieces(tensor))
 
     def check_unchanged(self) -> None:
-        """Raise FileFormatError if another file has the name by now, or the file is not what its header was read of.
+        """Raise FileFormatError if the file was replaced, or changed, since its header was read.
 
         One that was merely removed is still whole as long as it is open.
         """

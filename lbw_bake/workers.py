@@ -1,4 +1,4 @@
-"""Processes of this machine that do jobs, each one at a time: what ends one of them takes no other's job along.
+"""Worker processes on this machine, each with one job at a time: one that dies takes no other's job with it.
 
 Each has a pipe of its own, which ends when either side does. So there is no lock that a process could die with, and
 whoever started them is outlived by no more than the jobs they are at.
@@ -24,7 +24,7 @@ from .run import Outcome, failed, run
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A job, what is done of it should its process die, and how often."""
+    """A job to run, the job to run instead if its process dies, and how often that may happen."""
 
     job: Job
     again: Job
@@ -32,7 +32,7 @@ class _Task:
 
     @classmethod
     def of(cls, job: Job) -> _Task:
-        """A job that is about to be done for the first time; in place none can be done twice."""
+        """A job that is run for the first time; one that bakes in place cannot be run again."""
         in_place = any(recipe.in_place for _, recipe in job.outputs)
         return cls(job, repeatable(job), 0 if in_place else RETRIES)
 
@@ -53,9 +53,9 @@ class _Worker:
             self.pipe.send(job)
 
     def news(self) -> list[Outcome] | str | float | None:
-        """The share of its job that is done, or what became of that: outcomes, what is wrong with us, None if it died.
+        """Wait for what it says next: the share of its job that is done, its outcomes, or what failed in our own code.
 
-        Waits for it.
+        None if it died.
         """
         wait([self.pipe, self.process.sentinel])
         with suppress(EOFError, OSError):
@@ -65,13 +65,13 @@ class _Worker:
         return None
 
     def result(self) -> list[Outcome] | str | None:
-        """What became of its job, once there is no other news of it."""
+        """What became of its job: as `news`, without the shares."""
         while isinstance(news := self.news(), float):
             pass
         return news
 
     def end(self) -> int | None:
-        """Wait until it has ended, after the job it is at; returns its exit code."""
+        """Let it finish its job, and wait until it has ended; returns its exit code."""
         self.pipe.close()
         self.process.join()
         return self.process.exitcode
@@ -120,20 +120,20 @@ def run_in_processes(
 
 
 def _start_tracker() -> None:
-    """Start what Python starts beside the first process: starting it would end the wait of what is kept waiting."""
+    """Start Python's resource tracker: if the first process started it, signals held back would come through."""
     if sys.platform != "win32":
         with uninterrupted():
             resource_tracker.ensure_running()
 
 
 def _ready(workers: Iterable[_Worker]) -> list[_Worker]:
-    """Those whose results are there; waits for the first."""
+    """The workers that have something to say, or died; waits for the first."""
     ready = set(wait([each for worker in workers for each in (worker.pipe, worker.process.sentinel)]))
     return [worker for worker in workers if ready & {worker.pipe, worker.process.sentinel}]
 
 
 def _heard(busy: dict[_Worker, _Task], worker: _Worker) -> tuple[_Task, list[Outcome] | str | float | None]:
-    """The task of a worker, and the news of it, with which it mostly ends."""
+    """The task of a worker, and the news of it; the worker is no longer busy, unless that is a share."""
     with uninterrupted():
         task, news = busy[worker], worker.news()
         if not isinstance(news, float):
