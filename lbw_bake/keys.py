@@ -14,8 +14,8 @@ from .algorithms import ROLES
 
 DENOISER = "denoiser"
 
-# Prefix -> component. Text encoders are ordinals until the family says what they are: `te2` is CLIP-G in SDXL
-# and T5 in Flux. First match wins.
+# Prefix -> component, the denoiser without any. Text encoders are ordinals until the family says what they are: `te2`
+# is CLIP-G in SDXL and T5 in Flux. First match wins.
 _PREFIXES: dict[str, str] = {
     r"(?:lora|oft)_(?:unet|transformer|prior_unet)_+": DENOISER,
     r"(?:lora|oft)_te_+": "te",
@@ -28,8 +28,7 @@ _PREFIXES: dict[str, str] = {
     r"(?:text_encoders\.(?:um)?)?t5(?:xxl)?\.(?:transformer\.)?": "t5",
     r"text_encoders\.\w+\.(?:transformer\.)?(?:model\.)?": "te",
     r"(?:base_model\.model\.)?(?=text_model\.|encoder\.block\.|encoder\.layers\.\d+\.(?:self_attn|mlp)\.)": "te",
-    r"(?:model\.)?diffusion_model\.|unet\.|transformer\.": DENOISER,
-    r"": DENOISER,
+    r"(?:model\.)?diffusion_model\.|unet\.|transformer\.|base_model\.model\.": DENOISER,
 }
 _PREFIX = re.compile(
     "(?:" + "|".join(f"(?P<p{i}>{prefix})" for i, prefix in enumerate(_PREFIXES)) + r")(?:base_model\.model\.)?"

@@ -159,7 +159,7 @@ def make_sweep(
 
 
 def _cells(lora: Lora, axes: Mapping[str, Axis], starts: _Starts, at: float) -> Iterator[Cell]:
-    """The cells row by row: x runs fastest."""
+    """The cells row by row: x runs fastest. Those of equal effect on the file have one file name."""
     names: dict[tuple[float, ...], str] = {}
     taken: set[str] = set()
     for z, y, x in itertools.product(*(axes[name].labels if name in axes else (None,) for name in "zyx")):
