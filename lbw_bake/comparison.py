@@ -20,7 +20,7 @@ from .algorithms import ADDITIVE
 from .alphas import scales_of
 from .errors import LbwError, NotALoraError, NotBakeableError
 from .families import FAMILIES, OTHER, Family, Place
-from .keys import difference_stem
+from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
@@ -218,7 +218,7 @@ def _contradictions(
         return ("its lbw_bake record cannot be read",)
     written = {module.name: module for module in baked.grouping.modules}
     known = {module.name for module in original.grouping.modules}
-    names = {name: {name, difference_stem(name)} for name in known}  # a bake may have made it a full difference
+    names = {name: {name, lora_stem(name)} for name in known}  # a bake may have made it a full difference
     new = (name for name in written if name not in known.union(*names.values()))
     found = [f"{name} was added, of which its record says nothing" for name in new]
     found += [f"{name} is not what it was, of which its record says nothing" for name in altered]

@@ -104,8 +104,8 @@ def parse_key(name: str) -> Key | None:
     return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
 
 
-def difference_stem(stem: str) -> str:
-    """What a module is called as a full difference: `oft_unet_` is a prefix that only OFT has, and few loaders know."""
+def lora_stem(stem: str) -> str:
+    """What a module is called once it is no OFT: `oft_unet_` is a prefix that only OFT has, and few loaders know."""
     return re.sub("^oft_", "lora_", stem)
 
 

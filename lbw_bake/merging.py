@@ -23,7 +23,7 @@ from .configuration import ADAPTER_METADATA, CONFIG, check_origin
 from .cuda import algebra_device
 from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError, WeightError
-from .keys import difference_stem
+from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import Module, group_modules
@@ -217,7 +217,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
             difference = remedies.difference(module, place)
             stem, key, rows = spelling.layer_of(module, place)
             if difference:
-                stem = difference_stem(stem)
+                stem = lora_stem(stem)
             weight = part.weights.of(place, module.path)
             scale = scale_of(module, data.read)
             kernels = {family.kernel_of(module.path) for family in part.lora.candidates}

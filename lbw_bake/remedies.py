@@ -26,7 +26,7 @@ from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, fitting, stored_as, to
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
 from .families import Family, Place
-from .keys import difference_stem
+from .keys import lora_stem
 from .lora import Lora
 from .modules import Module
 from .plan import Treatment
@@ -292,7 +292,7 @@ def _in_full(module: Module, base: BaseWeight, dtype: str | None, difference: Ca
     )
     floats = (tensor for tensor in module.all_tensors if tensor.dtype in FLOATS)
     largest = max(floats, key=lambda tensor: tensor.size)
-    name = f"{difference_stem(module.name)}.diff"
+    name = f"{lora_stem(module.name)}.diff"
     edits: dict[str, Edit] = {tensor.name: Drop() for tensor in others}
     return edits | {first.name: Compute(name, stored_as(largest, dtype), base.shape, difference)}
 

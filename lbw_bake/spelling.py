@@ -14,7 +14,7 @@ from .addition import Layer
 from .basemodel import ALL_ROWS, ORIGINAL, Rows, canonical
 from .errors import NotBakeableError
 from .families import Family, Place
-from .keys import split_prefix
+from .keys import lora_stem, split_prefix
 from .modules import Module
 
 # Families of which dotted names split layers that are one in the original model, and in kohya's names.
@@ -70,7 +70,9 @@ def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spellin
     if len(set(dotted.values())) == 1 and not mixed:
         return Spelling(family, {})
     named = [both for _, modules in (files[:1] if any(dotted.values()) else files) for both in modules]
-    prefixes = {place.component: split_prefix(module.name)[1] for module, place in named if "." not in module.name}
+    prefixes = {
+        place.component: lora_stem(split_prefix(module.name)[1]) for module, place in named if "." not in module.name
+    }
     missing = sorted({place.component for _, modules in files for _, place in modules} - prefixes.keys())
     original = family.denoiser if mixed or (family.name in _FUSED and _are_original(files, family)) else None
     if missing or not (original or family.denoiser == "unet"):

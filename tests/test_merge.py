@@ -232,6 +232,17 @@ def test_layers_of_a_unet_have_the_names_of_one_model(
     assert found == {f"lora_unet_{name}" for name in wanted}
 
 
+def test_layers_beside_an_oft_are_not_called_like_it(tmp_path: Path, run: Run) -> None:
+    """No loader looks for a LoRA under `oft_unet_`."""
+    proj_in, proj_out = (f"mid_block.attentions.0.proj_{end}" for end in ("in", "out"))
+    stem = f"oft_unet_{proj_in.replace('.', '_')}"
+    oft = {f"{stem}.oft_blocks": np.zeros((2, 4, 4), np.float32), f"{stem}.alpha": np.array(1e-3, np.float32)}
+    files = [write(tmp_path / "oft.safetensors", oft)]
+    files.append(write(tmp_path / "b.safetensors", peft_lora([f"unet.{proj_out}"])))
+    error = run.refused("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
+    assert f"lora_unet_{proj_out.replace('.', '_')} is in no other file" in error
+
+
 def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
     """Flux: q, k and v are a third of a layer each, and with the MLP one and four sevenths of another."""
     qkv, linear1, single = "double_blocks_0_img_attn_qkv", "single_blocks_3_linear1", "single_blocks_3_linear2"
