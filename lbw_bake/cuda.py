@@ -54,6 +54,12 @@ def algebra_device(device: str) -> str:
     raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
 
 
+def check_device(device: str) -> None:
+    """Refuse at once what is only used later, or perhaps never. Raises DeviceError."""
+    if device == "cuda":
+        algebra_device(device)
+
+
 class Streams(Backend):
     """Multiplies on a torch device, in two streams: while one computes, bytes of the other are on their way.
 

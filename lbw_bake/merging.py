@@ -20,7 +20,7 @@ from .addition import Addend, Form, Layer, Sum, add
 from .alphas import known_alpha, scales_of
 from .atomic import atomic_write, check_output, refusals, write_all
 from .configuration import ADAPTER_METADATA, CONFIG, check_origin
-from .cuda import algebra_device
+from .cuda import check_device
 from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError, WeightError
 from .keys import lora_stem
@@ -133,8 +133,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
     first = parts[0].lora.file.path
     if output:
         check_output(output, [part.lora.file.path for part in parts], replace=how.replace, model=how.model)
-    if how.device == "cuda":
-        algebra_device(how.device)  # one that is not there is better said now than once it is needed, or never
+    check_device(how.device)
     called, like = _factor_names(parts)
     form = Form(DTYPES[how.dtype], _alpha(parts, how.rank, like), how.rank, how.device, called, like)
     with ExitStack() as files:

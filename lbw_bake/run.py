@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .atomic import check_output, make_folder
-from .cuda import algebra_device, choose_backend
+from .cuda import algebra_device, check_device, choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .factors import ACTIONS, COPIED, SCALED
 from .families import OTHER
@@ -148,8 +148,7 @@ def _part(plan: Plan, preset: str | None) -> Part:
 
 def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     """The outcome of a dry run: as planned, and what truncation would lose, which is computed. Raises LbwError."""
-    if recipe.device == "cuda":
-        algebra_device(recipe.device)  # what the bake would refuse is better said now
+    check_device(recipe.device)
     if not recipe.rank:
         return outcome
     from .merging import merge_parts

@@ -21,7 +21,7 @@ from typing import Any
 
 from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
-from .cuda import choose_backend
+from .cuda import check_device, choose_backend
 from .errors import FileFormatError, OutputError, PresetError, VariableError, WeightError
 from .families import Family
 from .lora import Lora, read_lora
@@ -129,13 +129,14 @@ def make_sweep(
     `axes` are those given as written, by name (`x`, `y`, `z`). Cells start from the recipe's weights, or from presets,
     of which `presets` is a file on top of the user's own; `at` is what chosen blocks are set to where no axis has
     values. `analyse` makes the axis of an effective-block analysis, of the blocks of `x` if it is given. Raises
-    WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, and FileFormatError for the LoRA.
+    WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, DeviceError, and FileFormatError for the LoRA.
     """
     check_finite(at, "at")
     if recipe.rank:
         raise WeightError("cells of a sweep are not truncated", "leave the rank out; truncate the files with lbw bake")
     if unknown := [name for name in axes if name not in ("x", "y", "z")]:
         raise WeightError(f"there is no axis {unknown[0]!r}", "axes are x, y and z")
+    check_device(recipe.device)
     lora = read_lora(Path(source), recipe.family)
     family = lora.candidates[0]
     parsed = {name: parse_axis(text, family) for name, text in axes.items()}
