@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where that is a terminal. rich is imported where one is drawn."""
+"""Progress bars on stderr, where that is a terminal. rich is imported only when one is drawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def share_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], object]]:
-    """A bar for what is done; yields what is to be told the share of it."""
+    """A bar in percent; yields the function to call with the share that is done."""
     if quiet or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -29,7 +29,7 @@ def share_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], o
 
 
 def bytes_bar(what: str, total: int) -> Progress:
-    """A bar for so many bytes, with speed and time left; whoever asks for it stops it."""
+    """A bar for so many bytes, with speed and time left. The caller stops it."""
     from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
     return _started(what, total, BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -42,6 +42,6 @@ def _started(what: str, total: float, *columns: ProgressColumn) -> Progress:
     shown = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
     bar = Progress(*shown, console=Console(stderr=True), transient=True, redirect_stdout=False)
     bar.add_task(what, total=total)
-    with uninterrupted():  # or Ctrl-C could reach the thread that draws it, whatever waits here
+    with uninterrupted():  # or the system could deliver Ctrl-C to the thread that draws it, and nothing here would wake
         bar.start()
     return bar

@@ -1,4 +1,4 @@
-"""What ends a process, by a terminal or the system, and gives it time to tidy up: signals that can be kept waiting."""
+"""The signals that end a process, and how they are held back while something must be finished first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ENDING = {signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if h
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Keep them waiting, where the system can; in threads and processes that are started meanwhile, for good."""
+    """Hold them back for a while, where the system can. Threads and processes started in it never get them."""
     if sys.platform == "win32":
         yield
         return
@@ -25,19 +25,19 @@ def uninterrupted() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """Have them end this process by SystemExit, in a process started uninterrupted too; without a word."""
+    """Have them end this process by SystemExit and without a traceback, even if it was started uninterrupted."""
     _handle(_end)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _end(number: int, _: object) -> None:
-    _handle(signal.SIG_IGN)  # a second one must not come between the first and tidying up
+    _handle(signal.SIG_IGN)  # a second one must not interrupt the tidying up
     raise SystemExit(128 + number)
 
 
 def _handle(handler: Any) -> None:
-    """Set the handler of those that whoever started this process did not have it ignore, as nohup does."""
+    """Set their handler, but for those that this process was started to ignore, as nohup does."""
     for number in _ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)

@@ -1,17 +1,17 @@
-"""How far work has come, for whoever wants to show it."""
+"""How much of the work is done, for whoever shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# Told from time to time the share of the work that is done, where it is much.
+# Called from time to time with the share of large work that is done, from 0 to 1.
 Progress = Callable[[float], object]
 
 
 def silent(_: float) -> None:
-    """Nobody is told."""
+    """Show nothing."""
 
 
 def part_of(progress: Progress, done: float, share: float) -> Progress:
-    """What is to be told of a part of the work: how much was done before it, and the share that it is."""
-    return lambda of_it: progress(done + share * of_it)
+    """The progress of a part of the work: a share of the whole, which begins when `done` of it is done."""
+    return lambda part: progress(done + share * part)

@@ -76,7 +76,7 @@ class Report:
             message("waiting", remark)
 
     def watch(self, job: Job, share: float) -> None:
-        """So much of a job is done."""
+        """Show the share of a job that is done."""
         self._reached[job.input] = round(share * job.nbytes)
         self._move()
 
@@ -86,7 +86,7 @@ class Report:
             self._bar.update(self._bar.task_ids[0], completed=completed, description=self._progress())
 
     def _progress(self) -> str:
-        """What stands before the bar: of several files, how many are done."""
+        """The text before the bar: of several files, how many are done."""
         return f"{self._counts.total()} of {self._expected} files" if self._expected > 1 else "baking"
 
     @uninterrupted()  # what is counted is said
