@@ -18,6 +18,7 @@ FUZZED := header modules keys weights yaml lbwpresets elempresets inspire preset
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q lbw_bake  # as pip does for what it copies
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
@@ -31,7 +32,9 @@ demo: $(VENV)/runtime.stamp
 	$(BIN)/lbw bake $(DEMO).safetensors --preset MIDD -o $(DEMO)-midd.safetensors --force
 	$(BIN)/lbw diff $(DEMO).safetensors $(DEMO)-midd.safetensors
 
+# Tests start hundreds of processes, each of which would compile the package where Python is told to keep no bytecode.
 test: $(VENV)/dev.stamp
+	$(BIN)/python -m compileall -q lbw_bake
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 lint: $(VENV)/dev.stamp
