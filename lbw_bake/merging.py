@@ -223,8 +223,9 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
             kernel = kernels.pop() if len(kernels) == 1 else ()
             addend = Addend(part.lora.file.path, module, weight, data, scale, difference, rows, kernel)
             own = _common_dtype(module.all_tensors, usual) if part is parts[0] else usual
-            layer = layers.setdefault(key if len(parts) > 1 else stem, Layer(stem, place, DTYPES[how.dtype] or own, []))
-            layer.addends.append(addend)
+            layer = Layer(stem, place, DTYPES[how.dtype] or own, [])
+            # In one file, adapters alone share a layer: their sum has no place for the names of several.
+            layers.setdefault(key if len(parts) > 1 else layer.bare, layer).addends.append(addend)
     check_prefixes(layers.values(), parts[0].lora.file.path)
     return list(layers.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -734,6 +735,23 @@ def test_a_name_of_an_adapter_is_no_part_of_a_layers(tmp_path: Path, run: Run) -
     roles = ("lora_A.weight", "lora_B.weight", "alpha")
     wanted = {f"unet.mid_block.attentions.0.proj_in.{role}" for role in roles}
     assert load_file(tmp_path / "c.safetensors").keys() == one.keys() | wanted
+
+
+@pytest.mark.parametrize("command", [("merge",), ("bake", "-w", "*=1", "--rank", 4)])
+def test_adapters_of_one_layer_add_up(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+    adapters = [peft_lora([PEFT], seed) for seed in (0, 1)]
+    tensors = {
+        re.sub("lora_[AB]", rf"\g<0>.{label}", name): array
+        for label, adapter in zip(("foo", "bar"), adapters, strict=True)
+        for name, array in adapter.items()
+    }
+    source = write(tmp_path / "a.safetensors", tensors)
+    run.done(*command, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    one, other, merged = (
+        each[f"{PEFT}.lora_B.weight"] @ each[f"{PEFT}.lora_A.weight"]
+        for each in (*adapters, load_file(tmp_path / "b.safetensors"))
+    )
+    np.testing.assert_allclose(merged, one + other, rtol=1e-5, atol=1e-5)
 
 
 def test_a_truncation_is_made_anew_when_what_it_was_made_of_changes(tmp_path: Path, run: Run) -> None:
