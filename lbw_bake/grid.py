@@ -272,4 +272,5 @@ def _drawn(rows: Sequence[Row], look: Theme) -> Image:
                 draw.rectangle((left, bottom - height, left + width - 1, bottom - 1), outline=look.grid, width=2)
                 draw.text((left + width / 2, bottom - height / 2), "missing", look.ink, font, anchor="mm")
         top += tall
+    result.thumbnail((_MOST, _MOST))  # pictures have room in it; labels and gaps make it a little larger
     return result

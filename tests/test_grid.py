@@ -85,6 +85,19 @@ def test_a_missing_picture_leaves_a_gap_and_is_named(sweep: Callable[..., Path],
     assert f"1 picture missing: {second}" in error
 
 
+@pytest.mark.parametrize(("columns", "rows"), [(60, 2), (2, 60)])
+def test_a_picture_is_no_larger_than_formats_allow(columns: int, rows: int, tmp_path: Path, run: Run) -> None:
+    """Labels and gaps included: of more than 16,383 pixels WebP makes no picture."""
+    labels = {"x": [f"column {i}" for i in range(columns)], "z": [f"a label of the sheet {i}" for i in range(rows)]}
+    axes = {name: {"kind": "presets", "cells": cells} for name, cells in labels.items()}
+    cells = [{"x": x, "y": None, "z": z, "file": f"{x}, {z}.safetensors"} for x in labels["x"] for z in labels["z"]]
+    (tmp_path / "manifest.json").write_text(json.dumps({"axes": axes, "cells": cells}), "utf-8")
+    draw(tmp_path, Path(cells[0]["file"]).stem, (250, 0, 10), size=(512, 512))
+    run.done("sweep", tmp_path, "--grid", tmp_path, "-o", tmp_path / "grid.webp")
+    with Image.open(tmp_path / "grid.webp") as image:
+        assert 15_000 < max(image.size) <= 16_000
+
+
 def test_pictures_are_made_smaller_never_larger(sweep: Callable[..., Path], run: Run) -> None:
     folder = sweep("--x", "values=0,0.5")
     for stem in files_of(folder).values():
