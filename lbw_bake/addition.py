@@ -257,12 +257,12 @@ def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, form: Form
 def _factor_names(layer: Layer, addends: Sequence[Addend], form: Form) -> dict[str, str]:
     """What the factors of a sum are called: as in the first LoRA of the layer's own name, or as others in the file.
 
-    diffusers reads no lora_A beside lora_down; `_lora.down` is what only layers of an attention are called.
+    diffusers reads no lora_A beside lora_down. Only layers of an attention have `_lora.down` or XLabs' `.down`.
     """
     loras = (addend for addend in addends if addend.module.algorithm.name == "lora")
     own = next((addend for addend in loras if addend.module.name == layer.stem), None)
     names = {role: own.module.tensors[role][0].name for role in ("down", "up")} if own else {}
-    if own and (own.path == form.like or names["down"].startswith(f"{layer.bare}_")):
+    if own and (own.path == form.like or not names["down"].startswith(f"{layer.bare}.lora")):
         return names
     return {role: f"{layer.bare}{name}" for role, name in form.names.items()}
 

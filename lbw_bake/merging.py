@@ -249,7 +249,8 @@ def _alpha(parts: Sequence[Part], rank: int | None, like: Path | None) -> float 
 def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
     """What follows a layer's name in those of its factors, as in a LoRA of a file; or as PEFT or kohya have it.
 
-    Beside an attention's factors as the first diffusers files have them, diffusers reads others of that time alone.
+    Beside an attention's factors as the first diffusers files have them, diffusers reads others of that time alone;
+    those of XLabs have names that no other layer has either.
     """
     dotted = _is_dotted(parts)
     found = [
@@ -257,7 +258,7 @@ def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
         for file, module in _modules(parts)
         if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name
     ]
-    if any(names["down"].startswith("_") for names, _ in found):
+    if not all(names["down"].startswith(".lora") for names, _ in found):
         return dict(_EARLY_NAMES), None
     if found:
         return found[0]

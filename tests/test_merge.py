@@ -244,6 +244,22 @@ def test_layers_beside_an_oft_are_not_called_like_it(tmp_path: Path, run: Run) -
     assert f"lora_unet_{proj_out.replace('.', '_')} is in no other file" in error
 
 
+@pytest.mark.parametrize("command", [("merge",), ("bake", "-w", "*=1", "--rank", 1)])
+def test_layers_of_xlabs_keep_their_names(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
+    """Those of single blocks are spelled as the first diffusers files have an attention's, those of double ones not."""
+    layers = ("double_blocks.0.processor.qkv_lora1", "single_blocks.0.processor.proj_lora")
+    roles = (("lora_A", "down"), ("lora_B", "up"))
+    peft = peft_lora(layers)
+    tensors = {f"{layer}.{role}.weight": peft[f"{layer}.{name}.weight"] for layer in layers for name, role in roles}
+    source = write(tmp_path / "a.safetensors", tensors)
+    other = write(tmp_path / "b.safetensors", peft_lora(["transformer_blocks.1.attn.to_out.0"]))
+    run.done(*command, source, "--family", "flux", "-o", tmp_path / "c.safetensors")
+    assert load_file(tmp_path / "c.safetensors").keys() == tensors.keys()
+    run.done("merge", source, other, "--family", "flux", "-o", tmp_path / "d.safetensors")
+    known = {module["name"] for module in run.json("inspect", tmp_path / "d.safetensors", "--json")["modules"]}
+    assert known == {layers[0], "single_blocks.0.processor.proj", "transformer_blocks.1.attn.to_out.0"}
+
+
 def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
     """Flux: q, k and v are a third of a layer each, and with the MLP one and four sevenths of another."""
     qkv, linear1, single = "double_blocks_0_img_attn_qkv", "single_blocks_3_linear1", "single_blocks_3_linear2"
