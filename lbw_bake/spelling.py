@@ -24,6 +24,12 @@ _FUSED = ("flux", "chroma")
 _SGM = re.compile(r"(?:input_blocks|middle_block|output_blocks)_\w+")
 _DIFFUSERS = re.compile(r"(?:down_blocks|mid_block|up_blocks)_\w+")
 
+# What dotted names of stacks begin with in the original models, and in those of diffusers.
+_STACKS = (
+    ("input_blocks.", "middle_block.", "output_blocks.", "double_blocks.", "single_blocks."),
+    ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.", "single_transformer_blocks."),
+)
+
 # What kohya calls layers of CLIP, which the latest transformers and the first diffusers call otherwise.
 _KOHYAS = {
     r"^(?=encoder_layers_|embeddings_|final_layer_norm$)": "text_model_",
@@ -114,13 +120,16 @@ def _are_original(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:
 
 def check_prefixes(layers: Iterable[Layer], first: Path) -> None:
     """Raise NotBakeableError for layers that loaders of the first file's names would pass over."""
-    prefixes: dict[str, str] = {}
+    begun: dict[tuple[str, int], tuple[object, str]] = {}
     for layer in layers:
         addend = layer.addends[0]
-        _, prefix, _ = split_prefix(layer.stem)
-        theirs = prefixes.setdefault(layer.place.component, prefix)
-        if addend.path != first and prefix != theirs:
-            raise NotBakeableError(
-                f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {theirs!r}",
-                "convert one of them to the other's spelling first: no loader is known to read both in one file",
-            )
+        _, prefix, path = split_prefix(layer.stem)
+        model = next((stacks for stacks in _STACKS if path.startswith(stacks)), None)
+        beginnings = ((prefix, prefix), (model, f"{prefix}{path.partition('.')[0]}"))
+        for i, beginning in enumerate(beginnings if model else beginnings[:1]):
+            theirs, begins = begun.setdefault((layer.place.component, i), beginning)
+            if addend.path != first and beginning[0] != theirs:
+                raise NotBakeableError(
+                    f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {begins!r}",
+                    "convert one of them to the other's spelling first: no loader is known to read both in one file",
+                )

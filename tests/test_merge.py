@@ -252,12 +252,12 @@ def test_layers_of_xlabs_keep_their_names(command: tuple[str, ...], tmp_path: Pa
     peft = peft_lora(layers)
     tensors = {f"{layer}.{role}.weight": peft[f"{layer}.{name}.weight"] for layer in layers for name, role in roles}
     source = write(tmp_path / "a.safetensors", tensors)
-    other = write(tmp_path / "b.safetensors", peft_lora(["transformer_blocks.1.attn.to_out.0"]))
+    other = write(tmp_path / "b.safetensors", peft_lora(["double_blocks.1.img_attn.proj"]))
     run.done(*command, source, "--family", "flux", "-o", tmp_path / "c.safetensors")
     assert load_file(tmp_path / "c.safetensors").keys() == tensors.keys()
     run.done("merge", source, other, "--family", "flux", "-o", tmp_path / "d.safetensors")
     known = {module["name"] for module in run.json("inspect", tmp_path / "d.safetensors", "--json")["modules"]}
-    assert known == {layers[0], "single_blocks.0.processor.proj", "transformer_blocks.1.attn.to_out.0"}
+    assert known == {layers[0], "single_blocks.0.processor.proj", "double_blocks.1.img_attn.proj"}
 
 
 def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
@@ -814,6 +814,19 @@ def test_layers_under_another_prefix_are_refused(tmp_path: Path, run: Run) -> No
     error = run.refused("merge", pipeline, tmp_path / "c.safetensors", "--family", "sd1", "-o", tmp_path / "e")
     assert f"base_model.model.{layers[1]}" in error
     assert "'unet.'" in error
+
+
+@pytest.mark.parametrize("prefix", ["", "base_model.model."])
+def test_layers_of_another_models_names_are_refused(prefix: str, tmp_path: Path, run: Run) -> None:
+    """The original Flux has q, k and v in one layer, diffusers in three: no loader takes both from one file."""
+    original = write(tmp_path / "a.safetensors", peft_lora([f"{prefix}double_blocks.{i}.img_attn.proj" for i in "05"]))
+    diffusers = peft_lora([f"{prefix}transformer_blocks.{i}.attn.to_out.0" for i in "05"])
+    command = ("merge", original, "--family", "flux", "-o", tmp_path / "c.safetensors")
+    run.done(*command, write(tmp_path / "b.safetensors", diffusers))
+    more = diffusers | peft_lora([f"{prefix}transformer_blocks.0.attn.to_q"])
+    error = run.refused(*command, write(tmp_path / "d.safetensors", more), "--force")
+    assert f"{prefix}transformer_blocks.0.attn.to_q is in no other file" in error
+    assert f"begin with '{prefix}double_blocks'" in error
 
 
 @pytest.mark.parametrize("command", [("bake", "--rank", "1", "--weights", "*=1"), ("merge",)])
