@@ -284,7 +284,8 @@ def _common_dtype(tensors: Iterable[Tensor], default: str = "F32") -> str:
 
 def _record(parts: Sequence[Part], how: Recipe) -> dict[str, Any]:
     records = [record_of(part.lora, part.weights, part.preset) for part in parts]
-    record: dict[str, Any] = {"merged": records} if len(records) > 1 else records[0]
+    # Of one file too: it is no bake, which leaves factors of other forms and a configuration's alphas as they are.
+    record: dict[str, Any] = records[0] if how.rank and len(records) == 1 else {"merged": records}
     record |= {"rank": how.rank} if how.rank else {}
     return record | ({"base": how.base.name, "dora_norm": how.dora_norm} if how.base else {})
 

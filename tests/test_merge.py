@@ -148,6 +148,20 @@ def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, r
     assert metadata["sshs_model_hash"] != "0" * 64
 
 
+def test_a_merge_of_one_file_contradicts_no_record(tmp_path: Path, run: Run) -> None:
+    """Its factors may have another form, and the alphas of a configuration are in its numbers: that is no bake."""
+    tucker = write(tmp_path / "a.safetensors", BY_NAME["tucker"].tensors(MODULE))
+    peft = write(tmp_path / "b.safetensors", peft_lora([PEFT]))
+    (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
+    out = tmp_path / "elsewhere" / "c.safetensors"
+    out.parent.mkdir()
+    for source in (tucker, peft):
+        run.done("merge", f"{source}:0.5", "--family", "sd1", "--force", "-o", out)
+        compared = run.json("diff", source, out, "--family", "sd1", "--json")
+        assert compared["matches_record"] is None
+    assert compared["blocks"]["MID"]["weight"] == pytest.approx(0.5)
+
+
 def test_merging_is_deterministic(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     written = []
