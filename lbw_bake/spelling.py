@@ -59,7 +59,7 @@ class Spelling:
         if place.component == self.original:
             stem = f"{self.prefixes[place.component]}{_with_upsampler(name, self.family)}"
             return stem, (place.component, name, ALL_ROWS), rows
-        dotted = bool(self.prefixes) and "." in module.name
+        dotted = "." in module.name and place.component in self.prefixes
         stem = f"{self.prefixes[place.component]}{_kohyas(module.path)}" if dotted else module.name
         return stem, (place.component, name, rows), ALL_ROWS
 
@@ -72,13 +72,14 @@ def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spellin
     are in the file. Raises NotBakeableError where dotted names cannot be turned into those.
     """
     dotted = {path: "." in modules[0][0].name for path, modules in files}
-    mixed = len(files) > 1 and not all(dotted.values()) and _is_mixed(files, family)
-    if len(set(dotted.values())) == 1 and not mixed:
-        return Spelling(family, {})
+    several = len(set(dotted.values())) > 1
     named = [both for _, modules in (files[:1] if any(dotted.values()) else files) for both in modules]
     prefixes = {
         place.component: lora_stem(split_prefix(module.name)[1]) for module, place in named if "." not in module.name
     }
+    mixed = len(files) > 1 and family.denoiser in prefixes and _is_mixed(files, family)
+    if not several:
+        return Spelling(family, prefixes, family.denoiser) if mixed else Spelling(family, {})
     missing = sorted({place.component for _, modules in files for _, place in modules} - prefixes.keys())
     original = family.denoiser if mixed or (family.name in _FUSED and _are_original(files, family)) else None
     if missing or not (original or family.denoiser == "unet"):

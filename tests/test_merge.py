@@ -247,6 +247,21 @@ def test_layers_of_a_unet_have_the_names_of_one_model(
     assert found == {f"lora_unet_{name}" for name in wanted}
 
 
+def test_also_where_a_file_has_dotted_names_of_its_text_encoder(tmp_path: Path, run: Run) -> None:
+    """Which stay as they are: no other file says what kohya's begin with."""
+    encoder = peft_lora(["text_encoder.text_model.encoder.layers.0.mlp.fc1"])
+    files = [
+        write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | encoder),
+        write(tmp_path / "b.safetensors", kohya_lora(["unet_mid_block_attentions_0_proj_out"])),
+    ]
+    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors").keys()
+    assert {name for name in found if "lora_up" in name} == {
+        f"lora_unet_middle_block_1_proj_{end}.lora_up.weight" for end in ("in", "out")
+    }
+    assert encoder.keys() <= found
+
+
 def test_layers_beside_an_oft_are_not_called_like_it(tmp_path: Path, run: Run) -> None:
     """No loader looks for a LoRA under `oft_unet_`."""
     proj_in, proj_out = (f"mid_block.attentions.0.proj_{end}" for end in ("in", "out"))
