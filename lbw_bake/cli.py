@@ -62,7 +62,12 @@ def command_line(command: str = "") -> typer.Typer:
     whole.callback()(lbw)
     for name in [command] if command else _COMMANDS:
         found = getattr(import_module(f".{_COMMANDS[name]}", __package__), name)
-        whole.add_typer(found) if isinstance(found, typer.Typer) else whole.command(cls=_Command)(found)
+        if isinstance(found, typer.Typer):
+            for each in found.registered_commands:
+                each.cls = _Command
+            whole.add_typer(found)
+        else:
+            whole.command(cls=_Command)(found)
     return whole
 
 

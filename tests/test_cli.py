@@ -72,6 +72,14 @@ class TestExitCodes:
         assert (code, out) == (2, "")
         assert f"Did you mean -{option.partition('=')[0]}?" in error
 
+    def test_nor_is_one_of_a_command_of_presets(self, lora: Path, run: Run) -> None:
+        """-description=mine was -d with the value "escription=mine"."""
+        presets = lora.with_name("presets.yaml")
+        code, _, error = run("presets", "add", "FACE", "MID=1", "-description=mine", "--presets", presets)
+        assert code == 2
+        assert "Did you mean --description?" in error
+        assert not presets.exists()
+
     def test_of_several_inputs_for_one_output_spaces_may_be_the_reason(self, lora: Path, run: Run) -> None:
         error = run("bake", lora, "-w", "BASE=1", "MID=0.5", "-o", "out.safetensors")[2]
         assert "--output: 2 inputs are not one file; give --out-dir, or" in error
