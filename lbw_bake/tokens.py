@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .errors import LbwError, NotBakeableError, WeightError
 from .values import NOT_FINITE, NUMBER, parse_number
 
-_TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:([^:<>]+)((?::[^:<>]*)*)>\s*", re.IGNORECASE)
+_TOKEN = re.compile(r"\s*<\s*(?:lora|lyco)\s*:\s*[^:<>\s][^:<>]*((?::[^:<>]*)*)>\s*", re.IGNORECASE)
 _ELEMENT_RULE = re.compile(rf":\s*lbwe\s*=\s*([^:=]*:[^:=]*:\s*{NUMBER.pattern})\s*(?=:|$)", re.IGNORECASE)
 _SAMPLING = ("start", "stop", "step")
 _ALIASES = {"w": "lbw"}
@@ -41,17 +41,17 @@ def parse_token(text: str) -> Token:
     and off while an image is sampled, which no weight in a file can do.
     """
     match = _TOKEN.fullmatch(text)
-    if match is None or not match[1].strip():
+    if match is None:
         inside = _TOKEN.match(text, max(text.find("<"), 0))
         hint = f"give {inside[0].strip()} alone" if inside else "paste it whole, as <lora:doraemon:0.7:lbw=MIDD>"
         raise WeightError(f"{text!r} is not a prompt token", hint)
     try:
-        if rule := _ELEMENT_RULE.search(match[2]):
+        if rule := _ELEMENT_RULE.search(match[1]):
             raise WeightError(
                 f"lbwe={rule[1]} is an element rule, lbwe= takes the name of a preset of them",
                 f'leave it out and give it as --element "{rule[1]}"',
             )
-        return _token([field.strip() for field in match[2].split(":") if field.strip()])
+        return _token([field.strip() for field in match[1].split(":") if field.strip()])
     except LbwError as error:
         raise type(error)(f"{text.strip()}: {error.message}", error.hint) from error
 
