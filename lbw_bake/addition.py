@@ -22,7 +22,7 @@ from .errors import NotBakeableError
 from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
-from .rewrite import Made, baked, rounded
+from .rewrite import Made, bake_module, rounded
 from .scaling import largest, numpy_dtype, round_to
 from .tensordata import TensorData
 from .updates import Array, Read, arrays_of, flat, unread
@@ -153,7 +153,7 @@ def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
             f"{addend.path}: {own} is {addend.module.algorithm_name}, which kohya's names have no place for",
             "leave this file out, or merge it with files of its own spelling",
         )
-    for tensor, pieces in baked(addend.module, addend.weight * addend.unsaid, dtype, addend.data):
+    for tensor, pieces in bake_module(addend.module, addend.weight * addend.unsaid, dtype, addend.data):
         name = tensor.name if own.startswith("oft_") else tensor.name.replace(own, layer.stem, 1)
         yield replace(tensor, name=name), pieces
 

@@ -24,7 +24,7 @@ from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
-from .rewrite import baked
+from .rewrite import bake_module
 from .scaling import FLOATS
 from .tensordata import TensorData
 from .tensorfile import Tensor
@@ -270,7 +270,7 @@ def _is_baked_to(
     dtype: str | None, module: Module, there: Mapping[str, Tensor], weight: float, a: TensorData, b: TensorData
 ) -> bool:
     try:
-        wanted = baked(module, weight, dtype, a)
+        wanted = bake_module(module, weight, dtype, a)
     except NotBakeableError:
         return False
     if {tensor.name for tensor, _ in wanted} != there.keys():

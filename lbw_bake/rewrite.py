@@ -338,7 +338,7 @@ def rounded(name: str, dtype: str, values: Array) -> Iterator[Bytes]:
         yield stored.view(np.uint8)
 
 
-def baked(module: Module, weight: float, dtype: str | None, data: TensorData) -> list[Made]:
+def bake_module(module: Module, weight: float, dtype: str | None, data: TensorData) -> list[Made]:
     """A module's tensors as a bake writes them at a weight. Raises NotBakeableError."""
     _, edits = weigh(module, weight, dtype, data.survey)
     kept = ((tensor, edits.get(tensor.name)) for tensor in module.all_tensors)

@@ -195,8 +195,14 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     if job.makes_folders and not recipe.dry_run:
         make_folder(output.parent, "choose another --out-dir")
     if not job.makes_folders or os.path.exists(output.parent):  # noqa: PTH110 - a dry run makes none
-        how = {"replace": recipe.replace, "in_place": recipe.in_place, "among": job.makes_folders}
-        check_output(output, (job.input,), model=recipe.model, **how)
+        check_output(
+            output,
+            (job.input,),
+            replace=recipe.replace,
+            in_place=recipe.in_place,
+            model=recipe.model,
+            among=job.makes_folders,
+        )
     if recipe.dry_run:
         return _foreseen(outcome, plan, recipe), None
     return outcome, target

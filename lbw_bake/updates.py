@@ -135,7 +135,7 @@ def _factored(a: Factors, b: Factors) -> float:
     check_room(len(a[1]), len(b[1]))
     outer, across = a[0].T @ b[0], a[1] @ b[1].T
     if a[2] is None or b[2] is None:
-        return float(np.vdot(outer, across))  # which takes no two of different sizes
+        return float(np.vdot(outer, across))  # unlike a product, refuses arrays of different sizes
     return float(((a[2].transpose(0, 2, 1) @ outer @ b[2]).transpose(0, 2, 1) * across.T).sum())
 
 
