@@ -150,12 +150,17 @@ def _outcomes(job: Job, result: list[Outcome] | str) -> list[Outcome]:
 def _work(pipe: Any) -> None:
     """Do jobs as they come in, in a process of its own, until there are no more."""
     end_quietly()
+
+    def tell(share: float) -> None:
+        with suppress(OSError):  # a job is finished even if nobody waits for it any longer
+            pipe.send(share)
+
     with suppress(EOFError, OSError):  # whoever gave the jobs is done, or gone
         while True:
             job = pipe.recv()
             result: list[Outcome] | str
             try:
-                result = run(job, pipe.send)
+                result = run(job, tell)
             except Exception as error:  # noqa: BLE001 - a bug of ours ends one job, not the batch
                 result = f"failed unexpectedly: {type(error).__name__} {error}"
             pipe.send(result)

@@ -447,6 +447,17 @@ class TestProgress:
             assert len(shares) >= (4 if verify else 2)
             assert 0.6 < shares[-1] <= 1
 
+    def test_a_file_is_finished_though_nobody_watches_any_longer(
+        self, lora: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A loop over a batch that is left early: what other processes are at is written, however large it is."""
+        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+        recipe = Recipe(Weights.parse("*=0.5"), verify=True)
+        running = run_batch(make_batch([lora, large], [recipe], Naming(out_dir=tmp_path / "out")), workers=2)
+        next(running)
+        running.close()
+        assert names_in(tmp_path / "out") == {lora.name, large.name}
+
     def test_so_is_the_share_of_a_merge_and_of_a_sweep(self, large: Path, tmp_path: Path) -> None:
         shares: list[float] = []
         merge([large, large], tmp_path / "merged.safetensors", progress=shares.append)
