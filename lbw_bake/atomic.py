@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 
 from .errors import OutputError
-from .temporary import clear_leftovers, lock, temporary_file
+from .temporary import clear_leftovers_once, lock, temporary_file
 
 _HINTS = {
     errno.ENOSPC: "make room on the disk and run it again",
@@ -68,7 +68,7 @@ def atomic_write(path: Path, *, replace: bool) -> Iterator[FileIO]:
     is on disk before it takes the name; without, an existing path is left alone. Raises OutputError for what the
     system refuses, and for a path that is no regular file or write-protected.
     """
-    clear_leftovers(path.parent)
+    clear_leftovers_once(path.parent)
     with refusals(path):
         old = _status(path)
         if replace and old:

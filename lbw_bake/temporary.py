@@ -66,13 +66,16 @@ def lock(file: FileIO) -> bool | None:
     return None
 
 
-@cache
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed runs left in a folder; once in a process, because looking through a large one takes time."""
+    """Remove what killed runs left in a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 _remove_if_left(Path(entry.path))
+
+
+# Once in a process, because looking through a large folder takes time.
+clear_leftovers_once = cache(clear_leftovers)
 
 
 def _remove_if_left(temporary: Path) -> None:

@@ -20,6 +20,7 @@ from .errors import LbwError
 from .interrupts import end_quietly, uninterrupted
 from .jobs import RETRIES, Job, repeatable
 from .run import Outcome, failed, run
+from .temporary import clear_leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ def run_in_processes(
 ) -> Iterator[tuple[Job, list[Outcome]]]:
     """Run jobs in so many processes; yields each with its outcomes as it ends.
 
-    One whose process dies is done again in a new one. Interrupted, it yields what is finished before it raises.
+    One whose process dies is done again in another. Interrupted, it yields what is finished before it raises.
     """
     _start_tracker()
     tasks = deque(_Task.of(job) for job in jobs)
@@ -103,10 +104,11 @@ def run_in_processes(
                     idle.append(worker)
                     yield task.job, _outcomes(task.job, news)
                 elif task.retries:
-                    worker.end()
+                    _clear_after(worker, task.job)
                     tasks.append(_Task(task.again, task.again, task.retries - 1))
                 else:
-                    yield task.job, _outcomes(task.job, f"its process died (exit code {worker.end()})")
+                    code = _clear_after(worker, task.job)
+                    yield task.job, _outcomes(task.job, f"its process died (exit code {code})")
     except (KeyboardInterrupt, SystemExit):  # what is finished by now is said before the batch ends
         with uninterrupted():
             for worker, task in busy.items():
@@ -139,6 +141,14 @@ def _heard(busy: dict[_Worker, _Task], worker: _Worker) -> tuple[_Task, list[Out
         if not isinstance(news, float):
             del busy[worker]
         return task, news
+
+
+def _clear_after(worker: _Worker, job: Job) -> int | None:
+    """Remove what a process that died left of its outputs: others have looked before. Returns its exit code."""
+    code = worker.end()
+    for folder in {path.parent for path, _ in job.outputs if path}:
+        clear_leftovers(folder)
+    return code
 
 
 def _outcomes(job: Job, result: list[Outcome] | str) -> list[Outcome]:

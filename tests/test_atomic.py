@@ -300,7 +300,7 @@ class TestLeftovers:
 
     @staticmethod
     def write_another(folder: Path) -> None:
-        temporary.clear_leftovers.cache_clear()  # as in a process of its own
+        temporary.clear_leftovers_once.cache_clear()  # as in a process of its own
         with atomic_write(folder / "another", replace=True):
             pass
 

@@ -532,6 +532,7 @@ class TestProcess:
             _, error = process.communicate(timeout=120)
         assert error.count("its process died (exit code -9)\nhint: run it again") == 2
         assert (process.returncode, error.splitlines()[-1]) == (1, "done: 0 written, 2 failed")
+        assert list((scratch / "out").iterdir()) == []
 
     @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_no_worker_outlives_its_batch(self, large_lora: Path, scratch: Path) -> None:
