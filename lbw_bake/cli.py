@@ -6,7 +6,6 @@ Annotations of the commands are not postponed: to have each evaluated from its t
 import codecs
 import errno
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -20,6 +19,7 @@ from typer.core import TyperCommand
 
 from . import console
 from .errors import LbwError
+from .interrupts import end_quietly
 
 # Command -> the module that has it. One that is named is the only one to be loaded: typer reads all options of each.
 _COMMANDS = {
@@ -112,10 +112,8 @@ def main(args: Sequence[str] | None = None) -> None:
     # All matrices here are small: threads of numpy's would only get into each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args is None:
-        # Ended by the system or a terminal that closes, a bake still takes its half-written file along.
-        for name in {"SIGTERM", "SIGHUP"} & {each.name for each in signal.Signals}:
-            if signal.getsignal(number := signal.Signals[name]) is signal.SIG_DFL:  # nohup has one ignored
-                signal.signal(number, lambda number, _: sys.exit(128 + number))
+        # However it is ended, and however often, a bake still takes its half-written file along.
+        end_quietly()
     try:
         _run(args)
     except KeyboardInterrupt:

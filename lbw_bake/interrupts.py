@@ -25,15 +25,19 @@ def uninterrupted() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """Have them end this process by SystemExit and without a traceback, even if it was started uninterrupted."""
+    """Have the first of them end this process by SystemExit, without a traceback, even if it was started uninterrupted."""
     _handle(_end)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def _end(number: int, _: object) -> None:
-    _handle(signal.SIG_IGN)  # a second one must not interrupt the tidying up
+    _handle(_bear)  # a second one must not interrupt the tidying up
     raise SystemExit(128 + number)
+
+
+def _bear(*_: object) -> None:
+    """Do nothing. Were they ignored by the system, Python would complain of one that is there by now."""
 
 
 def _handle(handler: Any) -> None:

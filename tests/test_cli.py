@@ -505,6 +505,24 @@ class TestProcess:
         assert error in ("interrupted: 0 written, 4 left\n", "")
         assert list((scratch / "out").iterdir()) == []
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
+    def test_none_but_the_first_interrupt_counts(self, lora: Path, tmp_path: Path) -> None:
+        """Two that come at once, and one when the half-written file is about to be removed."""
+        code = (
+            "import pathlib; from signal import raise_signal, SIGINT, SIGTERM\n"
+            "from lbw_bake import cli, rewrite; from lbw_bake.interrupts import uninterrupted\n"
+            "def write(*_):\n"
+            "    with uninterrupted(): raise_signal(SIGINT), raise_signal(SIGTERM)\n"
+            "def remove(path, **_):\n"
+            "    raise_signal(SIGTERM), raise_signal(SIGINT), path.rename(path.parents[1] / 'removed')\n"
+            "rewrite.write_all, pathlib.Path.unlink = write, remove\n"
+            "cli.main()"
+        )
+        (tmp_path / "out").mkdir()
+        result = python("-c", code, "bake", lora, *HALF, "-o", tmp_path / "out" / "b.safetensors")
+        assert (result.returncode, result.stderr) == (128 + signal.SIGINT, "")
+        assert list((tmp_path / "out").iterdir()) == []
+
     @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_a_worker_that_is_killed_loses_nothing(self, large_lora: Path, scratch: Path) -> None:
         with started_batch(large_lora, scratch, 4) as process:
