@@ -21,27 +21,31 @@ def share_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], o
         return
     from rich.progress import BarColumn, TaskProgressColumn
 
-    bar = _started(what, 1.0, BarColumn(), TaskProgressColumn())
-    try:
+    with _shown(what, 1.0, BarColumn(), TaskProgressColumn()) as bar:
         yield lambda share: bar.update(bar.task_ids[0], completed=share)
-    finally:
-        bar.stop()
 
 
-def bytes_bar(what: str, total: int) -> Progress:
-    """A bar for so many bytes, with speed and time left. The caller stops it."""
+@contextmanager
+def bytes_bar(what: str, total: int) -> Iterator[Progress]:
+    """A bar for so many bytes, with speed and time left."""
     from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
-    return _started(what, total, BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with _shown(what, total, BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        yield bar
 
 
-def _started(what: str, total: float, *columns: ProgressColumn) -> Progress:
+@contextmanager
+def _shown(what: str, total: float, *columns: ProgressColumn) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
     shown = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
     bar = Progress(*shown, console=Console(stderr=True), transient=True, redirect_stdout=False)
     bar.add_task(what, total=total)
-    with uninterrupted():  # or the system could deliver Ctrl-C to the thread that draws it, and nothing here would wake
-        bar.start()
-    return bar
+    try:
+        with uninterrupted():  # or the thread that draws it could get Ctrl-C, and nothing here would wake
+            bar.start()
+        yield bar
+    finally:
+        with uninterrupted():  # or the cursor could stay hidden
+            bar.stop()

@@ -25,7 +25,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def end_quietly() -> None:
-    """Have the first of them end this process by SystemExit, without a traceback, even if it was started uninterrupted."""
+    """Have the first of them end this process by SystemExit, silently, even if it was started uninterrupted."""
     _handle(_end)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,24 +42,27 @@ class Report:
         self._expected = sum(len(job.outputs) for job in batch.jobs) + len(batch.problems)
         self._several = self._expected > 1 or any(not job.named for job in batch.jobs)
         self._bar: Progress | None = None
+        self._shown = ExitStack()  # the bar, as long as it is
         # Bytes of the inputs that are done, and of each that is not.
         self._done, self._reached = 0, dict[Path, int]()
 
     def __enter__(self) -> Report:
         shared = self._json and sys.stdout.isatty()  # objects would go on in the line of a bar
         lasts = self._expected > 1 or self._batch.nbytes >= _LASTING
-        if lasts and not self._quiet and sys.stderr.isatty() and not shared:
-            self._bar = bytes_bar(self._progress(), self._batch.nbytes)
-        for problem in self._batch.problems:
-            self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
-        if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
-            suffixes = ", ".join(sorted({path.suffix for path in left_out}))
-            message("skipped", f"{counted(len(left_out), 'file')} of another kind than safetensors ({suffixes})")
+        with ExitStack() as shown:
+            if lasts and not self._quiet and sys.stderr.isatty() and not shared:
+                self._bar = shown.enter_context(bytes_bar(self._progress(), self._batch.nbytes))
+            for problem in self._batch.problems:
+                self.add([Outcome(problem.path, None, FAILED, error=problem)], 0)
+            if (left_out := self._batch.left_out) and self._batch.jobs and not self._quiet:
+                suffixes = ", ".join(sorted({path.suffix for path in left_out}))
+                message("skipped", f"{counted(len(left_out), 'file')} of another kind than safetensors ({suffixes})")
+            self._shown = shown.pop_all()
         return self
 
+    @uninterrupted()  # what was counted is said at the end too
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._shown.close()
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
         if self._several and not self._quiet and (interrupted or not kind):
             said = [

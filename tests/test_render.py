@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run, lbw, unet_lora, write
+from rich.progress import Progress
 
 from lbw_bake import Naming, Recipe, make_batch, render, run_batch
+from lbw_bake.bars import share_bar
 from lbw_bake.render import size_text
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj.exe\u2066\r\n"
@@ -141,3 +143,26 @@ def test_what_is_counted_before_an_interrupt_is_said(
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith(f"baked: {tmp_path / 'out' / 'a.safetensors'} ")
     assert last == "interrupted: 1 written, 1 left"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
+@pytest.mark.parametrize("moment", ["start", "stop"])
+@pytest.mark.parametrize("bar", ["of a batch", "of a share"])
+def test_an_interrupted_bar_leaves_the_cursor_to_be_seen(
+    bar: str, moment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    real = getattr(Progress, moment)
+
+    def interrupted(self: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(self)
+
+    monkeypatch.setattr(Progress, moment, interrupted)
+    sources = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
+    batch = make_batch(sources, [Recipe()], Naming(out_dir=tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt), render.Report(batch) if bar == "of a batch" else share_bar("writing"):
+        pass
+    screen = capsys.readouterr().err
+    assert 0 <= screen.rfind("\x1b[?25l") < screen.rfind("\x1b[?25h")
