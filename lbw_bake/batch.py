@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -47,7 +47,7 @@ def run_batch(
     cluster: str | None = None,
     say: Say = lambda _: None,
     watch: Watch = lambda *_: None,
-) -> Iterator[tuple[Job, list[Outcome]]]:
+) -> Generator[tuple[Job, list[Outcome]], None, None]:
     """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
 
     `say` is told what a cluster keeps waiting for, `watch` how far this machine has come with a large file. Raises

@@ -196,8 +196,7 @@ def bake(
         exclude=exclude or (),
     )
     with render.Report(batch, quiet=quiet, verbose=verbose, json=json_output) as report:
-        for job, outcomes in run_batch(batch, workers=workers, cluster=cluster, say=report.say, watch=report.watch):
-            report.add(outcomes, job.nbytes)
+        report.take(run_batch(batch, workers=workers, cluster=cluster, say=report.say, watch=report.watch))
     if report.failed:
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,16 @@ class Report:
     def _progress(self) -> str:
         """The text before the bar: of several files, how many are done."""
         return f"{self._counts.total()} of {self._expected} files" if self._expected > 1 else "baking"
+
+    def take(self, results: Generator[tuple[Job, list[Outcome]], None, None]) -> None:
+        """Take in the outcomes of a batch as they come; if it is interrupted, those that are there by then too."""
+        try:
+            for job, outcomes in results:
+                self.add(outcomes, job.nbytes)
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            job, outcomes = results.throw(interrupt)  # which raises it again where there are no more
+            self.add(outcomes, job.nbytes)
+            self.take(results)
 
     @uninterrupted()  # what is counted is said
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:

@@ -47,23 +47,29 @@ class _Worker:
         self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
         with theirs:
             self.process.start()
+        self._said: list[Outcome] | str | None = None
 
     def begin(self, job: Job) -> None:
         """Give it a job; if it has died, its result says so."""
+        self._said = None
         with suppress(OSError):
             self.pipe.send(job)
 
+    @uninterrupted()
     def news(self) -> list[Outcome] | str | float | None:
         """Wait for what it says next: the share of its job that is done, its outcomes, or what failed in our own code.
 
-        None if it died.
+        None if it died. Outcomes are said again until it has another job: an interrupt may come before they are heard.
         """
-        wait([self.pipe, self.process.sentinel])
-        with suppress(EOFError, OSError):
-            if self.pipe.poll():
-                news: list[Outcome] | str | float = self.pipe.recv()
-                return news
-        return None
+        if self._said is None:
+            wait([self.pipe, self.process.sentinel])
+            with suppress(EOFError, OSError):
+                if self.pipe.poll():
+                    news: list[Outcome] | str | float = self.pipe.recv()
+                    if isinstance(news, float):
+                        return news
+                    self._said = news
+        return self._said
 
     def result(self) -> list[Outcome] | str | None:
         """What became of its job: as `news`, without the shares."""
@@ -97,10 +103,12 @@ def run_in_processes(
                     busy[worker] = tasks.popleft()
                     worker.begin(busy[worker].job)
             for worker in _ready(busy):
-                task, news = _heard(busy, worker)
+                task, news = busy[worker], worker.news()
                 if isinstance(news, float):
                     watch(task.job, news)
-                elif news is not None:
+                    continue
+                del busy[worker]
+                if news is not None:
                     idle.append(worker)
                     yield task.job, _outcomes(task.job, news)
                 elif task.retries:
@@ -132,15 +140,6 @@ def _ready(workers: Iterable[_Worker]) -> list[_Worker]:
     """The workers that have something to say, or died; waits for the first."""
     ready = set(wait([each for worker in workers for each in (worker.pipe, worker.process.sentinel)]))
     return [worker for worker in workers if ready & {worker.pipe, worker.process.sentinel}]
-
-
-def _heard(busy: dict[_Worker, _Task], worker: _Worker) -> tuple[_Task, list[Outcome] | str | float | None]:
-    """The task of a worker, and the news of it; the worker is no longer busy, unless that is a share."""
-    with uninterrupted():
-        task, news = busy[worker], worker.news()
-        if not isinstance(news, float):
-            del busy[worker]
-        return task, news
 
 
 def _clear_after(worker: _Worker, job: Job) -> int | None:

@@ -6,7 +6,10 @@ import errno
 import json
 import os
 import shutil
+import signal
+import sys
 from collections import defaultdict
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -468,6 +471,27 @@ class TestProgress:
         assert len(shares) >= 3
         assert shares == sorted(set(shares))
         assert shares[-1] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
+def test_an_interrupt_loses_no_outcome_that_is_there(
+    loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the first is being received, and is kept waiting until then."""
+    interrupts = [signal.SIGINT]
+
+    def interrupted(objects: Any) -> list[Any]:
+        if interrupts and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+            signal.raise_signal(interrupts.pop())
+        return wait(objects)
+
+    monkeypatch.setattr("lbw_bake.workers.wait", interrupted)
+    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+    batch = make_batch([loras], [Recipe()], Naming(out_dir=tmp_path / "out"))
+    finished = []
+    with pytest.raises(KeyboardInterrupt):
+        finished.extend(run_batch(batch, workers=2))
+    assert [outcome.status for _, outcomes in finished for outcome in outcomes] == ["baked"] * 2
 
 
 class TestSeveralPresets:

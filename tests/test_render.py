@@ -119,30 +119,29 @@ def printed(run: Run, monkeypatch: pytest.MonkeyPatch, width: int, *command: obj
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
-def test_what_is_counted_before_an_interrupt_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("workers", "written"), [(1, "a"), (2, "ab")])
+def test_what_is_finished_at_an_interrupt_is_said(
+    workers: int, written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    say = render.message
+    say, interrupts = render.message, [signal.SIGINT]
 
     def interrupted(label: str, text: str) -> None:
-        if label == "baked":
-            signal.raise_signal(signal.SIGINT)
+        if label == "baked" and interrupts:
+            signal.raise_signal(interrupts.pop())
         say(label, text)
 
     monkeypatch.setattr(render, "message", interrupted)
+    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
     sources = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
     batch = make_batch(sources, [Recipe()], Naming(out_dir=tmp_path / "out"))
 
-    def bake() -> None:
-        with render.Report(batch) as report:
-            for job, outcomes in run_batch(batch, workers=1):
-                report.add(outcomes, job.nbytes)
-
-    with pytest.raises(KeyboardInterrupt):
-        bake()
-    first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith(f"baked: {tmp_path / 'out' / 'a.safetensors'} ")
-    assert last == "interrupted: 1 written, 1 left"
+    with pytest.raises(KeyboardInterrupt), render.Report(batch) as report:
+        report.take(run_batch(batch, workers=workers))
+    *said, last = capsys.readouterr().err.splitlines()
+    assert {line.partition(" (")[0] for line in said} == {
+        f"baked: {tmp_path / 'out' / name}.safetensors" for name in written
+    }
+    assert last == f"interrupted: {len(written)} written, {2 - len(written)} left"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
