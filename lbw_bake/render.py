@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +95,14 @@ class Report:
 
     def take(self, results: Generator[tuple[Job, list[Outcome]], None, None]) -> None:
         """Take in the outcomes of a batch as they come; if it is interrupted, those that are there by then too."""
-        try:
-            for job, outcomes in results:
+        with closing(results):  # a traceback would keep its processes, as where stderr takes no more
+            try:
+                for job, outcomes in results:
+                    self.add(outcomes, job.nbytes)
+            except (KeyboardInterrupt, SystemExit) as interrupt:
+                job, outcomes = results.throw(interrupt)  # which raises it again where there are no more
                 self.add(outcomes, job.nbytes)
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            job, outcomes = results.throw(interrupt)  # which raises it again where there are no more
-            self.add(outcomes, job.nbytes)
-            self.take(results)
+                self.take(results)
 
     @uninterrupted()  # what is counted is said
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+from inspect import GEN_CLOSED, getgeneratorstate
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,19 @@ def test_what_is_finished_at_an_interrupt_is_said(
         f"baked: {tmp_path / 'out' / name}.safetensors" for name in written
     }
     assert last == f"interrupted: {len(written)} written, {2 - len(written)} left"
+
+
+def test_a_batch_ends_where_its_outcomes_cannot_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(render, "message", broken)
+    source = write(tmp_path / "a.safetensors", unet_lora())
+    batch = make_batch([source], [Recipe()], Naming(tmp_path / "b.safetensors"))
+    results = run_batch(batch)
+    with pytest.raises(BrokenPipeError), render.Report(batch) as report:
+        report.take(results)
+    assert getgeneratorstate(results) == GEN_CLOSED
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
