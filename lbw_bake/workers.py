@@ -44,7 +44,8 @@ class _Worker:
     def __init__(self) -> None:
         context = get_context("spawn")  # forking a process that has threads is not safe
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
+        # Daemons are ended with the program if nobody ends them before, as where a batch is left halfway.
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)
         with theirs:
             self.process.start()
         self._said: list[Outcome] | str | None = None

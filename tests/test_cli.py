@@ -559,6 +559,17 @@ class TestProcess:
             process.communicate(timeout=120)  # until nobody can write to its stderr
         assert len(list((scratch / "out").glob("[0-9]*"))) <= 2
 
+    def test_a_batch_that_is_left_halfway_ends_with_its_program(self, lora: Path, tmp_path: Path) -> None:
+        code = (
+            "import sys; from pathlib import Path; from lbw_bake import Naming, Recipe, batch, make_batch\n"
+            "batch._WORTH_PROCESSES = 0\n"
+            "jobs = make_batch(sys.argv[1:3], [Recipe()], Naming(out_dir=Path(sys.argv[3])))\n"
+            "results = batch.run_batch(jobs, workers=2)\n"
+            "next(results)\n"
+        )
+        other = shutil.copy(lora, tmp_path / "other.safetensors")
+        assert python("-c", code, lora, other, tmp_path / "out", timeout=30).returncode == 0
+
     @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_workers_that_are_starting_bear_an_interrupt(self, large_lora: Path, scratch: Path) -> None:
         for name in "ab":
