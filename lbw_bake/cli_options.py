@@ -31,7 +31,7 @@ def file_path(text: str) -> Path:
     return path(text)
 
 
-def files_like(given: list[Any]) -> list[Any]:
+def files_like(given: Any) -> Any:  # of a list typer asks what class it is one of, and Python 3.10 has no answer
     """Inputs as given, and on Windows, whose shells leave that to programs, the files that those with * or ? match."""
     if sys.platform != "win32":
         return given
