@@ -131,11 +131,15 @@ def add(layer: Layer, form: Form) -> Sum:
         raise _does_not_add(strange[0])
     summed = _additive(addends)
     total, lost = _product(layer, addends, summed, form)
-    if "up_bias" in summed and not (total and _has_bias(layer, addends, form)):
+    names = _factor_names(layer, addends, form)
+    # PEFT's bias stays beside a product whose names have a place for it.
+    if "up_bias" in summed and not (
+        total and _name_of("up_bias", layer) == f"{names['up'].removesuffix('weight')}bias"
+    ):
         summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
     if total:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * form.unloaded(total.rank) for role in INSIDE if role in summed}
-    arrays = {} if total is None else _factors(layer, addends, total, form)
+    arrays = {} if total is None else _factors(total, names)
     arrays |= {_name_of(role, layer): array for role, array in summed.items()}
     made = [_made(name, array, layer.stored) for name, array in arrays.items()]
     if total and form.alpha is not None:
@@ -221,12 +225,6 @@ def _product(
     return total, lost
 
 
-def _has_bias(layer: Layer, addends: Sequence[Addend], form: Form) -> bool:
-    """Whether the product is written under names that have a place for PEFT's bias."""
-    up = _factor_names(layer, addends, form)["up"]
-    return _name_of("up_bias", layer) == f"{up.removesuffix('weight')}bias"
-
-
 def _low_rank(addend: Addend) -> LowRank:
     """A module's product as one of the whole layer, without its weight and alpha."""
     product = FORMS[addend.kind](arrays_of(addend.module, addend.data.read), addend.kernel)
@@ -248,9 +246,9 @@ def _truncated(total: LowRank, rank: int, device: str) -> tuple[LowRank, tuple[f
     return total, (error * size, size)
 
 
-def _factors(layer: Layer, addends: Sequence[Addend], total: LowRank, form: Form) -> dict[str, Array]:
+def _factors(total: LowRank, names: Mapping[str, str]) -> dict[str, Array]:
     """The factors of a sum by their names."""
-    names, kernel = _factor_names(layer, addends, form), total.down.shape[2:]
+    kernel = total.down.shape[2:]
     return {names["down"]: total.down, names["up"]: total.up.reshape(*total.up.shape, *(1 for _ in kernel))}
 
 

@@ -44,10 +44,7 @@ def check_output(
         raise OutputError(f"{output}: there is no folder {output.parent}", "create it, or choose another output")
     with refusals(output):
         old = _status(output)
-        same, needed = (
-            old and any(path.exists() and os.path.samestat(old, path.stat()) for path in paths)
-            for paths in (inputs, model)
-        )
+        same, needed = _is_among(inputs, old), _is_among(model, old)
         taken = os.path.lexists(output)
     if needed:
         raise OutputError(f"{output}: is a file of the base model", "choose another output")
@@ -144,6 +141,11 @@ def refusals(path: Path) -> Iterator[None]:
 
 def _taken(path: Path, hint: str = "choose another name, or replace it with --force") -> OutputError:
     return OutputError(f"{path}: already exists", hint)
+
+
+def _is_among(paths: Iterable[Path], status: os.stat_result | None) -> bool:
+    """Whether the file of this status, if there is one, is one of these."""
+    return status is not None and any(path.exists() and os.path.samestat(status, path.stat()) for path in paths)
 
 
 def _status(path: Path) -> os.stat_result | None:

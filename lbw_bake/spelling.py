@@ -121,16 +121,18 @@ def _are_original(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:
 
 def check_prefixes(layers: Iterable[Layer], first: Path) -> None:
     """Raise NotBakeableError for layers that loaders of the first file's names would pass over."""
-    begun: dict[tuple[str, int], tuple[object, str]] = {}
+    firsts: dict[tuple[str, str], tuple[object, str]] = {}
     for layer in layers:
         addend = layer.addends[0]
         _, prefix, path = split_prefix(layer.stem)
         model = next((stacks for stacks in _STACKS if path.startswith(stacks)), None)
-        beginnings = ((prefix, prefix), (model, f"{prefix}{path.partition('.')[0]}"))
-        for i, beginning in enumerate(beginnings if model else beginnings[:1]):
-            theirs, begins = begun.setdefault((layer.place.component, i), beginning)
-            if addend.path != first and beginning[0] != theirs:
+        begins = {"prefix": (prefix, prefix), "model": (model, f"{prefix}{path.partition('.')[0]}")}
+        for kind, (own, shown) in begins.items():
+            if own is None:  # no stack tells the model
+                continue
+            theirs, begin = firsts.setdefault((layer.place.component, kind), (own, shown))
+            if addend.path != first and own != theirs:
                 raise NotBakeableError(
-                    f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {begins!r}",
+                    f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {begin!r}",
                     "convert one of them to the other's spelling first: no loader is known to read both in one file",
                 )
