@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .interrupts import uninterrupted
+from .progress import silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def share_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[float], object]]:
     """A bar in percent; yields the function to call with the share that is done."""
     if quiet or not sys.stderr.isatty():
-        yield lambda _: None
+        yield silent
         return
     from rich.progress import BarColumn, TaskProgressColumn
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, LbwError
 from .interrupts import uninterrupted
-from .jobs import RETRIES, Batch, Job, repeatable
+from .jobs import RETRIES, Batch, Job, Watch, repeatable
 from .recipes import Recipe
 from .run import Outcome, failed, run
 
@@ -35,9 +35,6 @@ _DASKS_LOGS = ("distributed", "distributed.client", "tornado.application")
 _GONE = "its scheduler is gone"
 
 Say = Callable[[str], None]
-
-# Called from time to time with the share of a large job that is done.
-Watch = Callable[[Job, float], object]
 
 
 def run_batch(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -42,6 +42,10 @@ class Job:
     nbytes: int = 0
     makes_folders: bool = False
     share: int = 0
+
+
+# Called from time to time with the share of a large job that is done.
+Watch = Callable[[Job, float], object]
 
 
 def repeatable(job: Job) -> Job:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, resource_tracker
@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import LbwError
 from .interrupts import end_quietly, uninterrupted
-from .jobs import RETRIES, Job, repeatable
+from .jobs import RETRIES, Job, Watch, repeatable
 from .run import Outcome, failed, run
 from .temporary import clear_leftovers
 
@@ -85,9 +85,7 @@ class _Worker:
         return self.process.exitcode
 
 
-def run_in_processes(
-    jobs: Iterable[Job], count: int, watch: Callable[[Job, float], object]
-) -> Iterator[tuple[Job, list[Outcome]]]:
+def run_in_processes(jobs: Iterable[Job], count: int, watch: Watch) -> Iterator[tuple[Job, list[Outcome]]]:
     """Run jobs in so many processes; yields each with its outcomes as it ends.
 
     One whose process dies is done again in another. Interrupted, it yields what is finished before it raises.
