@@ -60,6 +60,22 @@ class TestTables:
         }
         assert {name: found.get(name) for name in rows(table)} == {name: row[0] for name, row in rows(table).items()}
 
+    def test_every_module_is_a_layer_of_its_family(self, table: str) -> None:
+        family, modules = family_of(table), grouping(table).modules
+        assert [m.name for m in modules if family.widths_of(m.component, m.path) is None] == []
+
+    def test_no_layer_is_in_a_block_of_a_unet_and_in_a_transformer(self, table: str) -> None:
+        # Where a UNet has a place for everything, detection asks no transformer.
+        def kinds(module: Module) -> set[str]:
+            return {
+                f.denoiser
+                for f in FAMILIES.values()
+                if f.place(module) and (f.denoiser != "unet" or f.block_of(module.path) != OTHER)
+            }
+
+        denoiser = [module for module in grouping(table).modules if module.component == DENOISER]
+        assert [module.name for module in denoiser if len(kinds(module)) > 1] == []
+
     def test_the_family_is_detected(self, table: str) -> None:
         undecided = next((fits for prefix, fits in UNDECIDED.items() if table.startswith(prefix)), None)
         expected = undecided.split() if undecided else [family_of(table).name]

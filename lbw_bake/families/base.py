@@ -212,7 +212,7 @@ class _Lookup:
         # Levels are alike in many places and families, and the same expression is compiled only once.
         paths = [f"({path})" if isinstance(usual, dict) else rf"({path})\Z" for path, usual in layers.items()]
         self._pattern = re.compile("|".join(paths))
-        self._found = [_Lookup(usual) if isinstance(usual, dict) else usual for usual in layers.values()]
+        self._found: list[int | Widths | Layers | _Lookup] = list(layers.values())
 
     def widths(self, path: str, start: int = 0) -> Widths | None:
         """The widths of the layer whose path goes on like this, None if there is none."""
@@ -220,6 +220,8 @@ class _Lookup:
         if match is None or match.lastindex is None:
             return None
         found = self._found[match.lastindex - 1]
+        if isinstance(found, dict):
+            found = self._found[match.lastindex - 1] = _Lookup(found)
         if isinstance(found, _Lookup):
             return found.widths(path, match.end())
         return (found,) if isinstance(found, int) else found

@@ -64,7 +64,7 @@ def _those(candidates: list[Evidence], speaks_for: Callable[[Evidence], bool]) -
 def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> list[Evidence]:
     widths = {module.name: module.width for module in modules}
     sample = modules[:: len(modules) // _SAMPLE or 1]
-    strange = {family: sum(family.place(module) is None for module in sample) for family in families}
+    strange = {family: sum(family.place(module) is None for module in sample) for family in _asked(families, sample)}
     fewest = min(strange.values())
     # Their layers are compiled only for those that know the most places.
     likely = [family for family in strange if strange[family] == fewest]
@@ -78,6 +78,17 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
         found[family] = _evidence(family, placed_by(family, modules), widths)
         most = max(most, found[family].known)
     return [found[family] for family in strange if most > (0, 0) and family in found and found[family].known == most]
+
+
+def _asked(families: Iterable[Family], modules: Sequence[Module]) -> list[Family]:
+    """UNets alone if one has a place for all of these modules and blocks for some: no transformer has such names."""
+    families = list(families)
+    unets = [family for family in families if family.denoiser == "unet"]
+    for family in unets:
+        blocks = {place.block if (place := family.place(module)) else None for module in modules}
+        if None not in blocks and blocks.intersection(family.stack):
+            return unets
+    return families
 
 
 def resembles(family: Family, modules: Iterable[Module]) -> bool:

@@ -57,22 +57,31 @@ _SD1_KERNELS = {r"(?:.*_attentions_\d|(?:in|out)put_blocks_\d+_1|middle_block_1)
 
 def _layers(widths: tuple[int, ...], depths: tuple[int, ...], context: int, *more: str, motion: bool = False) -> Layers:
     """The layers of a UNet whose levels have these widths and this many transformer blocks in each attention."""
-    layers = _level("mid_block", "middle_block", widths[-1], max(depths), context, motion)
     deepest = len(widths) - 1
+    down: Layers = {f"{i}_downsamplers_0_conv": () for i in range(deepest)}
+    up: Layers = {f"{i}_upsamplers_0_conv": () for i in range(deepest)}
+    inputs: Layers = {f"{3 * i + 3}_0_op": () for i in range(deepest)}
+    outputs: Layers = {f"{3 * i + 2}_{2 if depths[deepest - i] else 1}_conv": () for i in range(deepest)}
     for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
-        up = deepest - i
-        sgm = rf"(?:input_blocks_(?:{3 * i + 1}|{3 * i + 2})|output_blocks_(?:{3 * up}|{3 * up + 1}|{3 * up + 2}))"
-        layers |= _level(rf"(?:down_blocks_{i}|up_blocks_{up})", sgm, width, depth, context, motion)
-    samplers = "|".join(
-        rf"down_blocks_{i}_downsamplers_0_conv|input_blocks_{3 * i + 3}_0_op"
-        rf"|up_blocks_{i}_upsamplers_0_conv|output_blocks_{3 * i + 2}_[12]_conv"
-        for i in range(deepest)
-    )
+        level, sgm = _level(width, depth, context, motion)
+        j = deepest - i
+        down[f"{i}_"] = up[f"{j}_"] = level
+        inputs[f"(?:{3 * i + 1}|{3 * i + 2})_"] = outputs[f"(?:{3 * j}|{3 * j + 1}|{3 * j + 2})_"] = sgm
+    level, sgm = _level(widths[-1], max(depths), context, motion)
     ends = r"conv_in|input_blocks_0_0|time_embed(?:ding_linear)?_\d|conv_norm_out|conv_out|out_[02]"
-    return layers | {"|".join((samplers, ends, *more)): ()}
+    return {
+        "|".join((ends, *more)): (),
+        "down_blocks_": down,
+        "up_blocks_": up,
+        "mid_block_": level,
+        "input_blocks_": inputs,
+        "output_blocks_": outputs,
+        "middle_block_": sgm,
+    }
 
 
-def _level(diffusers: str, sgm: str, width: int, depth: int, context: int, motion: bool) -> Layers:
+def _level(width: int, depth: int, context: int, motion: bool) -> tuple[Layers, Layers]:
+    """The layers of a level's blocks as diffusers names them, and as the original (SGM) models do."""
     # LoHa and LoKr store a convolution as channels x kernel.
     resnet: Layers = {"conv2|out_layers_3": (width, 9 * width), _RESNET: ()}
     block: Layers = {
@@ -82,12 +91,13 @@ def _level(diffusers: str, sgm: str, width: int, depth: int, context: int, motio
         r"norm\d": (),
     }
     attention: Layers = {rf"transformer_blocks_[0-{depth - 1}]_": block, "proj_(?:in|out)": width, "norm": ()}
-    layers: Layers = {rf"{diffusers}_resnets_\d_|{sgm}_[02]_": resnet}
+    diffusers: Layers = {r"resnets_\d_": resnet}
+    sgm: Layers = {"[02]_": resnet}
     if depth:
-        layers[rf"{diffusers}_attentions_\d_|{sgm}_1_"] = attention
+        diffusers[r"attentions_\d_"] = sgm["1_"] = attention
     if motion:
-        layers[rf"{diffusers}_motion_modules_\d_"] = {r"\w+_to_\w+": width, r"\w+": ()}
-    return layers
+        diffusers[r"motion_modules_\d_"] = {r"\w+_to_\w+": width, r"\w+": ()}
+    return diffusers, sgm
 
 
 SD1 = Family(

@@ -532,12 +532,6 @@ _SGM_RESNET = {
 }
 
 
-def sgm(modules: Modules) -> Modules:
-    """UNet layers under the names of the original implementation."""
-    attentive = {found[1] for m in modules if (found := re.match(r"up_blocks\.(\d)\.attentions", m.path))}
-    return tuple(replace(m, path=_sgm_path(m.path, attentive)) for m in modules)
-
-
 def _sgm_path(path: str, attentive_up_levels: set[str]) -> str:
     if path in _SGM_ROOT:
         return _SGM_ROOT[path]
@@ -593,15 +587,20 @@ class UNet:
         """kohya's prefixes."""
         return KOHYA_TWO if self.family == "sdxl" else KOHYA_ONE
 
+    def sgm(self, modules: Modules) -> Modules:
+        """Some of its layers under the names of the original implementation."""
+        attentive = {found[1] for m in self.model if (found := re.match(r"up_blocks\.(\d)\.attentions", m.path))}
+        return tuple(replace(m, path=_sgm_path(m.path, attentive)) for m in modules)
+
     @property
     def own_names(self) -> Callable[[Modules], Modules]:
         """The names in kohya's own UNet class."""
-        return sgm if self.family.startswith("sdxl") else as_they_are
+        return self.sgm if self.family.startswith("sdxl") else as_they_are
 
     @property
     def other_names(self) -> Callable[[Modules], Modules]:
         """The naming that kohya's class does not have, but other tools write with its prefixes."""
-        return as_they_are if self.family.startswith("sdxl") else sgm
+        return as_they_are if self.family.startswith("sdxl") else self.sgm
 
 
 def unet_family(family: str, title: str) -> UNet:
@@ -615,7 +614,7 @@ def unet_basics(it: UNet) -> Iterator[Table]:
     name, kohya = it.family, it.kohya
     whole = name == "sd1"
     few, few_texts = thinned(it.plain), thinned(it.texts)
-    own, other = ("SGM", "diffusers") if it.own_names is sgm else ("diffusers", "SGM")
+    own, other = ("SGM", "diffusers") if it.own_names == it.sgm else ("diffusers", "SGM")
 
     yield table(
         f"{name}_kohya_lora",
@@ -634,7 +633,7 @@ def unet_basics(it: UNet) -> Iterator[Table]:
         f"{name}_kohya_both",
         f"{it.title} LoRA that carries both namings of the UNet at once; {SCATTERED}",
         (scattered(it.plain), flat(kohya), DOWN),
-        (sgm(scattered(it.plain)), flat(kohya), DOWN),
+        (it.sgm(scattered(it.plain)), flat(kohya), DOWN),
         (scattered(it.texts), flat(kohya), DOWN),
     )
     yield table(
@@ -658,7 +657,7 @@ def unet_basics(it: UNet) -> Iterator[Table]:
     yield table(
         f"{name}_comfyui",
         f"{it.title} LoRA with ComfyUI's generic names: SGM paths; {EVERY_THIRD}",
-        (sgm(few), dotted(COMFY_UNET), DOWN),
+        (it.sgm(few), dotted(COMFY_UNET), DOWN),
         (few_texts, dotted(COMFY_UNET), DOWN),
     )
     listed = name in ("sd1", "sdxl")
@@ -677,7 +676,7 @@ def unet_spellings(it: UNet) -> Iterator[Table]:
     name, kohya = it.family, it.kohya
     few, few_texts = thinned(it.plain), thinned(it.texts)
     some, some_texts = scattered(it.plain), scattered(it.texts)
-    own = "SGM" if it.own_names is sgm else "diffusers"
+    own = "SGM" if it.own_names == it.sgm else "diffusers"
 
     for algorithm, form in (("loha", loha), ("lokr", lokr)):
         yield table(
@@ -759,7 +758,7 @@ def unet_spellings(it: UNet) -> Iterator[Table]:
     yield table(
         f"{name}_onetrainer_omi",
         f"{it.title} OneTrainer file in OMI names: SGM paths below unet.; {EVERY_THIRD}",
-        (sgm(few), dotted(OMI_UNET), DOWN),
+        (it.sgm(few), dotted(OMI_UNET), DOWN),
         (few_texts, dotted(OMI_UNET), DOWN),
     )
 
