@@ -168,14 +168,14 @@ def find_inputs(
         chosen = [
             inside
             for inside in insides
-            if os.path.realpath(path / inside) not in named
-            and (not include or any(fnmatch(str(inside), pattern) for pattern in include))
+            if (not include or any(fnmatch(str(inside), pattern) for pattern in include))
             and not any(fnmatch(str(inside), pattern) for pattern in exclude)
         ]
         if not unread and not any(map(_is_safetensors, chosen)):
             yield _nothing_in(path, insides, recursive=recursive)
         for inside in chosen:
-            yield Found(path / inside, inside, named=False) if _is_safetensors(inside) else path / inside
+            if os.path.realpath(path / inside) not in named:
+                yield Found(path / inside, inside, named=False) if _is_safetensors(inside) else path / inside
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -268,6 +268,10 @@ class TestFolders:
         error = run.refused("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
         assert "done: 1 written, 1 failed" in error
 
+    def test_a_folder_whose_loras_are_all_named_too_is_not_empty(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        error = run.done("bake", lora, lora.parent, *HALF, "--out-dir", tmp_path / "out")
+        assert "error" not in error
+
     @pytest.mark.parametrize("force", [(), ("--force",)])
     def test_two_inputs_never_share_an_output(
         self, force: tuple[str, ...], loras: Path, tmp_path: Path, run: Run
