@@ -78,7 +78,8 @@ class WeightCountError(WeightError):
         lengths = sorted(accepted)
         *others, last = map(str, lengths)
         super().__init__(
-            f"{got} weights do not fit {family}, which takes {', '.join(others)}{' or ' * bool(others)}{last}",
+            f"{'1 weight does' if got == 1 else f'{got} weights do'} not fit {family}, "
+            f"which takes {', '.join(others)}{' or ' * bool(others)}{last}",
             f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}"
             if got > 2
             else "give one per block; a point, not a comma, begins decimals: 0.5",

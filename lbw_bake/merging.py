@@ -30,7 +30,7 @@ from .modules import Module, group_modules
 from .planning import DTYPES, agree
 from .progress import Progress, silent
 from .recipes import Recipe
-from .remarks import copied_untouched
+from .remarks import copied_untouched, name_remarks
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
@@ -164,6 +164,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
         nbytes = len(header.encode(hashes.metadata())) + spool.end
         names = tuple(tensor.name for _, loose in left_out for tensor in loose)
         warnings = (
+            *name_remarks(output),
             *_warnings(parts, layers, left_out),
             *_unloaded(parts, spool.tensors),
             *_uneven(parts, ranks, form.alpha),

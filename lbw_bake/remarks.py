@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 from .configuration import is_made_anew
 from .factors import REMOVED, ZEROED
@@ -12,6 +13,7 @@ from .lora import Lora
 from .plan import Plan
 from .scaling import Multiply
 from .tables import counted, some
+from .tensorfile import SUFFIX
 from .weights import matches_element
 
 _FAINT = 1e-3
@@ -22,6 +24,13 @@ def copied_untouched(lora: Lora, family: Family) -> str:
     unknown = lora.unknown(family)
     names = some((tensor.name for tensor in unknown), 5)
     return f"{counted(len(unknown), 'unknown tensor')} copied untouched: {names}" if unknown else ""
+
+
+def name_remarks(output: Path | None) -> list[str]:
+    """What is said of an output's name."""
+    if output and output.suffix.lower() != SUFFIX:
+        return [f"programs look for {SUFFIX} and will not find {output.name}, or misread it"]
+    return []
 
 
 def remarks(plan: Plan) -> Iterator[str]:

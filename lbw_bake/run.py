@@ -25,9 +25,9 @@ from .plan import Plan
 from .planning import agree
 from .progress import Progress, part_of, silent
 from .recipes import Recipe, plan_by
+from .remarks import name_remarks
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
-from .tensorfile import SUFFIX
 from .weights import Options
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progr
             seconds=seconds,
             device=device,
             verified=how.verify,
-            warnings=(*outcome.warnings, *written.warnings),
+            warnings=tuple(dict.fromkeys((*outcome.warnings, *written.warnings))),
         )
         if target
         else outcome
@@ -212,8 +212,7 @@ def _planned(job: Job, output: Path | None, recipe: Recipe, plan: Plan, began: f
     warnings = list(plan.warnings)
     if records_in(plan.lora.file.metadata):
         warnings.append("was baked before; the weights of both bakes multiply")
-    if output and output.suffix.lower() != SUFFIX:
-        warnings.append(f"programs look for .safetensors and will not find {output.name}, or misread it")
+    warnings += name_remarks(output)
     return Outcome(
         job.input,
         output,

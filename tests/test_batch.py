@@ -698,7 +698,10 @@ class TestSkipping:
 
 @pytest.mark.parametrize(("name", "said"), [("b.safetensors", 0), ("B.SAFETENSORS", 0), ("b", 1), ("b.ckpt", 1)])
 def test_a_name_that_no_program_looks_for_is_said(name: str, said: int, lora: Path, tmp_path: Path, run: Run) -> None:
-    assert run.done("bake", lora, *HALF, "-o", tmp_path / name).count(f"will not find {name}") == said
+    for i, command in enumerate((("bake", *HALF), ("bake", *HALF, "--rank", 2), ("merge",))):
+        output = tmp_path / str(i) / name
+        output.parent.mkdir()
+        assert run.done(command[0], lora, *command[1:], "-o", output).count(f"will not find {name}") == said
 
 
 @bound_by_permissions
