@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -175,6 +176,9 @@ _MAGIC = {
     b"<html": ("a web page", "download the file itself"),
 }
 
+_UNKNOWN_DTYPE = re.compile("unknown variant `([^`]*)`")
+_UPGRADE = "a newer safetensors may know it: pip install --upgrade safetensors"
+
 # What the library says in its own terms, in the user's.
 _REASONS = {
     "header too small": "it is shorter than the 8 bytes every file begins with",
@@ -199,6 +203,8 @@ def _judge(path: Path, first: bytes) -> None:
         for magic, (what, hint) in _MAGIC.items():
             if first.startswith(magic):
                 raise FileFormatError(path, f"is {what}, not a safetensors file", hint) from error
+        if unknown := _UNKNOWN_DTYPE.search(str(error)):
+            raise FileFormatError(path, f"holds numbers of an unknown dtype, {unknown[1]}", _UPGRADE) from error
         raise FileFormatError(path, f"not a valid safetensors file: {_reason(str(error))}", _AGAIN) from error
 
 
