@@ -217,29 +217,31 @@ def _contradictions(
     except (LbwError, TypeError, ValueError, OverflowError, KeyError, AttributeError):
         return ("its lbw_bake record cannot be read",)
     written = {module.name: module for module in baked.grouping.modules}
-    known = {module.name for module in original.grouping.modules}
-    names = {name: {name, lora_stem(name)} for name in known}  # a bake may have made it a full difference
-    new = (name for name in written if name not in known.union(*names.values()))
-    found = [f"{name} was added, of which its record says nothing" for name in new]
+    # What each may be called by now: a bake may have made it a full difference.
+    known = {module.name: (module.name, lora_stem(module.name)) for module in original.grouping.modules}
+    new = written.keys() - {name for names in known.values() for name in names}
+    found = [f"{name} was added, of which its record says nothing" for name in written if name in new]
     found += [f"{name} is not what it was, of which its record says nothing" for name in altered]
     said_of = {name: math.prod(weights.get(name, 1.0) for weights in bakes) for name in known}
-    gone = (name for name in said_of if not names[name] & written.keys())
+    gone = (name for name, names in known.items() if written.keys().isdisjoint(names))
     found += [f"{name} was removed, its record says {said_of[name]:.4g}" for name in gone if said_of[name]]
     unknown = False
     for module, _ in original.placed(family):
-        name, said, now = module.name, said_of[module.name], written.get(module.name)
+        name, said = module.name, said_of[module.name]
+        if (now := written.get(name)) is None:  # or has another name, and is no longer to be measured
+            continue
         share = shares[name][2] if name in shares else None
         agrees = share is not None and _agrees(share, said, now)
         plain = module.linear or said in (0.0, 1.0)
-        if (agrees and not (now and unread(now))) or (now and plain and is_baked(module, now, said)):
+        if (agrees and not unread(now)) or (plain and is_baked(module, now, said)):
             continue
         if share and not agrees:
             got = None if share.weight is None else f"got {share.weight:.4g}, its record says {said:.4g}"
             found.append(f"{name} {got or 'was zero, and is not now'}")
-        elif now and plain and (len(bakes) == 1 or said in (0.0, 1.0)):
+        elif plain and (len(bakes) == 1 or said in (0.0, 1.0)):
             found.append(f"{name} is not what a weight of {said:.4g} makes of it")
         else:
-            unknown |= now is not None
+            unknown = True
     return None if unknown and not found else tuple(found)
 
 
@@ -247,10 +249,10 @@ def _is_unverifiable(records: Iterable[Any]) -> bool:
     return any(isinstance(record, dict) and record.keys() & _UNVERIFIABLE for record in records)
 
 
-def _agrees(share: Share, said: float, written: Module | None) -> bool:
+def _agrees(share: Share, said: float, written: Module) -> bool:
     if share.weight is None:
         return not share.baked
-    dtypes = {tensor.dtype for tensor in written.all_tensors} & FLOATS if written else set()
+    dtypes = {tensor.dtype for tensor in written.all_tensors} & FLOATS
     tolerance = max((_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes), default=_COARSE)
     error = share.error or 0.0
     return abs(share.weight - said) <= tolerance * max(abs(said), tolerance) and error <= tolerance

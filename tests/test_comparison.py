@@ -279,6 +279,18 @@ def test_what_cannot_be_measured_must_be_there_still(tmp_path: Path, bake_file: 
     assert compared(run, source, gone, expect=1)["contradictions"] == [f"{MODULE} was removed, its record says 0.5"]
 
 
+def test_every_module_that_is_gone_is_one_contradiction_in_the_order_of_the_file(
+    original: Path, bake_file: BakeFile, run: Run
+) -> None:
+    baked = bake_file(original, "-w", "*=0.5")
+    first, *rest = (module["name"] for module in run.json("inspect", original, "--json")["modules"])
+    kept = {name: array for name, array in load_file(baked).items() if name.startswith(first)}
+    few = write(baked.with_name("few.safetensors"), kept, metadata_of(baked))
+    assert compared(run, original, few, expect=1)["contradictions"] == [
+        f"{name} was removed, its record says 0.5" for name in rest
+    ]
+
+
 def test_a_module_of_zeros_must_stay_one(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
     up = f"{MODULE}.lora_up.weight"
     tensors = unet_lora()
