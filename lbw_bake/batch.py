@@ -8,13 +8,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, LbwError
 from .interrupts import uninterrupted
 from .jobs import RETRIES, Batch, Job, Watch, repeatable
-from .recipes import Recipe
 from .run import Outcome, failed, run
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ def run_batch(
     DeviceError if a cluster cannot be reached.
     """
     if cluster:
-        yield from _on_cluster(for_cluster(batch.jobs), cluster, say)
+        yield from _on_cluster([for_cluster(job) for job in batch.jobs], cluster, say)
         return
     processes = _processes(batch, workers)
     share = sum(job.nbytes * len(job.outputs) for job in batch.jobs) // (processes or 1)
@@ -72,18 +70,13 @@ def _processes(batch: Batch, workers: int) -> int:
     return workers if workers > 1 and batch.nbytes >= _WORTH_PROCESSES else 0
 
 
-def for_cluster(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs as other machines can do them, twice if need be, with absolute paths."""
-
-    def elsewhere(path: Path | None, recipe: Recipe) -> tuple[Path | None, Recipe]:
-        return path and path.absolute(), replace(recipe, base=recipe.base and recipe.base.absolute())
-
-    return [
-        repeatable(
-            replace(job, input=job.input.absolute(), outputs=tuple(elsewhere(*output) for output in job.outputs))
-        )
-        for job in jobs
-    ]
+def for_cluster(job: Job) -> Job:
+    """A job as another machine can do it, twice if need be, with absolute paths."""
+    outputs = (
+        (path and path.absolute(), replace(recipe, base=recipe.base and recipe.base.absolute()))
+        for path, recipe in job.outputs
+    )
+    return repeatable(replace(job, input=job.input.absolute(), outputs=tuple(outputs)))
 
 
 def _on_cluster(jobs: Sequence[Job], address: str, say: Say) -> Iterator[tuple[Job, list[Outcome]]]:

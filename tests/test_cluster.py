@@ -52,7 +52,7 @@ def test_a_worker_elsewhere_finds_every_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     recipe = Recipe(base=Path("models/base.safetensors"))
     too_long = Path(f"{'b' * 300}.safetensors")  # which is its own problem, not the batch's
-    job, _ = for_cluster([Job(Path("a.safetensors"), ((path, recipe),)) for path in (Path("b.safetensors"), too_long)])
+    job, _ = (for_cluster(Job(Path("a.safetensors"), ((path, recipe),))) for path in (Path("b.safetensors"), too_long))
     ((output, elsewhere),) = job.outputs
     assert [job.input, output, elsewhere.base] == [
         tmp_path / name for name in ("a.safetensors", "b.safetensors", "models/base.safetensors")
