@@ -48,8 +48,7 @@ def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = Non
                 raise found
             yield validate(found, kind=kind)
         except FileFormatError as error:
-            problem = error.message.removeprefix(f"{error.path}: ")
-            yield Checked(error.path, 0, (Finding("LBW112", 1, 1, "", problem, error.hint),))
+            yield Checked(error.path, 0, (Finding("LBW112", 1, 1, "", error.problem, error.hint),))
 
 
 def _find_files(paths: Iterable[Path]) -> Iterator[Path | FileFormatError]:

@@ -41,7 +41,7 @@ class FileFormatError(LbwError):
 
     def __init__(self, path: Path, problem: str, hint: str = "") -> None:
         super().__init__(f"{path}: {problem}", hint)
-        self.path = path
+        self.path, self.problem = path, problem
 
 
 class NotALoraError(FileFormatError):

@@ -62,7 +62,7 @@ def verify(expected: Expected, written: Path, data: TensorData, progress: Progre
     except FileFormatError as error:
         if error.path != written:
             raise
-        raise VerificationError(expected.output, error.message.removeprefix(f"{written}: ")) from error
+        raise VerificationError(expected.output, error.problem) from error
 
 
 @_silent
