@@ -35,16 +35,16 @@ _PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same name
 class Form:
     """What is made of sums: `dtype` is what the file's floats become, None keeps theirs.
 
-    `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`, and their
-    factors are called by what stands in `names` after their layer's, as in the file `like`, if there is one.
+    `alpha` is the one of the whole file, None if it has none; products are truncated to `rank` on `device`; `suffixes`
+    follow a layer's name in those of its factors, by role, as in the file `like`, if there is one.
     """
 
     dtype: str | None
     alpha: float | None
     rank: int | None
     device: str
-    names: Mapping[str, str]
-    like: Path | None = None
+    suffixes: Mapping[str, str]
+    like: Path | None
 
     def unloaded(self, rank: int) -> float:
         """What undoes the alpha / rank that loaders multiply a product of this rank by."""
@@ -262,7 +262,7 @@ def _factor_names(layer: Layer, addends: Sequence[Addend], form: Form) -> dict[s
     names = {role: own.module.tensors[role][0].name for role in ("down", "up")} if own else {}
     if own and (own.path == form.like or not names["down"].startswith(f"{layer.bare}.lora")):
         return names
-    return {role: f"{layer.bare}{name}" for role, name in form.names.items()}
+    return {role: f"{layer.bare}{suffix}" for role, suffix in form.suffixes.items()}
 
 
 def _name_of(role: str, layer: Layer) -> str:

@@ -46,9 +46,9 @@ _RANK, _ALPHA = "ss_network_dim", "ss_network_alpha"
 _SHARING = ("vera",)
 
 # What follows the name of a layer in those of its factors.
-_KOHYA_NAMES = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
-_EARLY_NAMES = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
-_PEFT_NAMES = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
+_KOHYAS = {"down": ".lora_down.weight", "up": ".lora_up.weight"}
+_EARLY = {"down": ".lora.down.weight", "up": ".lora.up.weight"}
+_PEFTS = {"down": ".lora_A.weight", "up": ".lora_B.weight"}
 
 # Losses below this would be shown as 0.00 %.
 _ROUNDING = 5e-5
@@ -134,8 +134,8 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
     if output:
         check_output(output, [part.lora.file.path for part in parts], replace=how.replace, model=how.model)
     check_device(how.device)
-    called, like = _factor_names(parts)
-    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank, like), how.rank, how.device, called, like)
+    suffixes, like = _suffixes(parts)
+    form = Form(DTYPES[how.dtype], _alpha(parts, how.rank, like), how.rank, how.device, suffixes, like)
     with ExitStack() as files:
         inputs = [files.enter_context(TensorData(part.lora.file)) for part in parts]
         spool = _Spool()
@@ -247,7 +247,7 @@ def _alpha(parts: Sequence[Part], rank: int | None, like: Path | None) -> float 
     return float(rank) if rank and not products and not _is_dotted(parts) else None
 
 
-def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
+def _suffixes(parts: Sequence[Part]) -> tuple[Mapping[str, str], Path | None]:
     """What follows a layer's name in those of its factors, as in a LoRA of a file; or as PEFT or kohya have it.
 
     Beside an attention's factors as the first diffusers files have them, diffusers reads others of that time alone;
@@ -259,11 +259,9 @@ def _factor_names(parts: Sequence[Part]) -> tuple[dict[str, str], Path | None]:
         for file, module in _modules(parts)
         if module.algorithm.name == "lora" and ("." in module.name) == dotted and "[" not in module.name
     ]
-    if not all(names["down"].startswith(".lora") for names, _ in found):
-        return dict(_EARLY_NAMES), None
-    if found:
-        return found[0]
-    return dict(_PEFT_NAMES if dotted else _KOHYA_NAMES), None
+    if not all(suffixes["down"].startswith(".lora") for suffixes, _ in found):
+        return _EARLY, None
+    return found[0] if found else (_PEFTS if dotted else _KOHYAS, None)
 
 
 def _is_dotted(parts: Sequence[Part]) -> bool:
