@@ -101,9 +101,9 @@ def fuzz_weights(data: bytes) -> None:
     from lbw_bake.errors import LbwError
     from lbw_bake.families import FAMILIES
     from lbw_bake.sources import split_part
-    from lbw_bake.tables import parse_size
     from lbw_bake.tokens import parse_token
     from lbw_bake.weights import Options, parse_elements, parse_source, resolve
+    from lbw_bake.words import parse_size
 
     text = data.decode("utf-8", "replace").replace("\0", "")
     families = (FAMILIES["sd1"], FAMILIES["sdxl"], FAMILIES["flux"])

@@ -156,7 +156,7 @@ def convert(
     force: Force = False,
 ) -> None:
     """Write a preset file in another format, and say what that format cannot hold."""
-    from . import console, convert_presets, tables
+    from . import console, convert_presets, words
 
     shown = str(target) == "-"
     refuse(
@@ -167,7 +167,7 @@ def convert(
     if shown:
         typer.echo(made.text, nl=False)
     else:
-        console.message("written", f"{target} ({made.kind}, {tables.counted(made.presets, 'preset')} read)")
+        console.message("written", f"{target} ({made.kind}, {words.counted(made.presets, 'preset')} read)")
     for lost in made.lost:
         console.message("lost", lost)
 

@@ -100,10 +100,10 @@ def sweep(
     if source is None or (output is None and not dry_run):
         raise Misuse("give a LoRA and a folder: lbw sweep x.safetensors -o plot", param_hint="INPUT")
 
-    from . import Options, Recipe, Weights, console, make_sweep, render_sweep, tables, write_sweep
+    from . import Options, Recipe, Weights, console, make_sweep, render_sweep, words, write_sweep
     from .bars import share_bar
 
-    limit = tables.parse_size(max_size)
+    limit = words.parse_size(max_size)
     recipe = Recipe(
         Weights.parse(base_weights, presets=presets, options=Options(strength, seed=seed), layout=layout),
         family=family,

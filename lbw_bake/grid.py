@@ -23,7 +23,7 @@ from .console import escape
 from .errors import FileFormatError, LbwError
 from .plots import THEMES, Theme, check
 from .sweeps import MANIFEST
-from .tables import shortened
+from .words import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -35,10 +35,10 @@ from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
 from .spelling import check_prefixes, spelling_of
-from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 from .weights import FamilyWeights
+from .words import counted
 
 _RANK, _ALPHA = "ss_network_dim", "ss_network_alpha"
 

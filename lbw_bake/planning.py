@@ -14,8 +14,8 @@ from .lora import Lora
 from .modules import Module
 from .plan import Decision, Plan, Treat, Treatment
 from .remarks import remarks
-from .tables import some
 from .weights import FamilyWeights
+from .words import some
 
 DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 

@@ -19,7 +19,7 @@ from .elements import ELEMENTS, OTHERS
 from .errors import LbwError, OutputError
 from .families import OTHER, letter_of
 from .inspection import Group, Inspection
-from .tables import shortened, size_text, told_apart
+from .words import shortened, size_text, told_apart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

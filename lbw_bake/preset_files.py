@@ -26,9 +26,9 @@ from .presets.formats import (
 )
 from .presets.writers import WRITERS
 from .sources import Weights
-from .tables import counted
 from .values import slip
 from .weights import Options, Source, parse_elements, written_out
+from .words import counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from .edits import Drop
 from .factors import REMOVED, ZEROED
 from .keys import DENOISER, LONGEST_NAME
 from .plan import Decision, Plan
-from .tables import counted
 from .tensordata import TensorData
 from .updates import alpha_of
+from .words import counted
 
 # Layers of one attention, which go together: what they have in common.
 _TOGETHER = re.compile(r"(.+_self_attn)_(?:to_)?(?:q|k|v|out)(?:_proj)?")

@@ -12,9 +12,9 @@ from .families import OTHER, Family
 from .lora import Lora
 from .plan import Plan
 from .scaling import Multiply
-from .tables import counted, some
 from .tensorfile import SUFFIX
 from .weights import matches_element
+from .words import counted, some
 
 _FAINT = 1e-3
 

@@ -18,7 +18,8 @@ from .interrupts import uninterrupted
 from .jobs import Batch, Job
 from .metadata import RECORD
 from .run import BAKED, FAILED, PLANNED, SKIPPED, Outcome
-from .tables import Bar, counted, print_table, shortened, size_text, some
+from .tables import Bar, print_table
+from .words import counted, shortened, size_text, some
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -11,7 +11,8 @@ from .elements import ELEMENTS, OTHERS
 from .families import OTHER
 from .inspection import Group, Inspection
 from .spectra import Spectrum
-from .tables import Bar, count_text, counted, distinct, print_table, shortened, size_text, some, told_apart
+from .tables import Bar, print_table
+from .words import count_text, counted, distinct, shortened, size_text, some, told_apart
 
 _COLUMNS = ("modules>", "algorithm", "rank>", "dtype", "params>", "size>", "norm>", "share>")
 _SPECTRUM = ("largest>", "eff. rank>")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from .axes import ANALYSE
 from .console import message, print_json
 from .sweeps import MANIFEST, Sweep
-from .tables import Bar, counted, print_table, size_text, some
+from .tables import Bar, print_table
+from .words import counted, size_text, some
 
 if TYPE_CHECKING:
     from .grid import Assembled

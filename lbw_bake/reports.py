@@ -11,7 +11,7 @@ from . import __version__
 from .checks import STDIN, Checked
 from .console import escape, json_text, paint
 from .presets.findings import RULES, Finding, Rule
-from .tables import counted
+from .words import counted
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 

@@ -36,10 +36,10 @@ from .scaling import (
     vanishing,
 )
 from .sink import Sink
-from .tables import counted
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Array
+from .words import counted
 
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]

@@ -32,11 +32,11 @@ from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .selectors import select
 from .sources import Weights
-from .tables import size_text, some
 from .tensordata import TensorData
 from .tensorfile import SUFFIX
 from .values import check_finite, number_text, parse_number, variable_of
 from .weights import ONES, FamilyWeights, Source, Vector, parse_elements
+from .words import size_text, some
 
 MANIFEST = "manifest.json"
 

@@ -33,7 +33,7 @@ from .render import outcome_lines
 from .render_presets import saved_lines
 from .run import run
 from .sliders import Heading, Sliders
-from .tables import counted
+from .words import counted
 
 Lines = Sequence[tuple[str, str]]  # labels, and the text of each
 

@@ -71,7 +71,7 @@ def test_the_page_names_every_module() -> None:
 
 
 def test_commands_call_the_public_api_and_show_what_it_returns() -> None:
-    shown = {"bars", "completion", "console", "environment", "errors", "interrupts", "plots", "reports", "tables"}
+    shown = {"bars", "completion", "console", "environment", "errors", "interrupts", "plots", "reports", "words"}
     used = {name for unit, dots, name in imports() if unit.startswith("cli") and dots > 0}
     inner = {name for name in used - shown if not name.startswith(("cli_", "render"))}
     assert {"run_batch", "add_preset", "mix"} <= inner <= set(lbw_bake.__all__)

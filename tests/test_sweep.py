@@ -30,7 +30,7 @@ from conftest import (
 from safetensors.numpy import load_file
 
 from lbw_bake.errors import LbwError
-from lbw_bake.tables import parse_size
+from lbw_bake.words import parse_size
 
 MIDD = dict(zip(SD1_BLOCKS, [1, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0], strict=True))
 

@@ -16,9 +16,9 @@ from ..errors import WeightError
 from ..families import FAMILIES, Family, letter_of
 from ..positions import Positions, blocks_at
 from ..selectors import block_hint, block_range, select
-from ..tables import counted
 from ..values import NOT_FINITE, NUMBER, are_several, slip, variable_of
 from ..weights import Element, Rules, Source, Vector, parse_source, split_rules
+from ..words import counted
 from .findings import Finding
 from .text import WIDE_COMMA, Piece
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from ..errors import LbwError, PresetError
 from ..families import FAMILIES, Family
-from ..tables import counted
 from ..weights import Element, Options, Source, Vector, resolve
+from ..words import counted
 from .findings import Finding, in_order
 
 T = TypeVar("T")
