@@ -57,12 +57,16 @@ def print_table(
     is for bars. Where the terminal is too narrow for them all, those that are `spare` are left out, the first one
     first; nothing is cut.
     """
+    from rich.console import Console
     from rich.table import Table
 
-    console = console_for(stderr=stderr)
+    # FORCE_COLOR gives what is not a terminal colours, but no width to keep to.
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else _WIDE
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
     if title:
         console.print(escape(title), style="bold", soft_wrap=True)
-    names, lines = list(columns), [list(row) for row in rows]
+    names = list(columns)
+    lines = [[escape(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     kept, fits = _fitting(names, lines, spare, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i in kept:
@@ -72,7 +76,7 @@ def print_table(
             escape(name), justify="right" if names[i].endswith(">") else "left", no_wrap=whole, overflow="fold"
         )
     for cells in lines:
-        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in (cells[i] for i in kept)))
+        table.add_row(*(cells[i] for i in kept))
     console.print(table)
 
 
@@ -80,7 +84,7 @@ def _fitting(
     columns: Sequence[str], rows: Sequence[Sequence[str | Bar]], spare: Iterable[str], width: int
 ) -> tuple[list[int], bool]:
     """The columns that are shown, without those of the spare ones that must make room; and whether they fit."""
-    widths = [_width(columns[i], [row[i] for row in rows]) + _GAP for i in range(len(columns))]
+    widths = [_width(column, cells) + _GAP for column, *cells in zip(columns, *rows, strict=True)]
     kept = list(range(len(columns)))
     for name in spare:
         if sum(widths[i] for i in kept) - _GAP <= width:
@@ -93,15 +97,6 @@ def _width(column: str, cells: Iterable[str | Bar]) -> int:
     """How wide a column must be."""
     from rich.cells import cell_len
 
-    texts = (cell_len(escape(cell)) if isinstance(cell, str) else _SHORTEST_BAR for cell in cells)
+    texts = (cell_len(cell) if isinstance(cell, str) else _SHORTEST_BAR for cell in cells)
     widest = max((cell_len(escape(column.rstrip(_MARKS))), *texts))
     return min(widest, _SENTENCE) if "~" in column else widest
-
-
-def console_for(*, stderr: bool = False) -> Console:
-    """What tables are printed on; FORCE_COLOR gives what is not a terminal colours, but no width to keep to."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _WIDE
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
