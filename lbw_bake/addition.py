@@ -65,9 +65,9 @@ class Addend:
     weight: float
     data: TensorData
     scale: float
-    difference: Callable[[Read], Array] | None = None
-    rows: Rows = ALL_ROWS
-    kernel: Kernel = ()
+    difference: Callable[[Read], Array] | None
+    rows: Rows
+    kernel: Kernel
 
     @property
     def kind(self) -> str:

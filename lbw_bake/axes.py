@@ -46,7 +46,7 @@ def parse_axis(text: str, family: Family) -> Axis:
     return Axis(kind, tuple(label for cell in cells for label in _CELLS[kind](cell, family)))
 
 
-def analysis(lora: Lora, family: Family, blocks: Axis | None = None) -> Axis:
+def analysis(lora: Lora, family: Family, blocks: Axis | None) -> Axis:
     """The axis of an effective-block analysis: the whole LoRA, then it without each block that it has in turn."""
     present = {place.block for _, place in lora.placed(family)}
     labels = blocks.labels if blocks else (block for block in family.blocks if block in present)

@@ -143,7 +143,7 @@ class Found:
 
 
 def find_inputs(
-    paths: Iterable[Path], *, recursive: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    paths: Iterable[Path], *, recursive: bool, include: Sequence[str], exclude: Sequence[str]
 ) -> Iterator[Found | Path | FileFormatError]:
     """The files named, and the safetensors files of the folders named, in sorted order.
 

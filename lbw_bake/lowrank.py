@@ -37,7 +37,7 @@ class LowRank:
         check_room(len(self.up), *self.down.shape[1:])
         return np.tensordot(self.up, self.down, 1)
 
-    def times(self, factor: float, limit: float = math.inf) -> LowRank:
+    def times(self, factor: float, limit: float) -> LowRank:
         """The update times a factor, put where it costs the least precision: into the larger matrix if it shrinks.
 
         Zeros go into the other one, which trainers begin with zeros; so does what grows, unless that passes the limit.

@@ -60,7 +60,7 @@ class Part:
 
     lora: Lora
     weights: FamilyWeights
-    preset: str | None = None
+    preset: str | None
     remarks: tuple[str, ...] = ()
 
 
@@ -87,7 +87,7 @@ class Merged:
         return (f"truncated to rank {self.rank}: {lost}",) if lost else ()
 
 
-def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None = None) -> list[Part]:
+def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None) -> list[Part]:
     """Read the headers and settle the weights of what is to be merged.
 
     Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if no family fits all of the files.
@@ -202,7 +202,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     layers: dict[object, Layer] = {}
     placed = [(part.lora.file.path, part.lora.placed(part.weights.family)) for part in parts]
     spelling = spelling_of(placed, parts[0].weights.family)
-    means = Means(how.base, how.dora_norm, device=how.device)
+    means = Means(how.base, how.dora_norm, how.inexact, how.device)
     usual = _common_dtype(parts[0].lora.file.tensors)
     for part, (_, modules), data in zip(parts, placed, inputs, strict=True):
         check_origin(part.lora)

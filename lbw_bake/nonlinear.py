@@ -35,7 +35,7 @@ class Reading:
     """How loaders read a magnitude: the axis of W it is given for, and whether |W| divides it, not |V|."""
 
     axis: int
-    by_base: bool = False
+    by_base: bool
 
 
 # Algorithm and axis -> the factor that has this axis, and the one that takes a weight below 1 without underflow.
@@ -166,8 +166,8 @@ class Rotation:
     """
 
     blocks: Sequence[Tensor]
-    alpha: float = 0.0
-    rescale: Tensor | None = None
+    alpha: float
+    rescale: Tensor | None
 
     @property
     def rows(self) -> list[int]:

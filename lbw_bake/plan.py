@@ -43,7 +43,7 @@ class Decision:
     weight: float
     action: str
     edits: Edits
-    treatment: Treatment | None = None
+    treatment: Treatment | None
 
 
 @dataclass(frozen=True, slots=True)

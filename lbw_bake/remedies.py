@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from .nonlinear import Dora, Reading, Rotation
 
-COMFYUI = "comfyui"
-
 _BASE = "bake them exactly with --base CHECKPOINT"
 _EITHER = f"{_BASE}, or nearly with --inexact allow"
 _TURNED = "turn by the weighted angle, which is off their weighted update by "
@@ -59,10 +57,10 @@ _ODD = {"bias", "reshape_weight", "diff"}
 class Means:
     """What may be used: a base model, the norm that divides the magnitudes of output rows, approximations; where."""
 
-    base: Path | None = None
-    dora_norm: str = COMFYUI
-    inexact: bool = False
-    device: str = "auto"
+    base: Path | None
+    dora_norm: str
+    inexact: bool
+    device: str
 
 
 class Remedies:
@@ -236,7 +234,7 @@ class Remedies:
         rows = role == "magnitude" or (len(shape) > 1 and shape[0] == w.shape[0])
         axis = 0 if rows else 1
         _check(math.prod(shape) == w.shape[axis] and (rows or shape[:1] == (1,)), module, base)
-        return Reading(axis, by_base=rows and role == "dora_scale" and self._means.dora_norm == COMFYUI)
+        return Reading(axis, by_base=rows and role == "dora_scale" and self._means.dora_norm == "comfyui")
 
     def _exactly(self, edits: Edits, **used: str) -> Treatment:
         return Treatment(edits, means={"base": cast("Path", self._means.base).name, **used})

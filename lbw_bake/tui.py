@@ -49,7 +49,7 @@ class Desk:
     lora: Lora
     start: Mix
     recipe: Recipe
-    presets: Path | None = None
+    presets: Path | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def user_path() -> Path:
     return user_config_path("lbw", appauthor=False) / "presets.yaml"
 
 
-def preset_paths(named: str | os.PathLike[str] | None = None) -> list[Path]:
+def preset_paths(named: str | os.PathLike[str] | None) -> list[Path]:
     """The preset files in force, the last one winning; `named` (or `LBW_PRESETS`) must exist."""
     named = named or os.environ.get("LBW_PRESETS")
     paths = [builtin_path()]

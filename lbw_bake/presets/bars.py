@@ -20,7 +20,7 @@ def bar(weight: float) -> str:
     return "+" if weight > 1 else _LEVELS[round(weight * (len(_LEVELS) - 1))]
 
 
-def preset_bars(preset: Preset, family: Family | None = None) -> str:
+def preset_bars(preset: Preset, family: Family | None) -> str:
     """The bars of a preset for a family, or else of its first entry; empty where it has none."""
     if family is None:
         return entry_bars(preset.entries[0]) if preset.entries else ""
