@@ -209,20 +209,20 @@ def _product(
     factor = 1.0 if anew else form.unloaded(rank)
     limit = largest(layer.stored)
     scaled = [one.times(addend.weight * addend.scale * factor, limit) for addend, one in products]
-    total, lost = concatenate(scaled) if scaled else None, (0.0, 0.0)
+    total = concatenate(scaled) if scaled else None
     if full:
         difference = summed["diff"]
         if total:
             summed["diff"] = difference = difference + total.dense().reshape(difference.shape)
         lower = form.rank and difference.ndim > 1 and form.rank < min(flat(difference).shape)
         total = factored(summed.pop("diff")) if lower else None
-    if anew and form.rank and total:
+    if not form.rank:
+        return total, (0.0, 0.0)
+    if anew and total:
         total, lost = _truncated(total, form.rank, form.device)
-        total = total.times(form.unloaded(total.rank), limit)
-    elif form.rank:
-        size = _size(total) / form.unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
-        lost = (0.0, size)
-    return total, lost
+        return total.times(form.unloaded(total.rank), limit), lost
+    size = _size(total) / form.unloaded(total.rank) if total else float(np.linalg.norm(summed.get("diff", 0.0)))
+    return total, (0.0, size)
 
 
 def _low_rank(addend: Addend) -> LowRank:
