@@ -1,6 +1,6 @@
 """The arithmetic of `scaling` on a GPU, through torch: the same tables, so the same bytes as on the CPU.
 
-The one module that imports torch for baking, and only when a GPU is to be used.
+torch is imported only where a GPU may be used.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Notation: dW the update of the factors, V = W + dW, r the weight. The wanted upd
 DoRA has the wanted update again at the same rank: with k = 1 - r + r c, factors of (r c / k) dW and the magnitude that
 makes c' = k. Sources: LyCORIS 4.1 (`functional`), ComfyUI (`weight_adapter`), A1111 (`network.py`), PEFT (`dora.py`).
 
-The one module that imports torch for arithmetic with a base model. All tensors are float64.
+All tensors are float64.
 """
 
 from __future__ import annotations
