@@ -241,9 +241,13 @@ def files_of(path: Path) -> list[tuple[str, Path]]:
 
 def _of_folder(folder: Path) -> list[Path]:
     """The files of one component: those its index lists, else the one with the plainest name (no `.fp16`)."""
-    for index in sorted(folder.glob(f"*{SUFFIX}.index*.json"), key=lambda file: len(file.name)):
+
+    def plainness(file: Path) -> tuple[int, str]:
+        return len(file.name), file.name
+
+    if index := min(folder.glob(f"*{SUFFIX}.index*.json"), key=plainness, default=None):
         return [folder / name for name in _listed(index)]
-    return sorted(folder.glob(f"*{SUFFIX}"), key=lambda file: (len(file.name), file.name))[:1]
+    return sorted(folder.glob(f"*{SUFFIX}"), key=plainness)[:1]
 
 
 def _listed(index: Path) -> list[str]:

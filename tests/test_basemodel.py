@@ -14,7 +14,7 @@ from conftest import MODULE, Run, Tensors, unet_lora, write
 from tables import TABLES, grouping
 
 from lbw_bake.algorithms import algorithm_of
-from lbw_bake.basemodel import BaseModel, canonical
+from lbw_bake.basemodel import BaseModel, canonical, files_of
 from lbw_bake.errors import FileFormatError, NotBakeableError
 from lbw_bake.families import family_named
 from lbw_bake.keys import DENOISER, parse_key
@@ -298,6 +298,18 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
     (folder / "a-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"00002-of-00002.* no such file"):
         BaseModel(tmp_path, family_named("flux"))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_indexes_with_equally_plain_names_the_first_counts(
+    backwards: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: sorted(glob(path, pattern), reverse=backwards))
+    for variant in ("bf16", "fp16"):
+        index = {"weight_map": {"transformer_blocks.0.attn.to_q.weight": f"{variant}.safetensors"}}
+        (tmp_path / f"a.safetensors.index.{variant}.json").write_text(json.dumps(index))
+    assert files_of(tmp_path) == [("", tmp_path / "bf16.safetensors")]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}', "{}"])
