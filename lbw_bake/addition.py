@@ -25,10 +25,9 @@ from .modules import Module
 from .rewrite import Made, bake_module, rounded
 from .scaling import largest, numpy_dtype, round_to
 from .tensordata import TensorData
-from .updates import Array, Read, arrays_of, flat, unread
+from .updates import WHOLE, Array, Read, arrays_of, flat, unread
 
-_WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
-_PORTABLE = {"loha", "lokr", "glora"}  # those of others that have the same names everywhere
+_PORTABLE = {"loha", "lokr", "glora", *WHOLE}  # algorithms whose tensors have the same names everywhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Addend:
     @property
     def adds(self) -> bool:
         """Whether its whole update is a product or a summand that can be read."""
-        known = self.module.linear and self.kind in (*FORMS, *_WHOLE) and not unread(self.module)
+        known = self.module.linear and self.kind in (*FORMS, *WHOLE) and not unread(self.module)
         return self.difference is not None or known
 
     @property
@@ -152,7 +151,7 @@ def add(layer: Layer, form: Form) -> Sum:
 def _baked(layer: Layer, addend: Addend, dtype: str | None) -> Iterator[Made]:
     """A module in its own form, as a bake writes it; its name may have to become the layer's."""
     own = addend.module.name
-    if "." in own and own != layer.stem and addend.module.algorithm.name not in _PORTABLE | {*_WHOLE}:
+    if "." in own and own != layer.stem and addend.module.algorithm.name not in _PORTABLE:
         raise NotBakeableError(
             f"{addend.path}: {own} is {addend.module.algorithm_name}, which kohya's names have no place for",
             "leave this file out, or merge it with files of its own spelling",

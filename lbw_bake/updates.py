@@ -52,7 +52,7 @@ def norm(module: Module, read: Read, scale_of: Scale) -> float | None:
 
 def measurable(module: Module) -> bool:
     """Whether the file alone tells the module's update, or the part of it that `norm` counts."""
-    return module.algorithm.name in _INNER or module.algorithm.name in _SUMS
+    return module.algorithm.name in _INNER or module.algorithm.name in WHOLE
 
 
 def alpha_of(module: Module, read: Read) -> float | None:
@@ -185,7 +185,7 @@ _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
     "loha": _loha,
     "lokr": _lokr,
 }
-_SUMS = ("full", "norm", "bias")
+WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
 _ON_BASE = ("a1", "a2")  # GLoRA's product that multiplies the base weight
 _ROLES = frozenset(
     {
