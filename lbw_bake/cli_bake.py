@@ -27,17 +27,15 @@ from .cli_options import (
 )
 from .completion import block_rules, element_preset_names, element_rules, preset_names
 
-Inputs = Annotated[
-    list[Path],
-    typer.Argument(metavar="INPUT...", parser=path, callback=files_like, help="LoRA files, or folders of them."),
-]
+_output = writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")
 
 
 def bake(
-    inputs: Inputs,
-    output: Annotated[
-        Path | None, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")
-    ] = None,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="INPUT...", parser=path, callback=files_like, help="LoRA files, or folders of them."),
+    ],
+    output: Annotated[Path | None, _output] = None,
     out_dir: Annotated[Path | None, writing("--out-dir", parser=path, help="The folder to write to.")] = None,
     name: Annotated[
         str | None, writing("--name", help='Names in --out-dir, as "{stem}-{preset}".', show_default=False)
@@ -208,7 +206,7 @@ def merge(
             metavar="FILE[:STRENGTH[:WEIGHTS]]...", callback=files_like, help="LoRAs, as a.safetensors:0.7:MIDD."
         ),
     ],
-    output: Annotated[Path, writing("--output", "-o", parser=file_path, metavar="<path>", help="The file to write.")],
+    output: Annotated[Path, _output],
     rank: Annotated[int | None, writing("--rank", min=1, help="Truncate every module to this rank.")] = None,
     dtype: Dtype = "keep",
     base: BaseModelPath = None,
