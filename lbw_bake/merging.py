@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -142,7 +142,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
         if output and not how.dry_run:
             files.enter_context(refusals(output))
             # Without a name, beside the output, for data whose header is not known yet.
-            spool.file = files.enter_context(TemporaryFile(dir=output.parent))
+            spool = _Spool(files.enter_context(TemporaryFile(dir=output.parent)))
         layers = _layers(parts, inputs, how)
         sums = []
         for layer in layers:
@@ -178,12 +178,12 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
     return merged
 
 
+@dataclass(slots=True)
 class _Spool:
     """Collects tensors one after the other; their data go to a temporary file, if there is one."""
 
-    def __init__(self) -> None:
-        self.file: IO[bytes] | None = None
-        self.tensors: list[Tensor] = []
+    file: IO[bytes] | None = None
+    tensors: list[Tensor] = field(default_factory=list)
 
     @property
     def end(self) -> int:
