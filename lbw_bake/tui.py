@@ -251,10 +251,10 @@ class Mixer(App[Mix]):
 
     def _show_norms(self, facts: Inspection) -> None:
         blocks = facts.blocks
+        strongest = max(group.norm for group in blocks.values())
         for block, group in blocks.items():
             slider = self._sliders.of(block)
-            slider.strongest = max(group.norm for group in blocks.values())
-            slider.norms = group
+            slider.strongest, slider.norms = strongest, group
         self._title(f"{counted(facts.unmeasured, 'module')} not measured" if facts.unmeasured else "")
 
     def action_copy(self) -> None:
