@@ -27,6 +27,7 @@ from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
 from .modules import Module, group_modules
+from .plan import Plan
 from .planning import DTYPES, agree
 from .progress import Progress, silent
 from .recipes import Recipe
@@ -62,6 +63,11 @@ class Part:
     weights: FamilyWeights
     preset: str | None
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, plan: Plan, preset: str | None) -> Part:
+        """The only file of a merge that truncates what a plan is for."""
+        return cls(plan.lora, plan.weights, preset)
 
 
 @dataclass(frozen=True, slots=True)

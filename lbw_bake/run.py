@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .atomic import check_output, make_folder
 from .cuda import algebra_device, check_device, choose_backend
@@ -29,9 +28,6 @@ from .remarks import name_remarks
 from .rewrite import Rewritten, Target, rewrite
 from .tensordata import TensorData
 from .weights import Options
-
-if TYPE_CHECKING:
-    from .merging import Part
 
 BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 
@@ -130,20 +126,13 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progr
 def _write(targets: Sequence[Target], how: Recipe, share: int, progress: Progress) -> tuple[str, Rewritten]:
     """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
-        from .merging import merge_parts
+        from .merging import Part, merge_parts
 
         (target,) = targets
-        merged = merge_parts([_part(target.plan, target.preset)], target.output, how, progress)
+        merged = merge_parts([Part.of(target.plan, target.preset)], target.output, how, progress)
         return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
     device, backend = choose_backend(how.device, max(share, targets[0].plan.lora.file.size * len(targets)))
     return device, rewrite(targets, backend, strict=how.strict, verify=how.verify, progress=progress)
-
-
-def _part(plan: Plan, preset: str | None) -> Part:
-    """What a plan is to a merge: the only file of one, which truncates its products."""
-    from .merging import Part
-
-    return Part(plan.lora, plan.weights, preset)
 
 
 def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
@@ -151,9 +140,9 @@ def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     check_device(recipe.device)
     if not recipe.rank:
         return outcome
-    from .merging import merge_parts
+    from .merging import Part, merge_parts
 
-    merged = merge_parts([_part(plan, recipe.weights.preset)], None, recipe)
+    merged = merge_parts([Part.of(plan, recipe.weights.preset)], None, recipe)
     return replace(outcome, warnings=(*outcome.warnings, *merged.warnings, *merged.losses))
 
 
@@ -248,9 +237,9 @@ def _differences(target: Target, how: Recipe) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
         if how.rank:
-            from .merging import merged_before
+            from .merging import Part, merged_before
 
-            same = merged_before([_part(target.plan, target.preset)], target.output, how)
+            same = merged_before([Part.of(target.plan, target.preset)], target.output, how)
         else:
             same = target.written_before()
     except FileFormatError as error:
