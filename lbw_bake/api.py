@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import LbwError, VariableError
-from .presets import Preset
+from .given import AnyPath, path_of
 from .progress import Progress, silent
-from .sources import Weights
+from .sources import Given, Weights
 
 if TYPE_CHECKING:
     from .merging import Merged
     from .mixer import Mix
     from .run import Outcome
 
-AnyPath = str | os.PathLike[str]
-AnyWeights = Weights | Preset | str | Sequence[float] | Mapping[str, float]
+AnyWeights = Weights | Given
 
 
 def bake(
@@ -71,7 +70,7 @@ def bake(
         family=family,
         dtype=dtype,
         rank=rank,
-        base=_path(base),
+        base=path_of(base),
         dora_norm=dora_norm,
         inexact=inexact,
         prune=prune,
@@ -85,7 +84,7 @@ def bake(
     )
     if output is None and not dry_run:
         raise OutputError("no output is named", "name one, or only plan with dry_run=True")
-    (outcome,) = run(Job(Path(input), ((_path(output), recipe),)))
+    (outcome,) = run(Job(Path(input), ((path_of(output), recipe),)))
     if outcome.error:
         raise outcome.error
     return outcome
@@ -118,7 +117,7 @@ def merge(
         family=family,
         rank=rank,
         dtype=dtype,
-        base=_path(base),
+        base=path_of(base),
         dora_norm=dora_norm,
         device=device,
         strict=strict,
@@ -158,16 +157,14 @@ def mix(
 
     lora = read_lora(Path(path), family)
     load_presets(presets)  # what is wrong with them is better said now than when they are asked for
-    if weights is None or isinstance(weights, str):
-        weights = Weights.parse(weights, presets=_path(presets))
-    asked = Weights.of(weights)
-    recipe = Recipe(asked, family=family, dtype=dtype, base=_path(base), dora_norm=dora_norm, inexact=inexact)
+    asked = weights if isinstance(weights, Weights) else Weights.parse(weights, presets=presets)
+    recipe = Recipe(asked, family=family, dtype=dtype, base=path_of(base), dora_norm=dora_norm, inexact=inexact)
     try:
         start = started(mix_of(lora), agree(lora, asked.for_family))
     except VariableError as error:
         raise error.where({}) from None
     with _stdout_on_terminal():
-        return Mixer(Desk(lora, start, recipe, _path(presets))).run()
+        return Mixer(Desk(lora, start, recipe, path_of(presets))).run()
 
 
 def _require_terminal() -> None:
@@ -197,7 +194,3 @@ def _stdout_on_terminal() -> Iterator[None]:
         stdout.flush()
         os.dup2(kept, stdout.fileno())
         os.close(kept)
-
-
-def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)

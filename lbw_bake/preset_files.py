@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,6 +11,7 @@ from .atomic import make_folder, write_file
 from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest, reading_hint
 from .families import family_named
+from .given import several
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
 from .presets.findings import Finding
@@ -25,7 +26,7 @@ from .presets.formats import (
     usable_presets,
 )
 from .presets.writers import WRITERS
-from .sources import Weights
+from .sources import Given, Weights
 from .values import slip
 from .weights import Options, Source, parse_elements, written_out
 from .words import counted
@@ -43,7 +44,7 @@ class Converted:
 
 def add_preset(
     name: str,
-    weights: str | Sequence[float] | Mapping[str, float] | None = None,
+    weights: Given | None = None,
     *,
     family: str | None = None,
     elements: Iterable[str] = (),
@@ -60,7 +61,7 @@ def add_preset(
     """
     path = own_path(presets)
     entries = () if weights is None else (Entry(family_named(family).name if family else None, _source(weights), 1),)
-    rules = tuple(rule for text in elements for rule in parse_elements(text))
+    rules = tuple(rule for text in several(elements) for rule in parse_elements(text))
     if not (entries or rules):
         raise PresetError(f"preset {name} is given nothing", "give a vector, block rules or element rules")
     added = Preset(name.strip(), entries, path, 1, description.strip(), rules)
@@ -124,7 +125,7 @@ def own_path(named: str | PathLike[str] | None) -> Path:
     return path
 
 
-def _source(weights: str | Sequence[float] | Mapping[str, float]) -> Source:
+def _source(weights: Given) -> Source:
     """What an entry says. Raises WeightError for what stands for weights: a name, a token."""
     asked = Weights.of(weights) if not isinstance(weights, str) or written_out(weights) else None
     if asked is None or isinstance(asked.source, Preset) or asked.options != Options():

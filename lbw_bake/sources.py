@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from .errors import LbwError, PresetError, WeightError
 from .families import Family, family_named
+from .given import AnyPath, several
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
 from .values import NUMBER
@@ -30,6 +32,10 @@ from .weights import (
 _PART = re.compile(rf"(?P<path>.+?)(?::(?P<strength>{NUMBER.pattern}))?(?::(?P<weights>[^:/\\]+))?")
 
 
+# Weights as a text, a preset, numbers in the order of a layout, or numbers by block selector.
+Given = str | Preset | Iterable[float] | Mapping[str, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """The weights that are asked for, before a family gives them meaning; by default all ones.
@@ -44,70 +50,56 @@ class Weights:
     element_presets: tuple[Preset, ...] = ()
 
     @classmethod
-    def of(cls, given: Weights | Preset | str | Sequence[float] | Mapping[str, float]) -> Weights:
-        """Weights, whatever they are given as: a text (see `parse`), a preset, a vector, numbers by block selector.
-
-        Raises PresetError, WeightError, NotBakeableError.
-        """
-        if isinstance(given, Weights):
-            return given
-        if isinstance(given, Preset):
-            return cls(given, Options(elements=given.elements))
-        if isinstance(given, str):
-            return cls.parse(given)
-        if given is None or not len(given):  # an array of numpy has no truth of its own
-            raise WeightError("no weights are given", "give a preset, a vector or block rules; Weights() are all ones")
-        if isinstance(given, Mapping):
-            return cls(Rules(tuple((selector, _written(value)) for selector, value in given.items())))
-        return cls(Vector(tuple(map(_written, given))))
+    def of(cls, given: Weights | Given) -> Weights:
+        """Weights, whatever they are given as: see `parse`. Raises PresetError, WeightError, NotBakeableError."""
+        if given is None:
+            raise _nothing("Weights() are all ones")
+        return given if isinstance(given, Weights) else cls.parse(given)
 
     @classmethod
     def parse(
         cls,
-        text: str | None = None,
+        given: Given | None = None,
         *,
         preset: str | None = None,
         token: str | None = None,
         elements: Iterable[str] = (),
         element_presets: Iterable[str] = (),
-        presets: Path | None = None,
+        presets: AnyPath | None = None,
         options: Options | None = None,
         layout: int | None = None,
     ) -> Weights:
-        """Understand what was given, at most one of `text`, `preset` and `token`.
+        """Understand what was given, at most one of `given`, `preset` and `token`.
 
-        `text` may be any of them: a name, a vector, rules, a token. Element rules come after those of element
-        presets, and these after those of the preset itself, so they win. `presets` is a file on top of the user's
-        own. A token's strengths multiply those of `options`, whose own `x` wins. Raises PresetError, WeightError, and
+        `given` is a text (a preset's name, a vector, rules, a token), a `Preset`, numbers in the order of a layout, or
+        numbers by block selector. Element rules come after those of `options`, these after those of element presets,
+        and these after those of the preset itself; later ones win. `presets` is a file on top of the user's own. A
+        token's strengths multiply those of `options`, whose own `x` wins. Raises PresetError, WeightError, and
         NotBakeableError for a token that switches during sampling.
         """
-        given = [one for one in (text, preset, token) if one is not None]
-        if len(given) > 1:
-            raise WeightError(f"weights are given as {' and as '.join(map(repr, given))}", "give one of them")
-        if given and not given[0].strip():
-            raise WeightError("no weights are given", "give a preset, a vector or block rules; is a variable not set?")
+        ways = [one for one in (given, preset, token) if one is not None]
+        if len(ways) > 1:
+            raise WeightError(f"weights are given as {' and as '.join(map(repr, ways))}", "give one of them")
+        if any(isinstance(one, str) and not one.strip() for one in ways):
+            raise _nothing("is a variable not set?")
         options = options or Options()
-        if text and looks_like_token(text):
-            text, token = None, text
+        names = tuple(several(element_presets))
+        if isinstance(given, str) and looks_like_token(given):
+            token = given
         if token:
             said = parse_token(token)
-            text, element_presets = said.weights, (*element_presets, *said.element_presets)
+            given, names = said.weights, (*names, *said.element_presets)
             x = said.x if options.x is None else options.x
             options = replace(options, te=options.te * said.te, unet=options.unet * said.unet, x=x)
-        if text and not written_out(text):
-            preset = text
-        names = tuple(element_presets)
+        if isinstance(given, str) and not written_out(given):
+            preset = given
         known = load_presets(presets) if preset or names or presets else {}
-        source: Source | Preset = ONES
-        if preset:
-            source = find_preset(preset, known)
-        elif text:
-            source = parse_source(text)
+        source = find_preset(preset, known) if preset else _source_of(given)
         own = source.elements if isinstance(source, Preset) else ()
         named = tuple(find_preset(name, known) for name in names)
         theirs = (rule for preset in named for rule in _elements_of(preset))
-        written = (rule for text in elements for rule in parse_elements(text))
-        return cls(source, replace(options, elements=(*own, *theirs, *written)), layout, named)
+        written = (rule for text in several(elements) for rule in parse_elements(text))
+        return cls(source, replace(options, elements=(*own, *theirs, *options.elements, *written)), layout, named)
 
     @property
     def preset(self) -> str | None:
@@ -147,6 +139,31 @@ class Weights:
         return error
 
 
+def _source_of(given: Given | None) -> Source | Preset:
+    """Where weights come from that no preset is named for. Raises WeightError."""
+    if given is None:
+        return ONES
+    if isinstance(given, Preset):
+        return given
+    if isinstance(given, str):
+        return parse_source(given)
+    try:
+        listed: list[Any] = list(given.items() if isinstance(given, Mapping) else given)
+    except TypeError as error:
+        raise WeightError(
+            f"{given!r} says no weights", "give a preset, a vector or block rules; Options(strength=0.7) weighs it all"
+        ) from error
+    if not listed:
+        raise _nothing("Weights() are all ones")
+    if isinstance(given, Mapping):
+        return Rules(tuple((str(selector), _written(value)) for selector, value in listed))
+    return Vector(tuple(map(_written, listed)))
+
+
+def _nothing(hint: str) -> WeightError:
+    return WeightError("no weights are given", f"give a preset, a vector or block rules; {hint}")
+
+
 def _written(value: float) -> str:
     """A weight as it is written. Raises WeightError for what is no number."""
     try:
@@ -163,7 +180,7 @@ def _elements_of(preset: Preset) -> tuple[Element, ...]:
     return preset.elements
 
 
-def parse_part(text: str, presets: Path | None = None) -> tuple[Path, Weights]:
+def parse_part(text: str, presets: AnyPath | None = None) -> tuple[Path, Weights]:
     """One of the LoRAs of a merge, as `lbw merge` takes it: `PATH[:STRENGTH[:WEIGHTS]]`.
 
     Weights are a preset's name, a vector or block rules; `presets` is a file on top of the user's own. Raises

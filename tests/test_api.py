@@ -276,10 +276,43 @@ def test_an_axis_of_another_name_is_not_passed_over(name: str, lora: Path) -> No
         make_sweep(lora, {"x": "blocks=MID", name: "values=0,1"}, Recipe())
 
 
-def test_a_vector_may_be_an_array(lora: Path) -> None:
-    assert Weights.of(np.full(17, 0.5)) == Weights.of([0.5] * 17)
+@pytest.mark.parametrize(
+    "given", [np.full(17, 0.5), np.full(17, 0.5, np.float16), (0.5 for _ in range(17)), ("0.5",) * 17], ids=type
+)
+def test_a_vector_is_whatever_holds_numbers_in_order(given: Any) -> None:
+    assert Weights.of(given) == Weights.of([0.5] * 17)
+
+
+@pytest.mark.parametrize("given", [np.empty(0), iter(()), {}, [], "", None], ids=type)
+def test_what_is_empty_says_no_weights(given: Any) -> None:
     with pytest.raises(WeightError, match="no weights are given"):
-        Weights.of(np.empty(0))
+        Weights.of(given)
+
+
+@pytest.mark.parametrize("given", [0.5, True, np.float32(0.5), np.array(0.5), Options(), Path("MIDD")], ids=type)
+def test_what_holds_no_numbers_says_no_weights(given: Any) -> None:
+    with pytest.raises(WeightError, match="says no weights"):
+        Weights.of(given)
+
+
+@pytest.mark.parametrize("selector", [1, None, ("IN01", "IN02")])
+def test_blocks_are_named_by_texts(selector: Any) -> None:
+    with pytest.raises(WeightError, match="sd1 has no block"):
+        Weights.of({selector: 0.5}).for_family("sd1")
+
+
+@pytest.mark.parametrize("given", ["MIDD", MIDD, [0.5] * 17, {"MID": 0.5}, load_presets()["MIDD"]], ids=type)
+def test_whatever_weights_are_given_as_there_is_more_to_choose(given: Any) -> None:
+    rule = Weights.parse(elements=["IN04:attn:0"]).options.elements[0]
+    weights = Weights.parse(given, options=Options(strength=0.7, elements=(rule,)), elements=["MID:attn:1"])
+    assert weights.source == Weights.of(given).source
+    assert weights.options.strength == 0.7
+    assert list(map(str, weights.options.elements)) == ["IN04:attn:0", "MID:attn:1"]
+
+
+def test_one_text_is_not_its_letters() -> None:
+    both = Weights.parse(elements=["MID:attn:0"], element_presets=["ATTNDEEPON"])
+    assert Weights.parse(elements="MID:attn:0", element_presets="ATTNDEEPON") == both
 
 
 @pytest.mark.parametrize("given", [["a"] * 17, {"MID": "half"}, {"MID": None}])
