@@ -13,6 +13,7 @@ from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
 from .sources import Weights
 from .tensordata import TensorData
+from .values import whole
 from .weights import FamilyWeights
 
 _CHOICES = {"dtype": tuple(DTYPES), "device": ("auto", "cpu", "cuda"), "dora_norm": ("comfyui", "lycoris")}
@@ -45,9 +46,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
-                raise LbwError(f"{name} {value!r} is not one of {', '.join(known)}", nearest(value, known))
-        if self.rank is not None and self.rank < 1:
-            raise LbwError(f"rank {self.rank} is less than 1", "give the rank that products are truncated to, or None")
+                raise LbwError(f"{name} {value!r} is not one of {', '.join(known)}", nearest(str(value), known))
+        if self.rank is not None:
+            object.__setattr__(self, "rank", whole(self.rank, "rank"))
+            if self.rank < 1:
+                raise LbwError(f"rank {self.rank} is less than 1", "give the rank to truncate products to, or None")
         if self.rank and (self.prune or self.verify or self.inexact or self.in_place or not self.update_metadata):
             raise LbwError(
                 "a rank writes every module anew, to another file",

@@ -34,7 +34,7 @@ from .selectors import select
 from .sources import Weights
 from .tensordata import TensorData
 from .tensorfile import SUFFIX
-from .values import check_finite, number_text, parse_number, variable_of
+from .values import finite, number_text, parse_number, variable_of
 from .weights import ONES, FamilyWeights, Source, Vector, parse_elements
 from .words import size_text, some
 
@@ -131,7 +131,7 @@ def make_sweep(
     values. `analyse` makes the axis of an effective-block analysis, of the blocks of `x` if it is given. Raises
     WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, DeviceError, and FileFormatError for the LoRA.
     """
-    check_finite(at, "at")
+    at = finite(at, "at")
     if recipe.rank:
         raise WeightError("cells of a sweep are not truncated", "leave the rank out; truncate the files with lbw bake")
     if unknown := [name for name in axes if name not in ("x", "y", "z")]:

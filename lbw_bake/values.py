@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import TYPE_CHECKING
 
 from .errors import VariableError, WeightError
@@ -85,14 +86,22 @@ def parse_number(text: str, what: str) -> float:
     return number
 
 
-def check_finite(number: float, what: str) -> None:
-    """Raise WeightError, naming `what` it was meant to be, for what is not a finite number."""
+def finite(number: float, what: str) -> float:
+    """A number of any type as the float it is. Raises WeightError, naming `what` it was meant to be, for others."""
     try:
-        finite = math.isfinite(number)
+        if math.isfinite(number):
+            return float(number)
     except (TypeError, OverflowError):
-        finite = False
-    if not finite:
-        raise WeightError(f"{what} is {number!r}, not a finite number", "give a decimal number like 0.5")
+        pass
+    raise WeightError(f"{what} is {number!r}, not a finite number", "give a decimal number like 0.5")
+
+
+def whole(number: int, what: str) -> int:
+    """A whole number of any type. Raises WeightError, naming `what` it was meant to be, for others."""
+    try:
+        return int(index(number))
+    except TypeError:
+        raise WeightError(f"{what} is {number!r}, not a whole number", "give a whole number like 4") from None
 
 
 def number_text(number: float) -> str:

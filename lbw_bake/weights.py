@@ -14,7 +14,7 @@ from .errors import WeightCountError, WeightError
 from .families import OTHER, Family, Place
 from .positions import Positions, parse_positions, weigh_positions
 from .selectors import select
-from .values import Evaluator, check_finite, number_text, parse_number
+from .values import Evaluator, finite, number_text, parse_number, whole
 
 _RULE = re.compile(r"\s*((?:NOT\s+)?[^\s=,]+)\s*=\s*([^\s=,]*)\s*(?:,|\s|$)\s*")
 
@@ -57,8 +57,9 @@ class Element:
 class Options:
     """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them.
 
-    `other` is the weight of `OTHER`, None for what the source says of it, or 1. Raises WeightError for what is not a
-    finite number, and for a negative seed.
+    Numbers of any type become floats, the seed an int. `other` is the weight of `OTHER`, None for what the source says
+    of it, or 1. Raises WeightError for what is not a finite number, for a seed that is not a whole one from 0 on, and
+    for element rules that are still texts.
     """
 
     strength: float = 1.0
@@ -74,11 +75,18 @@ class Options:
     b: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("strength", "te", "unet", "rest", "other", "x", "a", "b"):
+        for name in ("strength", "te", "unet", "rest"):
+            object.__setattr__(self, name, finite(getattr(self, name), name))
+        for name, parse in (("other", finite), ("x", finite), ("a", finite), ("b", finite), ("seed", whole)):
             if (number := getattr(self, name)) is not None:
-                check_finite(number, name)
+                object.__setattr__(self, name, parse(number, name))
         if self.seed is not None and self.seed < 0:  # the generator would take it for its opposite
             raise WeightError(f"seed {self.seed} is negative", "give a whole number from 0 on")
+        object.__setattr__(self, "elements", tuple(self.elements))
+        if wrong := [one for one in self.elements if not isinstance(one, Element)]:
+            raise WeightError(
+                f"element rule {wrong[0]!r} is not understood yet", "give it to Weights.parse(elements=...)"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +117,7 @@ class FamilyWeights:
                 weight = element.weight
         component = self.options.unet if place.component == self.family.denoiser else self.options.te
         factor = weight * component * self.options.strength
-        check_finite(factor, f"the weight of {place.block}, all multiplied,")
-        return factor
+        return finite(factor, f"the weight of {place.block}, all multiplied,")
 
 
 def parse_source(text: str) -> Source:

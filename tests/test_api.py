@@ -7,13 +7,15 @@ import pickle
 import re
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODULE, ROOT, Run, metadata_of, unet_lora, write
+from conftest import MODULE, ROOT, Run, metadata_of, record_in, unet_lora, write
 from safetensors.numpy import load_file
 
 import lbw_bake
@@ -106,6 +108,35 @@ def test_bake_writes_what_the_command_writes(
     assert outcome.nbytes == (tmp_path / "b.safetensors").stat().st_size
 
 
+@pytest.mark.parametrize("number", [2, True + 1, np.float32(2), np.int8(2), Fraction(2), Decimal(2)], ids=type)
+def test_a_number_of_any_type_is_the_number_it_is(number: Any, lora: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "api").mkdir()
+    weights = Weights.parse("1,0,0,0,1,1,1,1,1,1,1,R,X,0,0,0,0", options=Options(number, number, seed=3, x=number))
+    bake(lora, tmp_path / "api" / "b.safetensors", weights)
+    options = ("-w", "1,0,0,0,1,1,1,1,1,1,1,R,X,0,0,0,0", "-s", "2", "--te", "2", "--seed", "3", "--x", "2")
+    run.done("bake", lora, *options, "-o", tmp_path / "b.safetensors")
+    assert (tmp_path / "api" / "b.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_whole_number_of_any_type_is_the_number_it_is(lora: Path, tmp_path: Path) -> None:
+    assert [type(Options(seed=seed).seed) for seed in (True, np.uint8(1))] == [int, int]
+    bake(lora, tmp_path / "b.safetensors", "MIDD", rank=np.int64(2))
+    assert record_in(tmp_path / "b.safetensors")["rank"] == 2
+
+
+@pytest.mark.parametrize("number", [1.5, 2.0, "2", [2]])
+def test_what_is_no_whole_number_is_refused(number: Any) -> None:
+    for make, name in ((Options, "seed"), (Recipe, "rank")):
+        with pytest.raises(WeightError, match=f"{name} is .*, not a whole number"):
+            make(**{name: number})
+
+
+@pytest.mark.parametrize("elements", ["MID:attn:0", ["MID:attn:0"]])
+def test_options_want_element_rules_that_are_understood(elements: Any) -> None:
+    with pytest.raises(WeightError, match="is not understood yet"):
+        Options(elements=elements)
+
+
 def test_a_dry_run_needs_no_output(lora: Path, tmp_path: Path) -> None:
     outcome = bake(lora, None, "MIDD", dry_run=True)
     assert outcome.modules["zeroed"] > 0
@@ -130,7 +161,10 @@ def test_errors_are_raised_as_what_they_are(lora: Path, tmp_path: Path, capsys: 
     "options",
     [
         {"dtype": "fp16"},
+        {"dtype": None},
+        {"dtype": np.float16},
         {"device": "gpu"},
+        {"device": None},
         {"dora_norm": "foo"},
         {"rank": 0},
         {"rank": -1},
@@ -159,7 +193,7 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Pa
 
 @pytest.mark.parametrize("name", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
 def test_numbers_that_are_none_are_refused_by_name(name: str) -> None:
-    for number in (float("nan"), float("-inf"), "1"):
+    for number in (float("nan"), float("-inf"), "1", np.ones(2)):
         with pytest.raises(WeightError, match=f"^{name} is .*, not a finite number"):
             Options(**{name: number})
 
@@ -243,6 +277,7 @@ def test_sliders_need_a_terminal_and_a_sweep_a_number(lora: Path) -> None:
         mix(lora, "MIDD")
     with pytest.raises(WeightError, match="at is nan, not a finite number"):
         make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=float("nan"))
+    assert make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=np.float32(0.5)).cells[0].weights.blocks["MID"] == 0.5
 
 
 def test_a_sweep_is_written_by_its_recipe(tmp_path: Path) -> None:
