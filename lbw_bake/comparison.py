@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -83,7 +83,7 @@ class Comparison:
     original: Lora
     baked: Lora
     family: Family
-    shares: Mapping[str, tuple[Module, Place, Share]]
+    shares: Mapping[str, tuple[Module, Place, Share]] = field(repr=False)
     added: tuple[str, ...]
     removed: tuple[str, ...]
     unmeasured: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -51,7 +51,7 @@ class ModuleFacts:
 class Group:
     """Some modules together, of a block, an element or a component; `whole` is the squared norm of the whole LoRA."""
 
-    modules: tuple[ModuleFacts, ...]
+    modules: tuple[ModuleFacts, ...] = field(repr=False)
     whole: float
 
     @property
@@ -106,7 +106,7 @@ class Inspection:
 
     lora: Lora
     family: Family
-    modules: tuple[ModuleFacts, ...]
+    modules: tuple[ModuleFacts, ...] = field(repr=False)
     unknown: tuple[Tensor, ...]
     origin: str = ""
 

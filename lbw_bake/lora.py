@@ -17,7 +17,7 @@ class Lora:
     """A file that holds at least one module of a block. `candidates` are the families that fit, at least one."""
 
     file: TensorFile
-    grouping: Grouping
+    grouping: Grouping = field(repr=False)
     candidates: tuple[Family, ...]
     _placed: dict[str, tuple[tuple[Module, Place], ...]] = field(default_factory=dict, repr=False, compare=False)
 

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Sweep:
     lora: Lora
     recipe: Recipe
     axes: Mapping[str, Axis]
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = field(repr=False)
     nbytes: int = 0
     warnings: tuple[str, ...] = ()
 

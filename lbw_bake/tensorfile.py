@@ -14,7 +14,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class TensorFile:
     """A safetensors file's header: its tensors in header order, its metadata, and where its data section starts."""
 
     path: Path
-    tensors: tuple[Tensor, ...]
-    metadata: Mapping[str, str]
+    tensors: tuple[Tensor, ...] = field(repr=False)
+    metadata: Mapping[str, str] = field(repr=False)
     data_start: int
     size: int
     modified_ns: int

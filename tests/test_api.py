@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from inspect import isfunction
@@ -42,6 +44,8 @@ from lbw_bake import (
     write_sweep,
 )
 from lbw_bake.errors import FileFormatError, OutputError, PresetError, StrictError, WeightCountError, WeightError
+from lbw_bake.lora import read_lora
+from lbw_bake.mixer import mix_of
 
 MIDD = "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"
 
@@ -203,6 +207,28 @@ def test_errors_come_back_from_other_processes_as_what_they_are() -> None:
     assert type(error) is WeightCountError
     assert (error.message, error.hint) == ("3 weights do not fit sd1, which takes 17 or 26", "the nearest length is 17")
     assert str(error) == error.message
+
+
+def returned(lora: Path, folder: Path) -> Iterator[Any]:
+    """What functions return, but for plain values."""
+    yield bake(lora, folder / "b.safetensors", "MIDD")
+    yield inspect(lora)
+    yield diff(lora, folder / "b.safetensors")
+    yield merge([lora, lora], folder / "m.safetensors")
+    yield make_batch([lora], [Recipe(Weights.of("MIDD"))], Naming(out_dir=folder / "out"))
+    yield make_sweep(lora, {"x": "values=0,1", "y": "blocks=17ALL"}, Recipe())
+    yield mix_of(read_lora(lora))
+    yield Weights.of("MIDD").for_family("sd1")
+    yield load_presets()["MIDD"]
+    yield validate(ROOT / "presets.yaml")
+    yield convert_presets(ROOT / "presets.yaml", to="lbwpresets")
+
+
+def test_what_functions_return_goes_to_other_processes_and_is_short_to_look_at(lora: Path, tmp_path: Path) -> None:
+    for value in returned(lora, tmp_path):
+        there = pickle.loads(pickle.dumps(value))
+        assert there == value == copy.deepcopy(value)
+        assert len(repr(value)) < 3000
 
 
 def test_what_was_baked_can_be_measured(lora: Path, tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ class Family:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layouts", self.layouts or (self.blocks, self.stack))
 
+    def __repr__(self) -> str:
+        return f"<Family {self.name}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """In other processes, and as copies, families are what the table there holds."""
+        from . import family_named
+
+        return family_named, (self.name,)
+
     @property
     def lengths(self) -> dict[int, Layout]:
         """Every vector length the family accepts, with its layout."""
