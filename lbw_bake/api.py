@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import LbwError, VariableError
-from .given import AnyPath, path_of
+from .given import AnyPath, path_of, several
 from .progress import Progress, silent
 from .sources import Given, Weights
 
@@ -60,7 +60,6 @@ def bake(
     OutputError (also if the output exists, without `replace`), DeviceError, VerificationError with `verify`, and
     StrictError for warnings with `strict`.
     """
-    from .errors import OutputError
     from .jobs import Job
     from .recipes import Recipe
     from .run import run
@@ -82,8 +81,6 @@ def bake(
         replace=replace,
         in_place=in_place,
     )
-    if output is None and not dry_run:
-        raise OutputError("no output is named", "name one, or only plan with dry_run=True")
     (outcome,) = run(Job(Path(input), ((path_of(output), recipe),)))
     if outcome.error:
         raise outcome.error
@@ -92,7 +89,7 @@ def bake(
 
 def merge(
     loras: Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
-    output: AnyPath,
+    output: AnyPath | None,
     *,
     family: str | None = None,
     rank: int | None = None,
@@ -107,9 +104,12 @@ def merge(
 ) -> Merged:
     """Write one LoRA whose update is the exact sum of several, each with its own weights (default: all ones).
 
-    `rank` truncates every product and full difference to that rank; with `dry_run` the sum is computed and not written.
-    `progress` is told the share that is done. The options are those of `lbw merge`. Raises what `bake` raises.
+    `loras` are paths, or pairs of a path and its weights. `rank` truncates every product and full difference to that
+    rank; with `dry_run` the sum is computed and not written, and `output` may be None. `progress` is told the share
+    that is done, from 0 to 1. The options are those of `lbw merge`. Raises what `bake` raises.
     """
+    from .errors import OutputError
+    from .jobs import NO_OUTPUT
     from .merging import merge_parts, read_parts
     from .recipes import Recipe
 
@@ -124,9 +124,11 @@ def merge(
         replace=replace,
         dry_run=dry_run,
     )
-    given = [one if isinstance(one, tuple) else (one, Weights()) for one in loras]
+    if output is None and not dry_run:
+        raise OutputError(*NO_OUTPUT)
+    given = [(one, Weights()) if isinstance(one, str | os.PathLike) else one for one in several(loras)]
     parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
-    return merge_parts(parts, Path(output), how, progress)
+    return merge_parts(parts, path_of(output), how, progress)
 
 
 def mix(

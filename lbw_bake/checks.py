@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .errors import FileFormatError, LbwError, WeightError, reading_hint
 from .folders import files_in
+from .given import several
 from .presets import Preset, builtin_path
 from .presets.findings import Finding, in_order
 from .presets.formats import read_data, read_document, read_presets
@@ -42,7 +43,7 @@ def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = Non
 
     What cannot be read, and a folder that holds none, has a finding that says so.
     """
-    for found in _find_files(map(Path, paths)):
+    for found in _find_files(map(Path, several(paths))):
         try:
             if isinstance(found, FileFormatError):
                 raise found

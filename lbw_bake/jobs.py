@@ -14,6 +14,7 @@ from unicodedata import normalize
 from .atomic import make_folder
 from .errors import FileFormatError, OutputError
 from .folders import files_in
+from .given import path_of, several
 from .metadata import records_in
 from .recipes import Recipe
 from .tensorfile import SUFFIX, read_header
@@ -22,6 +23,8 @@ _SUFFIXES = (SUFFIX, ".pt", ".pth", ".ckpt", ".bin")  # of LoRAs; what is no saf
 
 # How often a job is run again whose process died: another job's need of memory may have been the cause.
 RETRIES = 3
+
+NO_OUTPUT = ("no output is named", "name one, or only plan with dry_run=True")
 
 _FIELDS = ("stem", "preset")
 _FIELDS_TEXT = ", ".join(f"{{{name}}}" for name in _FIELDS)
@@ -43,6 +46,10 @@ class Job:
     makes_folders: bool = False
     share: int = 0
 
+    def __post_init__(self) -> None:
+        if any(output is None and not recipe.dry_run for output, recipe in self.outputs):
+            raise OutputError(*NO_OUTPUT)
+
 
 # Called from time to time with the share of a large job that is done.
 Watch = Callable[[Job, float], object]
@@ -62,7 +69,10 @@ def repeatable(job: Job) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How inputs become outputs: one file, the inputs themselves, or a folder and a template of names."""
+    """How inputs become outputs: one file, the inputs themselves, or a folder and a template of names.
+
+    Raises OutputError for several of these, and for a template of no names.
+    """
 
     output: Path | None = None
     out_dir: Path | None = None
@@ -70,6 +80,10 @@ class Naming:
     template: str = "{stem}"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", path_of(self.output))
+        object.__setattr__(self, "out_dir", path_of(self.out_dir))
+        if sum((self.output is not None, self.out_dir is not None, self.in_place)) > 1:
+            raise OutputError("outputs are named in several ways", "give one of output, out_dir and in_place")
         try:
             fields = list(Formatter().parse(self.template))
         except ValueError as error:
@@ -208,19 +222,25 @@ class Batch:
 
 def make_batch(
     inputs: Iterable[str | os.PathLike[str]],
-    recipes: Sequence[Recipe],
+    recipes: Iterable[Recipe],
     naming: Naming,
     *,
     recursive: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
 ) -> Batch:
     """Find the inputs, name every output before any work starts, and make their folder unless it is a dry run.
 
-    Raises OutputError where two outputs would be the same file, or would be found as inputs another time.
+    Every input is baked by every recipe, which differ in weights alone. `include` and `exclude` are glob patterns for
+    the files of folders, by their path in it. Raises OutputError where an output has no name, where two would be the
+    same file, or would be found as inputs another time. What is wrong with an input is in `Batch.problems`, or in what
+    `run_batch` yields.
     """
-    paths = [Path(path) for path in inputs]
-    found = list(find_inputs(paths, recursive=recursive, include=include, exclude=exclude))
+    paths, recipes = [Path(path) for path in several(inputs)], [*recipes]
+    if not recipes:
+        raise OutputError("nothing is to be done to the inputs", "give a recipe at least")
+    patterns = tuple(several(include)), tuple(several(exclude))
+    found = list(find_inputs(paths, recursive=recursive, include=patterns[0], exclude=patterns[1]))
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir:
         if recursive:

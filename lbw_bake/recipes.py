@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .configuration import check_origin
 from .errors import FileFormatError, LbwError, WeightError, nearest
+from .given import path_of
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
@@ -23,7 +24,7 @@ _CHOICES = {"dtype": tuple(DTYPES), "device": ("auto", "cpu", "cuda"), "dora_nor
 class Recipe:
     """What to do to a file: where its weights come from and how it is written.
 
-    Raises LbwError for options that mean nothing.
+    The options are those of `bake`. Raises LbwError for options that mean nothing.
     """
 
     weights: Weights = field(default_factory=Weights)
@@ -58,6 +59,7 @@ class Recipe:
             )
         if not isinstance(self.weights, Weights):
             raise WeightError(f"weights {self.weights!r} are not understood yet", "give Weights.of(...) of them")
+        object.__setattr__(self, "base", path_of(self.base))
         if not isinstance(self.inexact, bool):
             raise LbwError(f"inexact {self.inexact!r} is neither True nor False", "True is --inexact allow")
 

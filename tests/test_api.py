@@ -6,9 +6,10 @@ import ast
 import copy
 import pickle
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from inspect import isfunction
@@ -39,8 +40,11 @@ from lbw_bake import (
     make_sweep,
     merge,
     mix,
+    parse_part,
     remove_preset,
+    run_batch,
     validate,
+    validate_all,
     write_sweep,
 )
 from lbw_bake.errors import FileFormatError, OutputError, PresetError, StrictError, WeightCountError, WeightError
@@ -238,6 +242,44 @@ def test_what_was_baked_can_be_measured(lora: Path, tmp_path: Path) -> None:
     assert facts.blocks["MID"][0].weight == pytest.approx(0.5)
     norms = [inspect(path).blocks["MID"].norm for path in (lora, tmp_path / "b.safetensors")]
     assert norms[1] == pytest.approx(0.5 * norms[0])
+
+
+def test_what_is_alone_is_one_of_several(lora: Path, tmp_path: Path) -> None:
+    for alone in (lora, str(lora)):
+        assert merge(alone, None, dry_run=True) == merge([lora], None, dry_run=True)
+        assert make_batch(alone, [Recipe(dry_run=True)], Naming()).jobs[0].input == lora
+        assert [checked.path for checked in validate_all(alone)] == [lora]
+    shutil.copy(lora, tmp_path / "style.safetensors")
+    out = Naming(out_dir=tmp_path / "out")
+    assert [job.input.stem for job in make_batch([tmp_path], [Recipe()], out, include="style*").jobs] == ["style"]
+    assert [job.input.stem for job in make_batch([tmp_path], [Recipe()], out, exclude="style*").jobs] == ["a"]
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_all_paths_may_be_texts(form: Callable[[Path], Any], lora: Path, tmp_path: Path) -> None:
+    for naming in (Naming(output=form(tmp_path / "b.safetensors")), Naming(out_dir=form(tmp_path / "out"))):
+        batch = make_batch([form(lora)], [Recipe(Weights.of("MIDD"), base=form(lora))], naming)
+        ((_, (outcome,)),) = run_batch(batch)
+        assert outcome.status == "baked"
+    with pytest.raises(PresetError, match="cannot be read"):
+        parse_part("a.safetensors:1:MIDD", form(tmp_path))
+
+
+def test_what_is_written_has_one_name(lora: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no output is named"):
+        make_batch([lora], [Recipe()], Naming())
+    with pytest.raises(OutputError, match="no output is named"):
+        merge([lora], None)
+    with pytest.raises(OutputError, match="named in several ways"):
+        Naming(output=tmp_path / "b.safetensors", out_dir=tmp_path)
+    with pytest.raises(OutputError, match="nothing is to be done"):
+        make_batch([lora], [], Naming(out_dir=tmp_path))
+
+
+def test_a_merge_may_come_from_lists_and_generators(lora: Path) -> None:
+    pairs = [[str(lora), "MIDD"], [str(lora), [0.5] * 17]]
+    several = (pair for pair in ((lora, "MIDD"), (lora, [0.5] * 17)))
+    assert merge(pairs, None, dry_run=True) == merge(several, None, dry_run=True)  # type: ignore[arg-type]
 
 
 def test_merge_takes_weights_per_file(lora: Path, tmp_path: Path, run: Run) -> None:
