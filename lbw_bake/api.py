@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import LbwError, VariableError
+from .families import Family
 from .given import AnyPath, path_of, several
 from .progress import Progress, silent
 from .sources import Given, Weights
@@ -32,7 +33,7 @@ def bake(
     output: AnyPath | None,
     weights: AnyWeights,
     *,
-    family: str | None = None,
+    family: Family | str | None = None,
     dtype: str = "keep",
     rank: int | None = None,
     base: AnyPath | None = None,
@@ -91,7 +92,7 @@ def merge(
     loras: Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
     output: AnyPath | None,
     *,
-    family: str | None = None,
+    family: Family | str | None = None,
     rank: int | None = None,
     dtype: str = "keep",
     base: AnyPath | None = None,
@@ -135,7 +136,7 @@ def mix(
     path: AnyPath,
     weights: AnyWeights | None = None,
     *,
-    family: str | None = None,
+    family: Family | str | None = None,
     presets: AnyPath | None = None,
     dtype: str = "keep",
     base: AnyPath | None = None,

@@ -41,7 +41,7 @@ class Checked:
 def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = None) -> Iterator[Checked]:
     """Check preset files, and those of folders, one after the other, as `validate` does.
 
-    What cannot be read, and a folder that holds none, has a finding that says so.
+    What cannot be read, and a folder that holds none, has a finding that says so. Raises PresetError for another kind.
     """
     for found in _find_files(map(Path, several(paths))):
         try:
@@ -71,7 +71,7 @@ def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
     """Check a preset file, or with `-` standard input: its findings have a code, a line and a column.
 
     `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.
-    Raises FileFormatError if it cannot be read.
+    Raises FileFormatError if it cannot be read, PresetError for another kind.
     """
     path = Path(path)
     try:

@@ -115,14 +115,16 @@ class Comparison:
         return {block: (sum(shares, Share()), len(shares)) for block, shares in by_block.items() if shares}
 
 
-def diff(original: str | PathLike[str], baked: str | PathLike[str], *, family: str | None = None) -> Comparison:
+def diff(
+    original: str | PathLike[str], baked: str | PathLike[str], *, family: Family | str | None = None
+) -> Comparison:
     """Measure the weight every block of `baked` got, by any tool, and hold the file to its record if it has one.
 
     Raises FileFormatError, UnknownFamilyError, and NotALoraError also where the files have no module in common.
     """
     original, baked = Path(original), Path(baked)
     one = read_lora(original, family)
-    two = read_lora(baked, family or one.candidates[0].name)
+    two = read_lora(baked, family or one.candidates[0])
     known = one.candidates[0]
     old = {module.name: (module, place) for module, place in one.placed(known)}
     new = {module.name: module for module, _ in two.placed(known)}

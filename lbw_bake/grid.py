@@ -70,7 +70,7 @@ class Row:
 
 
 def assemble_grid(
-    sweep: str | PathLike[str],
+    folder: str | PathLike[str],
     images: str | PathLike[str],
     picture: str | PathLike[str],
     *,
@@ -79,14 +79,16 @@ def assemble_grid(
     theme: str = "light",
     replace: bool = False,
 ) -> Assembled:
-    """Put the pictures in a folder into one, as a sweep's manifest (or the folder that has it) orders them.
+    """Put the pictures in a folder into one, as a sweep's folder, or the manifest in it, orders them.
 
-    Of an analysis, every block's picture has its difference to the full LoRA's below it, where changes up to
-    `threshold` of 255 count as none. Raises FileFormatError, OutputError, and LbwError where Pillow is absent.
+    `images` holds the pictures, named as the sweep's files; `picture` is the one to write, a .png, .jpg or .webp.
+    `tile` is the longer side of each in pixels, as far as there is room; `theme` is `light` or `dark`. Of an analysis,
+    every block's picture has its difference to the full LoRA's below it, where changes up to `threshold` of 255 count
+    as none. Raises FileFormatError, OutputError, and LbwError where Pillow is absent.
     """
     if theme not in THEMES:
         raise LbwError(f"theme {theme!r} is not one of {', '.join(THEMES)}")
-    where, images, picture = Path(sweep), Path(images), Path(picture)
+    where, images, picture = Path(folder), Path(images), Path(picture)
     if not images.is_dir():
         raise FileFormatError(images, "is not a folder", "name the folder that your program drew the pictures into")
     check(picture, _FORMATS, "PIL", replace=replace)

@@ -148,7 +148,7 @@ def _squared(modules: Iterable[ModuleFacts]) -> float:
     return sum(facts.norm * facts.norm for facts in modules if facts.norm is not None)
 
 
-def inspect(path: str | PathLike[str], *, family: str | None = None, spectra: bool = False) -> Inspection:
+def inspect(path: str | PathLike[str], *, family: Family | str | None = None, spectra: bool = False) -> Inspection:
     """Read what is in a LoRA and measure its modules, one at a time; the file is never loaded whole.
 
     `Inspection.blocks` has for every block its modules, bytes, and the Frobenius norm of their updates (float64,

@@ -51,7 +51,7 @@ class Lora:
         return ""
 
 
-def read_lora(path: Path, family: str | None = None) -> Lora:
+def read_lora(path: Path, family: Family | str | None = None) -> Lora:
     """Read a LoRA's header; `family` overrides what its keys and shapes say.
 
     Raises FileFormatError, NotALoraError saying what the file looks like, or UnknownFamilyError.
@@ -94,7 +94,7 @@ def _known_kind(file: TensorFile) -> str:
     return ""
 
 
-def _refuse(lora: Lora, family: str | None) -> None:
+def _refuse(lora: Lora, family: Family | str | None) -> None:
     path, modules = lora.file.path, lora.grouping.modules
     adapters = [module for module in modules if not module.algorithm.fixed]
     first = lora.file.tensors[0].name
@@ -110,7 +110,11 @@ def _refuse(lora: Lora, family: str | None) -> None:
             f"holds no LoRA module among its {len(names)} tensors (the first is {first}); it looks like {like}",
             "give a LoRA or LyCORIS file",
         )
-    where = f"in a block of {family}" if family else f"in a block of any family lbw knows ({', '.join(FAMILIES)})"
+    where = (
+        f"in a block of {lora.candidates[0].name}"
+        if family
+        else f"in a block of any family lbw knows ({', '.join(FAMILIES)})"
+    )
     raise UnknownFamilyError(
         f"{path}: none of its {len(adapters)} modules (the first is {adapters[0].name}) falls {where}",
         "lbw inspect shows what is in it; --family names the family",

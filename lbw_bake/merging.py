@@ -23,6 +23,7 @@ from .configuration import ADAPTER_METADATA, CONFIG, check_origin
 from .cuda import check_device
 from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError, WeightError
+from .families import Family
 from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import DataHashes, baked_metadata, record_of, records_in
@@ -93,7 +94,7 @@ class Merged:
         return (f"truncated to rank {self.rank}: {lost}",) if lost else ()
 
 
-def read_parts(loras: Iterable[tuple[Path, Weights]], family: str | None) -> list[Part]:
+def read_parts(loras: Iterable[tuple[Path, Weights]], family: Family | str | None) -> list[Part]:
     """Read the headers and settle the weights of what is to be merged.
 
     Raises FileFormatError, WeightError, PresetError, UnknownFamilyError if no family fits all of the files.

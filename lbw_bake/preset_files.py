@@ -10,7 +10,7 @@ from pathlib import Path
 from .atomic import make_folder, write_file
 from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest, reading_hint
-from .families import family_named
+from .families import Family, family_named
 from .given import several
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
@@ -46,7 +46,7 @@ def add_preset(
     name: str,
     weights: Given | None = None,
     *,
-    family: str | None = None,
+    family: Family | str | None = None,
     elements: Iterable[str] = (),
     description: str = "",
     presets: str | PathLike[str] | None = None,
@@ -92,7 +92,7 @@ def convert_presets(
     *,
     from_: str | None = None,
     to: str | None = None,
-    family: str | None = None,
+    family: Family | str | None = None,
     replace: bool = False,
 ) -> Converted:
     """A preset file in another format, written to `target` if it is named.

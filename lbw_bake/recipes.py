@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .configuration import check_origin
 from .errors import FileFormatError, LbwError, WeightError, nearest
+from .families import Family
 from .given import path_of
 from .lora import Lora
 from .plan import Plan, Treat
@@ -28,7 +29,7 @@ class Recipe:
     """
 
     weights: Weights = field(default_factory=Weights)
-    family: str | None = None
+    family: Family | str | None = None
     dtype: str = "keep"
     rank: int | None = None
     base: Path | None = None

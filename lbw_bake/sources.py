@@ -118,7 +118,7 @@ class Weights:
 
     def for_family(self, family: Family | str) -> FamilyWeights:
         """What they mean for a family, or that of this name. Raises UnknownFamilyError, PresetError, WeightError."""
-        family = family_named(family) if isinstance(family, str) else family
+        family = family_named(family)
         if not isinstance(self.source, Preset):
             return resolve(self.source, family, self.options)
         try:

@@ -129,11 +129,14 @@ def make_sweep(
     `axes` are those given as written, by name (`x`, `y`, `z`). Cells start from the recipe's weights, or from presets,
     of which `presets` is a file on top of the user's own; `at` is what chosen blocks are set to where no axis has
     values. `analyse` makes the axis of an effective-block analysis, of the blocks of `x` if it is given. Raises
-    WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, DeviceError, and FileFormatError for the LoRA.
+    WeightError, PresetError, AmbiguousFamilyError, NotBakeableError, DeviceError, FileFormatError for the LoRA, and
+    OutputError for a recipe that says what is for `write_sweep` to say.
     """
     at = finite(at, "at")
     if recipe.rank:
         raise WeightError("cells of a sweep are not truncated", "leave the rank out; truncate the files with lbw bake")
+    if idle := [name for name in ("dry_run", "replace", "in_place", "skip_existing") if getattr(recipe, name)]:
+        raise OutputError(f"{some(idle)} in its recipe says nothing to a sweep", "give write_sweep what it takes")
     if unknown := [name for name in axes if name not in ("x", "y", "z")]:
         raise WeightError(f"there is no axis {unknown[0]!r}", "axes are x, y and z")
     check_device(recipe.device)
@@ -273,12 +276,13 @@ def write_sweep(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Iterator[int]:
-    """Write the files into a folder, and the manifest and lists when all are there; yields bytes as they come.
+    """Write the files into a folder, and the manifest and lists when all are there; yields the bytes of each.
 
-    The input is read once for every 64 files. `limit` is how many bytes there may be; `progress` is told the share
-    that is done. With `skip_existing` files that are there as they would be written are left alone, and manifest and
-    lists are written anew; a dry run only refuses what could not be written. Raises OutputError, also where something
-    is lost without `replace`, and FileFormatError.
+    It is written as the loop over them goes on: nothing before it begins, up to 64 files, for which the input is read
+    once, at its first step, the manifest at its end. `limit` is how many bytes there may be; `progress` is told the
+    share that is done, from 0 to 1. With `skip_existing` files that are there as they would be written are left alone,
+    and manifest and lists are written anew; a dry run only refuses what could not be written. Raises OutputError, also
+    where something is lost without `replace`, and FileFormatError.
     """
     where = Path(folder)
     weights, recipe, again = sweep.files, sweep.recipe, replace or skip_existing

@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
-from inspect import isfunction
+from inspect import isfunction, signature
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,10 @@ def test_every_public_function_has_a_row_in_the_documentation() -> None:
         found for row in re.findall(r"^\| (`\w+\(.*?) \|", page, re.MULTILINE) for found in re.findall(r"(\w+)\(", row)
     }
     assert functions == rows
+    for name, parameters in re.findall(r"`(\w+)\(([\w=, ]*?)(?:, \.\.\.)?\)`", page.partition("## Weights")[0]):
+        known = [str(one).partition(":")[0] for one in signature(getattr(lbw_bake, name)).parameters.values()]
+        named = [one.partition("=")[0] for one in parameters.split(", ") if one]
+        assert named == known[: len(named)], name
 
 
 def test_names_that_do_not_exist_are_refused_as_python_does() -> None:
@@ -282,6 +287,16 @@ def test_a_merge_may_come_from_lists_and_generators(lora: Path) -> None:
     assert merge(pairs, None, dry_run=True) == merge(several, None, dry_run=True)  # type: ignore[arg-type]
 
 
+def test_a_family_is_named_by_itself_too(lora: Path, tmp_path: Path) -> None:
+    family = inspect(lora, family="SD1").family
+    one, other = (bake(lora, None, "MIDD", family=named, dry_run=True) for named in (family, "sd1"))
+    assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
+    assert merge([lora], None, family=family, dry_run=True) == merge([lora], None, family="sd1", dry_run=True)
+    assert diff(lora, lora, family=family).family is inspect(lora, family=family).family is family
+    add_preset("A", [0.5] * 17, family=family, presets=tmp_path / "a.yaml")
+    assert convert_presets(tmp_path / "a.yaml", to="lbwpresets", family=family).presets == 1
+
+
 def test_merge_takes_weights_per_file(lora: Path, tmp_path: Path, run: Run) -> None:
     merged = merge([lora, (lora, "MIDD")], tmp_path / "m.safetensors")
     assert merged.modules > 0
@@ -298,6 +313,11 @@ def test_preset_files_are_checked(tmp_path: Path) -> None:
     assert (finding.line, finding.is_error) == (1, True)
     with pytest.raises(LbwError, match="cannot be read"):
         validate(tmp_path)
+    for read in (validate, lambda path, kind: [*validate_all(path, kind=kind)]):
+        with pytest.raises(PresetError, match="'json' is no kind"):
+            read(path, kind="json")
+    with pytest.raises(PresetError, match="'json' is no kind"):
+        convert_presets(path, from_="json", to="lbwpresets")
 
 
 def test_presets_are_added_and_removed_as_the_commands_do(tmp_path: Path, run: Run) -> None:
@@ -361,6 +381,13 @@ def test_a_sweep_is_written_by_its_recipe(tmp_path: Path) -> None:
     with pytest.raises(StrictError, match="1 NaN"):
         list(write_sweep(make_sweep(strange, {"x": "values=0.5"}, Recipe(strict=True)), tmp_path / "strict"))
     assert not list((tmp_path / "strict").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("option", ["dry_run", "replace", "in_place", "skip_existing"])
+def test_what_a_sweep_cannot_follow_in_its_recipe_is_refused(option: str, lora: Path) -> None:
+    options: Any = {option: True}
+    with pytest.raises(OutputError, match=f"{option} in its recipe says nothing"):
+        make_sweep(lora, {"x": "values=0,1"}, Recipe(**options))
 
 
 def test_paths_of_a_sweep_may_be_texts(lora: Path, tmp_path: Path) -> None:

@@ -54,8 +54,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_named(name: str) -> Family:
-    """The family of this name. Raises UnknownFamilyError with the nearest name."""
+def family_named(name: Family | str) -> Family:
+    """The family of this name, or itself. Raises UnknownFamilyError with the nearest name."""
+    if isinstance(name, Family):
+        return name
     try:
         return FAMILIES[name.lower()]
     except KeyError:

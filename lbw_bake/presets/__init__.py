@@ -30,8 +30,8 @@ def preset_paths(named: str | os.PathLike[str] | None) -> list[Path]:
     return [*paths, Path(named)] if named else paths
 
 
-def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
-    """All presets in force by name; `named` is a file on top of the user's own.
+def load_presets(presets: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
+    """All presets in force by name; `presets` is a file on top of the user's own.
 
     Raises PresetError if a file cannot be read or has errors. In the text formats of other tools an error in a line
     keeps only its own preset from use.
@@ -39,7 +39,7 @@ def load_presets(named: str | os.PathLike[str] | None = None) -> dict[str, Prese
     from .formats import usable_presets  # vectors and rules do without files
 
     known: dict[str, Preset] = {}
-    for path in preset_paths(named):
+    for path in preset_paths(presets):
         usable = usable_presets(path)
         for finding in usable[0].unused if usable else ():
             known.pop(finding.name, None)

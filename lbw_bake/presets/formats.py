@@ -112,11 +112,14 @@ def comment_lines(path: Path) -> int:
 
 
 def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
-    """Read a preset file's content, of the given kind or the one it seems to be."""
+    """Read a preset file's content, of the given kind or the one it seems to be. Raises PresetError for no kind."""
     text = decode(data)
     if isinstance(text, Finding):
         return Document(findings=(text,))
-    return READERS[kind or kind_of(path, text)].read(text, path)
+    kind = kind or kind_of(path, text)
+    if kind not in READERS:
+        raise PresetError(f"{kind!r} is no kind of preset file", f"known: {', '.join(READERS)}")
+    return READERS[kind].read(text, path)
 
 
 def read_presets(path: Path) -> list[Preset]:
