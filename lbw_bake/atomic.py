@@ -84,7 +84,7 @@ def claim(path: Path) -> Iterator[None]:
         yield
         return
     with refusals(path), FileIO(path) as file:
-        if lock(file) is False:
+        if lock(file) is False or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # it may be replaced now
             raise OutputError(f"{path}: another process is about to replace it", "wait until that is done")
         yield
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from .atomic import make_folder, write_file
+from .atomic import claim, make_folder, write_file
 from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest, reading_hint
 from .families import Family, family_named
@@ -57,7 +59,7 @@ def add_preset(
     `weights` are a vector, or block rules, as text or as values; `elements` are element rules as `--element` takes
     them. The file is `presets`, else the user's own, and is made if there is none. What the preset says already is
     replaced only with `replace`. Returns the file, and what checking finds about the preset. Raises PresetError,
-    WeightError, UnknownFamilyError, OutputError.
+    WeightError, UnknownFamilyError, OutputError, also while another process or thread changes the file.
     """
     path = own_path(presets)
     entries = () if weights is None else (Entry(family_named(family).name if family else None, _source(weights), 1),)
@@ -65,7 +67,8 @@ def add_preset(
     if not (entries or rules):
         raise PresetError(f"preset {name} is given nothing", "give a vector, block rules or element rules")
     added = Preset(name.strip(), entries, path, 1, description.strip(), rules)
-    _write(path, with_preset(_text_of(path), path, added, replacing=replace), replace=True)
+    with _claimed(path) as exists:
+        _write(path, with_preset(_text_of(path), path, added, replacing=replace), replace=exists)
     checked = validate(path)
     return Checked(path, 1, tuple(finding for finding in checked.findings if finding.name == added.name))
 
@@ -76,13 +79,14 @@ def remove_preset(name: str, *, presets: str | PathLike[str] | None = None) -> P
     Raises PresetError where the file has none of this name, OutputError.
     """
     path = own_path(presets)
-    text = _text_of(path)
-    own = [preset.name for preset in parse_presets(text, path)]
-    if name not in own:
-        builtin = name in {preset.name for preset in read_presets(builtin_path())}
-        why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
-        raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
-    _write(path, without_preset(text, path, name), replace=True)
+    with _claimed(path):
+        text = _text_of(path)
+        own = [preset.name for preset in parse_presets(text, path)]
+        if name not in own:
+            builtin = name in {preset.name for preset in read_presets(builtin_path())}
+            why = "is built in, it can be replaced but not removed" if builtin else f"is not in {path}"
+            raise PresetError(f"preset {name} {why}", "" if builtin else nearest(name, own))
+        _write(path, without_preset(text, path, name), replace=True)
     return path
 
 
@@ -134,6 +138,16 @@ def _source(weights: Given) -> Source:
             slip(str(weights)) or "give a vector like 1,0,0.5,... or rules like IN04=0.5",
         )
     return asked.source
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Keep others from changing the file meanwhile; whether there is one. Raises OutputError."""
+    if not os.path.exists(path):  # noqa: PTH110 - never raises
+        yield False
+        return
+    with claim(path):
+        yield True
 
 
 def _text_of(path: Path) -> str:

@@ -42,6 +42,7 @@ from lbw_bake import (
     merge,
     mix,
     parse_part,
+    preset_files,
     remove_preset,
     run_batch,
     validate,
@@ -334,6 +335,32 @@ def test_presets_are_added_and_removed_as_the_commands_do(tmp_path: Path, run: R
     assert [str(rule) for rule in face.options.elements] == ["IN05:attn:0.5"]
     assert remove_preset("FACE", presets=ours) == ours
     assert ours.read_text() == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+@pytest.mark.parametrize("before", ["", "OLD: 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0\n"], ids=["new file", "old file"])
+def test_presets_added_at_once_exclude_each_other(before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.yaml"
+    if before:
+        path.write_text(before)
+    original, refused = preset_files.with_preset, []
+
+    def meanwhile(*args: Any, **options: Any) -> str:
+        changed = original(*args, **options)
+        monkeypatch.setattr(preset_files, "with_preset", original)
+        try:
+            add_preset("OTHER", [0.5] * 17, presets=path)
+        except OutputError as error:
+            refused.append(error)
+        return changed
+
+    monkeypatch.setattr(preset_files, "with_preset", meanwhile)
+    try:
+        add_preset("FACE", [0.5] * 17, presets=path)
+    except OutputError as error:
+        refused.append(error)
+    assert len(refused) == 1
+    assert validate(path).presets == len(before.splitlines()) + 1
 
 
 @pytest.mark.parametrize("weights", ["MIDD", "", "<lora:x:1:lbw=1,0>", "<lora:x:0.7:MIDD>", [], None], ids=str)
