@@ -114,17 +114,29 @@ def _dask(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError:
         raise DeviceError("--cluster needs dask.distributed", 'pip install "lbw-bake[dask]"') from None
+    with _in_silence():
+        try:
+            client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
+        except Exception as error:  # of any kind, as the scheme and what follows it have it
+            hint = "start a scheduler there, and give its address as tcp://HOST:PORT"
+            raise DeviceError(f"--cluster {address}: cannot be reached: {_reason(error)}", hint) from error
+        with client:
+            yield client
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Keep Dask's logs quiet for a while: a program may have other clusters, and want to hear of those."""
     import logging
 
-    for name in _DASKS_LOGS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    levels = {log: log.level for log in map(logging.getLogger, _DASKS_LOGS)}
+    for log in levels:
+        log.setLevel(logging.CRITICAL)
     try:
-        client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
-    except Exception as error:  # of any kind, as the scheme and what follows it have it
-        hint = "start a scheduler there, and give its address as tcp://HOST:PORT"
-        raise DeviceError(f"--cluster {address}: cannot be reached: {_reason(error)}", hint) from error
-    with client:
-        yield client
+        yield
+    finally:
+        for log, level in levels.items():
+            log.setLevel(level)
 
 
 def _ended(future: Future[list[Outcome]], job: Job) -> tuple[Job, list[Outcome]]:

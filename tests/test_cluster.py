@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ import pytest
 from conftest import Run, measured, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake import Recipe
-from lbw_bake.batch import for_cluster
+from lbw_bake import Naming, Recipe, Weights, make_batch, run_batch
+from lbw_bake.batch import _DASKS_LOGS, for_cluster
 from lbw_bake.jobs import Job
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
@@ -102,6 +103,15 @@ def test_a_cluster_that_is_not_there_is_one_line(address: str, loras: Path, tmp_
     said = [line.partition(": ")[::2] for line in run.refused("bake", loras, *options).splitlines()]
     assert [label for label, _ in said] == ["error", "hint"]
     assert said[0][1].startswith(f"--cluster {address}: cannot be reached: ")
+
+
+def test_a_program_hears_of_its_own_clusters_afterwards(loras: Path, cluster: Any, tmp_path: Path) -> None:
+    logs = [logging.getLogger(name) for name in _DASKS_LOGS]
+    before = [log.level for log in logs]
+    batch = make_batch([loras], [Recipe(Weights.of("*=0.5"))], Naming(out_dir=tmp_path / "out"))
+    for _ in run_batch(batch, cluster=cluster.scheduler_address):
+        assert {log.level for log in logs} == {logging.CRITICAL}
+    assert [log.level for log in logs] == before
 
 
 def test_waiting_for_workers_is_said_and_a_scheduler_that_dies(loras: Path, tmp_path: Path) -> None:
