@@ -7,7 +7,8 @@ multiply directly in float64. ml_dtypes supplies bfloat16 and the float8 dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache, reduce
 from typing import Any
@@ -132,10 +133,18 @@ CPU = Backend()
 
 
 # Signalling NaN and overflow are ordinary values here, nothing to warn of.
-_silent = np.errstate(all="ignore")
+@contextmanager
+def unwarned() -> Iterator[None]:
+    """Have numpy not warn of what numbers become, and afterwards as the program has it.
+
+    An errstate that decorates would serve all calls, of which numpy 1 remembers one state: functions that call one
+    another, or run in several threads, would leave the program without its warnings.
+    """
+    with np.errstate(all="ignore"):
+        yield
 
 
-@_silent
+@unwarned()
 def multiply(values: npt.NDArray[Any], factor: float, target: np.dtype[Any]) -> npt.NDArray[Any]:
     """Values of any float dtype times a factor in float64, rounded once to the target dtype; NaN keeps its bits."""
     products = round_to(values.astype(np.float64) * factor, target)
@@ -144,7 +153,7 @@ def multiply(values: npt.NDArray[Any], factor: float, target: np.dtype[Any]) -> 
     return products
 
 
-@_silent
+@unwarned()
 def round_to(values: npt.NDArray[np.float64], target: np.dtype[Any]) -> npt.NDArray[Any]:
     """Float64 values rounded once, to nearest even, to the target dtype.
 
@@ -186,7 +195,7 @@ def survey(step: Multiply, pieces: Iterable[Bytes]) -> Survey:
     return _survey_values(step, np.flatnonzero(seen).astype(index).view(source))
 
 
-@_silent
+@unwarned()
 def _survey_values(step: Multiply, values: npt.NDArray[Any]) -> Survey:
     wide = values.astype(np.float64)
     wide = wide[np.isfinite(wide)]

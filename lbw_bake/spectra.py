@@ -16,6 +16,7 @@ import numpy as np
 
 from .lowrank import FORMS
 from .modules import Module
+from .scaling import unwarned
 from .updates import MISFIT, Array, Arrays, Read, Scale, arrays_of, factors_of, flat
 
 
@@ -31,7 +32,7 @@ class Spectrum:
     effective_rank: float | None
 
 
-@np.errstate(all="ignore")  # NaN and infinity make values that say so
+@unwarned()  # NaN and infinity make values that say so
 def spectrum(module: Module, read: Read, scale_of: Scale) -> Spectrum | None:
     """The spectrum of a module's update at weight 1, biases left out.
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .algorithms import ADDITIVE, INSIDE
 from .modules import Module
+from .scaling import unwarned
 from .tensorfile import Tensor
 
 Array = npt.NDArray[Any]
@@ -75,7 +76,7 @@ def unread(module: Module) -> list[str]:
     ]
 
 
-@np.errstate(invalid="ignore")  # a signalling NaN is a value like another
+@unwarned()  # a signalling NaN is a value like another
 def arrays_of(module: Module, read: Read) -> dict[str, Array]:
     """The module's tensors that make up its update, by role, in float64; AdaLoRA's singular values in a factor."""
     arrays = {role: read(group[0]).astype(np.float64) for role, group in module.tensors.items() if role in _ROLES}
@@ -84,7 +85,7 @@ def arrays_of(module: Module, read: Read) -> dict[str, Array]:
     return arrays
 
 
-@np.errstate(all="ignore")  # NaN and infinity in a file make a product that says so
+@unwarned()  # NaN and infinity in a file make a product that says so
 def inner(module: Module, a: Arrays, b: Arrays, scale: float) -> float:
     """The inner product of the updates of two modules of one algorithm and layer, given their arrays.
 

@@ -20,7 +20,7 @@ from .errors import FileFormatError, VerificationError
 from .metadata import DataHashes
 from .plan import Plan
 from .progress import Progress, silent
-from .scaling import FLOATS, Multiply, itemsize, numpy_dtype
+from .scaling import FLOATS, Multiply, itemsize, numpy_dtype, unwarned
 from .tensordata import PIECE, TensorData
 from .tensorfile import Header, Tensor, TensorFile, read_header
 
@@ -34,8 +34,6 @@ _FACTORS = 16
 
 # Computed twice, a number may differ by this part of the tensor's largest: sums need not run in the same order.
 _COMPUTED_TWICE = 1e-12
-
-_silent = np.errstate(all="ignore")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ def verify(expected: Expected, written: Path, data: TensorData, progress: Progre
         raise VerificationError(expected.output, error.problem) from error
 
 
-@_silent
+@unwarned()
 def nearest(stored: npt.NDArray[Any], exact: npt.NDArray[np.float64], slack: float = 0.0) -> Flags:
     """Whether each stored number is the one of its dtype nearest to the exact one, the even one of two.
 
@@ -197,7 +195,7 @@ class _Products:
         return known
 
 
-@_silent
+@unwarned()
 def _is_product(source: npt.NDArray[Any], factor: float, stored: npt.NDArray[Any]) -> Flags:
     right = nearest(stored, source.astype(np.float64) * factor)
     if source.dtype == stored.dtype:  # then NaN keeps its bits

@@ -77,6 +77,13 @@ def test_commands_call_the_public_api_and_show_what_it_returns() -> None:
     assert {"run_batch", "add_preset", "mix"} <= inner <= set(lbw_bake.__all__)
 
 
+def test_states_of_numpy_are_made_where_they_are_entered() -> None:
+    """One that several calls share leaves the program another state than it had."""
+    shared = re.compile(r"(?<!with )(?<!, )np\.errstate\(")
+    assert shared.search('@np.errstate(all="ignore")')
+    assert [path.name for path in PACKAGE.rglob("*.py") if shared.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_files_are_made_in_one_place() -> None:
     """What another module opened for writing would be there half after a crash."""
     writing = re.compile(
