@@ -53,7 +53,9 @@ def bake(
     `weights` are a preset's name, a vector, block rules or a prompt token as text; numbers in the order of a layout;
     numbers by block selector; a `Preset`; or `Weights`, which have more to choose. With `dry_run` nothing is written,
     and `output` may be None. Every other option is that of `lbw bake` of the same name: `dtype` is `keep`, `f16`,
-    `bf16` or `f32`, the dtype floating tensors are stored as; `device` is `auto`, `cpu` or `cuda`.
+    `bf16` or `f32`, the dtype floating tensors are stored as; `device` is `auto`, `cpu` or `cuda`; `dora_norm` is
+    `comfyui` or `lycoris`. `inexact` is `--inexact allow`, `replace` is `--force`, and `update_metadata=False` is
+    `--no-metadata-update`.
 
     Returns what was done: the weight of every block, how many modules were copied, scaled, zeroed and removed, bytes,
     seconds, warnings. Raises FileFormatError for what is no safetensors file, NotALoraError, UnknownFamilyError,

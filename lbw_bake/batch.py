@@ -45,8 +45,10 @@ def run_batch(
 ) -> Generator[tuple[Job, list[Outcome]], None, None]:
     """Run all jobs, some at a time (0: one per core) or on a Dask cluster; yields each with its outcomes as it ends.
 
-    `say` is told what a cluster keeps waiting for, `watch` how far this machine has come with a large file. Raises
-    DeviceError if a cluster cannot be reached.
+    They are run as the loop over them goes on, none before it begins; what processes are at when it is left, they
+    finish. Processes are started only for so many bytes that it pays. `say` is told, in words, what a cluster keeps
+    waiting for; `watch` is told a job, and the share of it, from 0 to 1, that this machine has done, if it is a large
+    one. What is wrong with a file is in its outcomes. Raises DeviceError if a cluster cannot be reached.
     """
     if cluster:
         yield from _on_cluster([for_cluster(job) for job in batch.jobs], cluster, say)

@@ -36,10 +36,13 @@ BAKED, SKIPPED, FAILED, PLANNED = "baked", "skipped", "failed", "planned"
 class Outcome:
     """What became of one output. What is known only of a plan is empty if it failed before there was one.
 
-    `family` is the one that names the blocks, `candidates` are all that the file fits; `blocks` says of every block
-    with modules how many of them get which weight, everything multiplied; `options` are what modified the
-    weights; `unknown` are the tensors that nobody understands, copied as they are; `note` is why nothing was to be
-    done, where that is as it should be.
+    `status` is `baked`, `skipped`, `failed` or `planned`. `family` is the one that names the blocks, `candidates` are
+    all that the file fits; `layout` is the length of the vector the weights came from, None for rules. `weights` are
+    those of blocks as they were asked for; `blocks` says of every block with modules how many of them get which weight,
+    everything multiplied; `options` are what modified the weights. `modules` counts them by what became of them:
+    `copied`, `scaled`, `zeroed`, `removed`, or `rewritten` by a rank. `nbytes` is the size of the output that was
+    written; `seconds` are those since its input was opened. `unknown` are the tensors that nobody understands, copied
+    as they are; `note` is why nothing was to be done, where that is as it should be.
     """
 
     input: Path

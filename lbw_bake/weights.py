@@ -55,11 +55,13 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What modifies a source: see `lbw bake --help`. `x`, `seed`, `a` and `b` are needed where the source uses them.
+    """What modifies a source. `x`, `seed`, `a` and `b` are what its variables are, needed where it uses them.
 
-    Numbers of any type become floats, the seed an int. `other` is the weight of `OTHER`, None for what the source says
-    of it, or 1. Raises WeightError for what is not a finite number, for a seed that is not a whole one from 0 on, and
-    for element rules that are still texts.
+    `strength` multiplies every module, `te` those of text encoders, `unet` those of the UNet or transformer. `rest` is
+    the weight of blocks that the source does not list, `other` that of `OTHER`, None for what the source says of it,
+    or 1. With `invert` every block weight w becomes 1 - w. `elements` are rules as `Weights.parse` reads them.
+    Numbers of any type become floats, the seed an int. Raises WeightError for what is not a finite number, for a seed
+    that is not a whole one from 0 on, and for element rules that are still texts.
     """
 
     strength: float = 1.0
