@@ -12,18 +12,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import lbw_bake  # whose names are imported when somebody looks at the types of these functions
 
 from .errors import LbwError, VariableError
 from .families import Family
 from .given import AnyPath, path_of, several
 from .progress import Progress, silent
 from .sources import Given, Weights
-
-if TYPE_CHECKING:
-    from .merging import Merged
-    from .mixer import Mix
-    from .run import Outcome
 
 AnyWeights = Weights | Given
 
@@ -47,7 +43,7 @@ def bake(
     replace: bool = False,
     in_place: bool = False,
     dry_run: bool = False,
-) -> Outcome:
+) -> lbw_bake.Outcome:
     """Write a LoRA with block weights multiplied in, so that any program loads it with a plain weight.
 
     `weights` are a preset's name, a vector, block rules or a prompt token as text; numbers in the order of a layout;
@@ -104,7 +100,7 @@ def merge(
     replace: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
-) -> Merged:
+) -> lbw_bake.Merged:
     """Write one LoRA whose update is the exact sum of several, each with its own weights (default: all ones).
 
     `loras` are paths, or pairs of a path and its weights. `rank` truncates every product and full difference to that
@@ -144,7 +140,7 @@ def mix(
     base: AnyPath | None = None,
     dora_norm: str = "comfyui",
     inexact: bool = False,
-) -> Mix | None:
+) -> lbw_bake.Mix | None:
     """Show the sliders of `lbw mix` on the terminal, from these weights on (default: all ones).
 
     Presets that are saved go to the file `presets`, or the user's own; the other options say how files are baked.

@@ -15,7 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from inspect import isfunction, signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -85,6 +85,12 @@ def test_every_public_function_has_a_row_in_the_documentation() -> None:
         known = [str(one).partition(":")[0] for one in signature(getattr(lbw_bake, name)).parameters.values()]
         named = [one.partition("=")[0] for one in parameters.split(", ") if one]
         assert named == known[: len(named)], name
+
+
+@pytest.mark.parametrize("name", [name for name in lbw_bake.__all__ if callable(getattr(lbw_bake, name))])
+def test_types_of_public_names_can_be_looked_at_while_a_program_runs(name: str) -> None:
+    """What makes forms, services and tools of functions does that."""
+    get_type_hints(getattr(lbw_bake, name))
 
 
 def test_names_that_do_not_exist_are_refused_as_python_does() -> None:
