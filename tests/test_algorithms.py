@@ -14,6 +14,8 @@ from conftest import MODULE, BakeTensors, Run, Tensors, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake.algorithms import ALGORITHMS, algorithm_of
+from lbw_bake.modules import group_modules
+from lbw_bake.tensorfile import Tensor
 
 _LORA = {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2)}
 _PEFT = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2)}
@@ -111,6 +113,13 @@ def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(row: Row
         np.testing.assert_array_equal(own(baked)[role], array * (role not in row.doubled), role)
     for name, array in BYSTANDERS.items():
         np.testing.assert_array_equal(baked[name], array, name)
+
+
+@rows
+def test_all_its_tensors_are_understood(row: Row) -> None:
+    grouping = group_modules(Tensor(name, "F16", array.shape, 0, 0) for name, array in row.tensors.items())
+    assert [module.algorithm.name for module in grouping.modules] == [row.algorithm]
+    assert not grouping.unknown
 
 
 def test_every_algorithm_has_a_row_or_is_treated_apart() -> None:

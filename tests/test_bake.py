@@ -289,11 +289,22 @@ class TestDtype:
         assert result.dtype == (np.float32 if kept else np.float16)
         assert result.astype(np.float32) == np.float32(alpha)
 
-    def test_a_dora_scale_is_not_rounded(self, bake_tensors: BakeTensors) -> None:
-        scale = numbers("float32", 1, 8)
-        tensors = kohya_lora(NAMES, dtype="float32") | {f"{MODULE}.dora_scale": scale}
+    @pytest.mark.parametrize(
+        ("role", "factors"),
+        [
+            ("scale", ("lora_down.weight", "lora_up.weight")),
+            ("dora_scale", ("lora_down.weight", "lora_up.weight")),
+            ("lora_magnitude_vector", ("lora_A.weight", "lora_B.weight")),
+            ("rescale", ("oft_blocks",)),
+            ("oft_diag", ()),
+        ],
+    )
+    def test_what_is_no_factor_is_not_rounded(
+        self, role: str, factors: tuple[str, ...], bake_tensors: BakeTensors
+    ) -> None:
+        tensors = {f"{MODULE}.{name}": numbers("float32", 4, 4) for name in (role, *factors)}
         result = bake_tensors(tensors, "-w", "*=1", "--dtype", "bf16")
-        np.testing.assert_array_equal(result[f"{MODULE}.dora_scale"], scale)
+        assert changed(tensors, result) == {f"{MODULE}.{name}" for name in factors}
 
     def test_integers_and_unknown_tensors_are_not_re_encoded(self, bake_tensors: BakeTensors) -> None:
         case = next(case for case in FORMULAS if case.integers)
