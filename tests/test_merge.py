@@ -598,6 +598,27 @@ def test_a_module_of_one_file_keeps_its_form(case: Formula, tmp_path: Path, run:
     np.testing.assert_allclose(case.update(merged, MODULE), 0.5 * case.update(tensors, MODULE), rtol=1e-5)
 
 
+# What becomes factors of a LoRA where it is added to another.
+FACTORED = [case for case in FORMULAS if case.name.split()[-1] in ("lora", "loha", "alpha", "convolution", "tucker")]
+FACTORED += [case for case in FORMULAS if "lokr" in case.name]
+
+
+@for_each(FACTORED)
+def test_the_sum_is_that_of_the_dense_updates(case: Formula, tmp_path: Path, run: Run) -> None:
+    one = case.tensors(MODULE)
+    two = {name: 3 * array if name.endswith("alpha") else np.flip(array) for name, array in one.items()}
+    a, b = write(tmp_path / "a.safetensors", one), write(tmp_path / "b.safetensors", two)
+    out = tmp_path / "out.safetensors"
+    run.done("merge", f"{a}:0.5", f"{b}:-2", "--family", "sd1", "-o", out)
+    merged = {name.removeprefix(f"{MODULE}."): array.astype(np.float64) for name, array in load_file(out).items()}
+    up, down = merged.pop("lora_up.weight"), merged.pop("lora_down.weight")
+    scale = merged.pop("alpha").item() / len(down) if merged else 1.0
+    total = scale * np.tensordot(up.reshape(len(up), -1), down, 1)
+    expected = 0.5 * case.update(one, MODULE) - 2 * case.update(two, MODULE)
+    np.testing.assert_allclose(total.ravel(), expected, rtol=1e-4, atol=1e-5)
+    assert not merged
+
+
 @pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
 def test_a_rank_that_nothing_can_have_leaves_the_module_and_says_so(name: str, tmp_path: Path, run: Run) -> None:
     case = BY_NAME[name]

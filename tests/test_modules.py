@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from conftest import MODULE
 from formulas import BY_NAME, IN, RANK, Formula, for_each
 
-from lbw_bake.modules import group_modules
+from lbw_bake.modules import Module, group_modules
 from lbw_bake.tensorfile import Tensor
 
 CASES = for_each()
@@ -32,6 +34,12 @@ def tensors_of(*names: str) -> list[Tensor]:
     return [Tensor(name, "F16", (), i, i + 1) for i, name in enumerate(names)]
 
 
+def modules_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Module, ...]:
+    """The modules of tensors that have these shapes by what follows the module's name."""
+    tensors = [Tensor(f"{MODULE}.{role}", "F16", shape, i, i + 1) for i, (role, shape) in enumerate(shapes.items())]
+    return group_modules(tensors).modules
+
+
 @CASES
 def test_every_tensor_of_a_module_is_found(case: Formula) -> None:
     names = [name for name in case.tensors(MODULE) if name.startswith(MODULE)]
@@ -43,12 +51,26 @@ def test_every_tensor_of_a_module_is_found(case: Formula) -> None:
     assert grouping.unknown == ()
 
 
-@pytest.mark.parametrize("name", ["lora", "convolution", "tucker", "peft with bias", "loha", "tucker loha", "glora"])
-def test_rank_and_width_are_read_from_the_shapes(name: str) -> None:
-    shapes = BY_NAME[name].shapes
-    tensors = [Tensor(f"{MODULE}.{role}", "F16", shape, i, i + 1) for i, (role, shape) in enumerate(shapes.items())]
-    (module,) = group_modules(tensors).modules
-    assert (module.rank, module.width) == (RANK, IN)
+@pytest.mark.parametrize(
+    ("name", "rank", "width"),
+    [
+        *((name, RANK, IN) for name in ("lora", "convolution", "tucker", "peft with bias", "loha", "tucker loha")),
+        *((name, RANK, IN) for name in ("glora", "adalora", "tucker lokr", "lokr with two low factors")),
+        *((f"lokr with a low {which} factor", RANK, IN) for which in ("first", "second")),
+        ("lokr in full", None, IN),
+        ("full", None, IN),
+        ("peft embedding", RANK, None),
+        ("norm", None, None),
+    ],
+)
+def test_rank_and_width_are_read_from_the_shapes(name: str, rank: int | None, width: int | None) -> None:
+    (module,) = modules_of(BY_NAME[name].shapes)
+    assert (module.rank, module.width) == (rank, width)
+
+
+def test_a_layer_may_be_narrower_than_the_rank() -> None:
+    (module,) = modules_of({"lora_down.weight": (8, 4, 3, 3), "lora_up.weight": (320, 8, 1, 1)})
+    assert (module.rank, module.width) == (8, 4)
 
 
 def test_modules_come_in_the_order_of_their_first_tensors() -> None:
@@ -93,6 +115,5 @@ def test_adapters_of_several_names_on_one_layer_are_several_modules() -> None:
     ids=["LyCORIS 2", "before it"],
 )
 def test_glora_of_either_order_has_one_rank_and_width(shapes: dict[str, tuple[int, ...]]) -> None:
-    tensors = [Tensor(f"{MODULE}.{role}.weight", "F16", shape, 0, 1) for role, shape in shapes.items()]
-    (module,) = group_modules(tensors).modules
+    (module,) = modules_of({f"{role}.weight": shape for role, shape in shapes.items()})
     assert (module.rank, module.width) == (4, 768)
