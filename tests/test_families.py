@@ -10,7 +10,16 @@ import pytest
 from tables import TABLES, family_of, grouping, rows
 
 from lbw_bake.errors import UnknownFamilyError
-from lbw_bake.families import FAMILIES, OTHER, Family, detect_families, family_named, resembles, stops_short
+from lbw_bake.families import (
+    FAMILIES,
+    OTHER,
+    Family,
+    Place,
+    detect_families,
+    family_named,
+    resembles,
+    stops_short,
+)
 from lbw_bake.keys import DENOISER
 from lbw_bake.modules import Module, group_modules
 from lbw_bake.tensorfile import Tensor
@@ -217,6 +226,16 @@ def test_numbers_are_numbers_and_end_where_the_model_does(family: str, path: str
     assert (place and place.block) == block
 
 
+# What a text encoder's layers begin with, by what families know it by.
+ENCODER_PREFIXES = {
+    "te": ("lora_te_", "oft_te_", "text_encoders.gemma.transformer."),
+    "te1": ("lora_te1_", "text_encoder."),
+    **{f"te{n}": (f"lora_te{n}_", f"text_encoder_{n}.") for n in (2, 3, 4)},
+    **{f"clip_{size}": (f"clip_{size}.", f"text_encoders.clip_{size}.transformer.") for size in "lgh"},
+    "t5": ("t5.", "text_encoders.t5xxl.transformer.", "text_encoders.umt5xxl.transformer."),
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 class TestEveryFamily:
     def test_its_layouts_are_lists_of_its_blocks(self, family: Family) -> None:
@@ -234,6 +253,14 @@ class TestEveryFamily:
 
     def test_it_is_found_by_its_name(self, family: Family) -> None:
         assert family_named(family.name.upper()) is family
+
+    def test_its_text_encoders_are_found_in_every_spelling(self, family: Family) -> None:
+        for encoder in family.encoders:
+            for prefix in (
+                prefix for component in encoder.components for prefix in ENCODER_PREFIXES.get(component, ())
+            ):
+                (module,) = modules_of("x", prefix=prefix)
+                assert family.place(module) == Place(encoder.name, encoder.block), prefix
 
     def test_presets_of_its_relatives_mean_the_same_blocks(self, family: Family) -> None:
         assert all(FAMILIES[name].blocks == family.blocks for name in family.preset_families)

@@ -557,6 +557,7 @@ class TestElements:
     @pytest.mark.parametrize(
         "rule",
         [
+            " , ",
             "IN05",
             "IN05:attn",
             "IN05:attn:0.5:1",
