@@ -1,4 +1,4 @@
-"""Merging on the command line: what is asked for, what is refused, what is said. The sums are judged in interop."""
+"""Merging on the command line: what is asked for, what is refused, what is said. Interop judges trainers' modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, Run, Tensors, kohya_lora, metadata_of, unet_lora, update_of, write
+from conftest import MODULE, Run, Tensors, kohya_lora, metadata_of, record_in, unet_lora, update_of, write
 from formulas import BY_NAME, FORMULAS, Formula, for_each
 from safetensors.numpy import load_file
 
@@ -48,7 +48,7 @@ def test_a_file_comes_with_its_strength_and_weights(text: str, parts: tuple[str,
 
 def test_what_is_wrong_with_weights_says_of_which_file(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     one, two = loras
-    for weights, said in (("0,5", "2 weights do not fit"), ("R=1", "R"), ("1" + 16 * ",R", "R")):
+    for weights, said in (("0,5", "2 weights do not fit"), ("R=1", "R"), ("1" + 16 * ",R", "R"), ("MID==1", "rule")):
         error = run.refused("merge", one, f"{two}:{weights}", "-o", tmp_path / "out.safetensors")
         assert error.startswith(f"error: {two}: ")
         assert said in error
@@ -146,6 +146,21 @@ def test_the_record_names_every_part(loras: tuple[Path, Path], tmp_path: Path, r
     ]
     assert metadata["ss_output_name"] == "both"
     assert metadata["sshs_model_hash"] != "0" * 64
+
+
+def test_the_record_of_a_truncation_is_that_of_a_bake_and_the_rank(
+    loras: tuple[Path, Path], tmp_path: Path, run: Run
+) -> None:
+    one, both = tmp_path / "one-small.safetensors", tmp_path / "both.safetensors"
+    run.done("bake", loras[0], "-p", "MIDD", "--rank", 2, "-o", one)
+    run.done("merge", *loras, "--rank", 2, "-o", both)
+    record, merged = record_in(one), record_in(both)
+    assert (record["source"], record["preset"], record["rank"]) == ("one.safetensors", "MIDD", 2)
+    assert "merged" not in record
+    assert ([part["source"] for part in merged["merged"]], merged["rank"]) == (
+        ["one.safetensors", "two.safetensors"],
+        2,
+    )
 
 
 def test_a_merge_of_one_file_contradicts_no_record(tmp_path: Path, run: Run) -> None:

@@ -135,6 +135,13 @@ class TestNames:
         source = write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
         assert metadata_of(bake_file(source, "-w", "*=0.5")).keys() == {"lbw_bake"}
 
+    def test_none_is_added_of_a_model_that_kohya_has_no_name_for(self, tmp_path: Path, bake_file: BakeFile) -> None:
+        names = [f"unet_double_stream_blocks_{i}_block_attn1_to_q" for i in range(16)]
+        source = write(tmp_path / "a.safetensors", kohya_lora(names, width=2560))
+        baked = bake_file(source, "-w", "*=0.5")
+        assert record_in(baked)["family"] == "hidream"
+        assert metadata_of(baked).keys() == {"lbw_bake"}
+
     def test_one_that_is_there_is_kept(self, tmp_path: Path, bake_file: BakeFile) -> None:
         source = write(tmp_path / "a.safetensors", unet_lora(), {"ss_base_model_version": "sd_v1_custom"})
         assert metadata_of(bake_file(source, "-w", "*=0.5"))["ss_base_model_version"] == "sd_v1_custom"

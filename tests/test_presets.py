@@ -284,22 +284,24 @@ class TestFiles:
         assert "make your own: lbw presets add NAME WEIGHTS --family sd1" in error
 
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "said", "hint"),
         [
-            ("P: {D07: 1}", "preset P: sd1 has no block 'D07'"),
-            ("P: X,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0", "preset P: weight 1 of 17 is X, a variable"),
+            ("P: {D07: 1}", "preset P: sd1 has no block 'D07'", ""),
+            ("P: X,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0", "preset P: weight 1 of 17 is X, a variable", "--x"),
             (
                 "P: {weights: {MID: 1}, elements: 'D07:attn:1'}",
                 "preset P: element rule D07:attn:1: sd1 has no block 'D07'",
+                "",
             ),
         ],
     )
     def test_one_that_cannot_be_used_says_where_it_stands(
-        self, text: str, said: str, presets: Callable[[str], Path], lora: Path, run: Run
+        self, text: str, said: str, hint: str, presets: Callable[[str], Path], lora: Path, run: Run
     ) -> None:
         path = presets(f"\n{text}\n")
         error = run.refused("bake", lora, "-p", "P", "--presets", path, "--dry-run")
         assert f"error: {lora}: {path}:2: {said}" in error
+        assert hint in error.partition("\nhint: ")[2]
 
     JUNK = f"=== my presets ===\nFACE:{HALVES}\nMIDD:1,0,0\nINS\uff1a{HALVES}\n"
 

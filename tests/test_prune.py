@@ -116,6 +116,12 @@ class TestAttentions:
         assert left == {*ATTENTION, *TEXT}
         assert f"the rest of their attention is not at weight 0 (lora_{TEXT[0]})" in said
 
+    def test_stay_or_go_by_themselves(self, bake: Bake) -> None:
+        other = [name.replace("layers_0", "layers_1") for name in TEXT]
+        left, said = bake(lora([*ATTENTION, *TEXT, *other]), "*=1", "--element", "BASE:layers_0:0")
+        assert left == {*ATTENTION, *other}
+        assert "kept as zeros" not in said
+
     def test_of_a_unet_may_be_parted(self, bake: Bake) -> None:
         left, _ = bake(lora([*ATTENTION, OUT]), "*=1", "--element", "IN04:to_q:0")
         assert left == {*ATTENTION[1:], OUT}

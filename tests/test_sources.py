@@ -30,6 +30,7 @@ class TestEverywhereTheSame:
             ("--weights", "*=0 MID=1 OUT06-OUT03=1 IN05=1 IN08-IN07=1 BASE=1"),
             ("--weights", "*=0 M00=1 OUT03-OUT06=1 IN05=1 IN07-IN08=1 BASE=1"),
             ("--weights", "<lora:x:1:lbw=MIDD>"),
+            ("--weights", " <lora:x:1:lbw=MIDD> "),
             ("--token", "<lora:x:1:lbw=MIDD>"),
             ("--token", f"<lora:x:1:lbw={MIDD}>"),
             ("--token", "<lora:x:1:MIDD>"),
