@@ -41,6 +41,13 @@ def test_it_measures_the_weight_of_every_block(original: Path, bake_file: BakeFi
     assert all(block["modules"] == 1 and block["error"] < 1e-6 for block in facts["blocks"].values())
 
 
+def test_what_is_in_no_block_is_measured_after_those_that_are(tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
+    source = write(tmp_path / "a.safetensors", kohya_lora(["unet_time_embed_0", "unet_middle_block_1_proj_in"]))
+    facts = compared(run, source, bake_file(source, "-w", "MID=0.5", "--other", "0.25", "--family", "sd1"))
+    assert facts["matches_record"] is True
+    assert [(block, of["weight"]) for block, of in facts["blocks"].items()] == [("MID", 0.5), ("OTHER", 0.25)]
+
+
 @for_each(case for case in FORMULAS if case.name not in ("vera", "ia3 on the input"))
 def test_every_measurable_algorithm_is_measured(case: Formula, tmp_path: Path, bake_file: BakeFile, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", case.tensors(MODULE))
@@ -54,6 +61,15 @@ def test_rounding_is_no_contradiction(
     dtype: str, options: tuple[str, ...], original: Path, bake_file: BakeFile, run: Run
 ) -> None:
     assert compared(run, original, bake_file(original, *options, "--dtype", dtype))["matches_record"] is True
+
+
+@pytest.mark.parametrize("weight", [0.3, -0.3, 2.0])
+def test_the_weight_may_be_in_the_other_factor(weight: float, original: Path, bake_file: BakeFile, run: Run) -> None:
+    """As other tools have it: the update is the same."""
+    tensors, other = load_file(original), "lora_up" if abs(weight) < 1 else "lora_down"
+    scaled = {name: (weight * array).astype(np.float32) for name, array in tensors.items() if other in name}
+    same = rewritten(bake_file(original, "-w", f"*={weight}"), tensors | scaled)
+    assert compared(run, original, same)["matches_record"] is True
 
 
 def test_a_block_of_another_weight_contradicts_the_record(original: Path, bake_file: BakeFile, run: Run) -> None:
