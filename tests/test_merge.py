@@ -597,6 +597,27 @@ def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
     assert run.json("diff", source, out, "--json")["blocks"]["MID"]["weight"] > 0
 
 
+def test_an_alpha_of_zero_is_not_that_of_the_sum(tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    nothing = write(tmp_path / "a.safetensors", tensors | {f"{MODULE}.alpha": np.array(0, np.float32)})
+    source, out = write(tmp_path / "b.safetensors", tensors), tmp_path / "c.safetensors"
+    run.done("merge", nothing, source, "-o", out)
+    np.testing.assert_allclose(update_of(load_file(out), MODULE), update_of(tensors, MODULE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.01, 0.3, -0.7])
+def test_tiny_factors_do_not_underflow(weight: float, tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    tensors[f"{MODULE}.lora_up.weight"] *= 2e-5
+    tensors[f"{MODULE}.lora_down.weight"] *= 0.02
+    original = {name: array.astype(np.float16) for name, array in tensors.items()}
+    source, out = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
+    run.done("merge", f"{source}:{weight}", "-o", out)
+    expected = weight * update_of(original, MODULE)
+    error = np.linalg.norm(update_of(load_file(out), MODULE) - expected)
+    assert error <= 2e-3 * np.linalg.norm(expected)
+
+
 # What a merge writes anew: a LoRA of the same update.
 ANEW = {"lora", "lora without alpha", "convolution", "tucker", "lora with bias difference", "peft with bias"}
 

@@ -75,6 +75,13 @@ def test_different_ranks_without_alphas_keep_all(bake: Bake) -> None:
     assert "1 module at weight 0 kept as zeros: their alphas (or ranks, without any) differ" in said
 
 
+def test_what_has_neither_rank_nor_alpha_keeps_nothing(bake: Bake) -> None:
+    norm = "unet_up_blocks_1_attentions_0_norm"
+    tensors = lora([*ATTENTION, OUT]) | {f"lora_{norm}.w_norm": np.ones(8), f"lora_{norm}.b_norm": np.ones(8)}
+    assert bake(tensors, "OUT03=0 *=1")[0] == set(ATTENTION)
+    assert bake(tensors, "*=1", "--element", "OUT03:proj_in:0")[0] == {*ATTENTION, norm}
+
+
 def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:
     left, said = bake(lora([*ATTENTION, OUT]), "OUT=0 *=1", metadata={"lora_adapter_metadata": "{}"})
     assert left == {*ATTENTION, OUT}
