@@ -666,6 +666,14 @@ class TestSkipping:
         for preset in ("MIDD", "ALL"):
             assert f"the existing {tmp_path / f'a-{preset}.safetensors'} is kept, though it was baked with" in error
 
+    def test_one_with_an_empty_tensor_is_left_alone(self, tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", unet_lora() | {"empty": np.ones((0, 4), np.float32)})
+        options = ("bake", source, *HALF, "-o", tmp_path / "b.safetensors")
+        run.done(*options)
+        facts = run.json(*options, "--skip-existing", "--json")
+        assert facts["status"] == "skipped"
+        assert not any("is kept" in warning for warning in facts["warnings"])
+
     @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:
         output = tmp_path / "a.safetensors"

@@ -585,7 +585,10 @@ def test_a_dry_run_computes_nothing(
 FLOAT8 = {"lora_up.weight": "F8_E4M3", "lora_down.weight": "F8_E4M3", "dora_scale": "F16", "alpha": "F32"}
 
 
-def test_float8_has_no_room_for_new_values(checkpoints: Mapping[str, Path], tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize("weight", [0.3, -1.0])
+def test_float8_has_no_room_for_new_values(
+    weight: float, checkpoints: Mapping[str, Path], tmp_path: Path, run: Run
+) -> None:
     tensors = roles(DORAS[0].tensors("float32"))
     dtypes = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F16": np.float16, "F32": np.float32}
     entries = [
@@ -593,7 +596,7 @@ def test_float8_has_no_room_for_new_values(checkpoints: Mapping[str, Path], tmp_
         for role, dtype in FLOAT8.items()
     ]
     source, target = write_raw(tmp_path / "a.safetensors", entries), tmp_path / "b.safetensors"
-    run.done("bake", source, "-w", "MID=0.3", "-o", target, *with_base(checkpoints))
+    run.done("bake", source, "-w", f"MID={weight}", "-o", target, *with_base(checkpoints))
     baked = {name: dtype for name, (dtype, _, _) in entries_of(target).items()}
     assert roles(baked) == {
         "lora_up.weight": "BF16",
