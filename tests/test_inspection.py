@@ -196,6 +196,13 @@ class TestAlphaInMetadata:
         assert self.norm(tmp_path, run, json.dumps(pattern)) == pytest.approx(3 * plain)
         assert self.norm(tmp_path, run, "no JSON") == plain
 
+    @pytest.mark.parametrize("pattern", ["proj", "roj_in", "attentions.0", "^proj_in", "mid_block.*proj"])
+    def test_a_pattern_is_for_whole_names_and_for_their_ends(self, pattern: str, tmp_path: Path, run: Run) -> None:
+        config = {"unet.lora_alpha": 2, "unet.alpha_pattern": {pattern: 12}}
+        plain = self.norm(tmp_path, run, "{}")
+        assert plain
+        assert self.norm(tmp_path, run, json.dumps(config)) == pytest.approx(plain / 2)
+
     @pytest.mark.parametrize(
         "config",
         [
