@@ -23,9 +23,8 @@ from .words import counted
 # Layers of one attention, which go together: what they have in common.
 _TOGETHER = re.compile(r"(.+_self_attn)_(?:to_)?(?:q|k|v|out)(?:_proj)?")
 
-# Layers by which loaders tell the base model, and those that mark a format.
+# Layers by which loaders tell the base model.
 _TELLTALE = re.compile(r".*(?:attn2_to_[kv]|self_attn_.+|time_emb_proj|emb_layers_1|img_in.*)")
-_MARKER = re.compile(r"img_in.*|blocks_0_cross_attn_k.*")
 
 
 def prune(plan: Plan, data: TensorData) -> Plan:
@@ -84,8 +83,6 @@ def _kept_by_themselves(plan: Plan, zeroed: set[str]) -> Iterator[tuple[str, str
             yield module.name, "they change the size of their layer"
         elif module.name in beside:
             yield module.name, "unknown tensors of their layer stay"
-        elif _MARKER.fullmatch(module.path):
-            yield module.name, "loaders tell the format by them"
         elif module.component == DENOISER and family.denoiser != "unet":
             yield module.name, f"loaders of {family.title} count its blocks"
 
