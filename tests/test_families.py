@@ -74,7 +74,7 @@ class TestTables:
         assert [m.name for m in modules if family.widths_of(m.component, m.path) is None] == []
 
     def test_no_layer_is_in_a_block_of_a_unet_and_in_a_transformer(self, table: str) -> None:
-        # Where a UNet has a place for everything, detection asks no transformer.
+        # Where all modules are layers of a UNet, detection asks no transformer.
         def kinds(module: Module) -> set[str]:
             return {
                 f.denoiser
@@ -167,6 +167,14 @@ def test_what_detection_goes_by(paths: str, width: int, expected: str) -> None:
     found = names(detect_families(modules_of(*_expanded(paths), width=width), {}))
     assert found[: len(expected.split())] == expected.split()
     assert "new" in paths or found == expected.split()
+
+
+@pytest.mark.parametrize("texts", [1, 40])
+def test_what_is_no_layer_of_a_unet_is_weighed_against_it(texts: int) -> None:
+    unet = modules_of("up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", prefix="unet.", width=1280)
+    encoder = modules_of(*(f"layers.{i}.mlp.gate_proj" for i in range(texts)), prefix="lora_te_", width=1024)
+    expected = ["sdxl", "anima"] if texts == 1 else ["anima"]
+    assert names(detect_families((*unet, *encoder), {})) == expected
 
 
 def _expanded(paths: str) -> Iterator[str]:

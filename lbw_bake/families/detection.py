@@ -81,13 +81,13 @@ def _with_most_layers(families: Iterable[Family], modules: Sequence[Module]) -> 
 
 
 def _asked(families: Iterable[Family], modules: Sequence[Module]) -> list[Family]:
-    """UNets alone if one has a place for all of these modules and blocks for some: no transformer has such names."""
+    """UNets alone if these modules are layers of one, and some in its blocks: no transformer has such names."""
     families = list(families)
     unets = [family for family in families if family.denoiser == "unet"]
     for family in unets:
-        blocks = {place.block if (place := family.place(module)) else None for module in modules}
-        if None not in blocks and blocks.intersection(family.stack):
-            return unets
+        if all(family.widths_of(module.component, module.path) is not None for module in modules):
+            blocks = {place.block for _, place in placed_by(family, modules)}
+            return families if blocks.isdisjoint(family.stack) else unets
     return families
 
 
