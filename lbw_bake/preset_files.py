@@ -143,7 +143,7 @@ def _source(weights: Given) -> Source:
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
     """Keep others from changing the file meanwhile; whether there is one. Raises OutputError."""
-    if not os.path.exists(path):  # noqa: PTH110 - never raises
+    if not os.path.isfile(path):  # noqa: PTH113 - never raises; of what is no file reading says more
         yield False
         return
     with claim(path):

@@ -343,6 +343,14 @@ def test_presets_are_added_and_removed_as_the_commands_do(tmp_path: Path, run: R
     assert ours.read_text() == ""
 
 
+def test_presets_of_a_folder_cannot_be_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "presets.yaml"
+    folder.mkdir()
+    for change in (lambda: add_preset("A", [0.5] * 17, presets=folder), lambda: remove_preset("A", presets=folder)):
+        with pytest.raises(PresetError, match="cannot be read"):
+            change()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
 @pytest.mark.parametrize("before", ["", "OLD: 1,0,0,0,0,0,0,0,1,1,1,0,0,0,0,0,0\n"], ids=["new file", "old file"])
 def test_presets_added_at_once_exclude_each_other(before: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
