@@ -91,7 +91,7 @@ def finite(number: float, what: str) -> float:
     try:
         if math.isfinite(number):
             return float(number)
-    except (TypeError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise WeightError(f"{what} is {number!r}, not a finite number", "give a decimal number like 0.5")
 

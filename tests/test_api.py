@@ -213,7 +213,7 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, Any], lora: Pa
 
 @pytest.mark.parametrize("name", ["strength", "te", "unet", "rest", "other", "x", "a", "b"])
 def test_numbers_that_are_none_are_refused_by_name(name: str) -> None:
-    for number in (float("nan"), float("-inf"), "1", np.ones(2)):
+    for number in (float("nan"), float("-inf"), Decimal("sNaN"), "1", np.ones(2)):
         with pytest.raises(WeightError, match=f"^{name} is .*, not a finite number"):
             Options(**{name: number})
 
