@@ -157,6 +157,11 @@ def test_options_want_element_rules_that_are_understood(elements: Any) -> None:
         Options(elements=elements)
 
 
+def test_element_rules_may_be_a_list() -> None:
+    rules = Weights.parse(elements=["MID:attn:0"]).options.elements
+    assert Options(elements=[*rules]) == Options(elements=rules)  # type: ignore[arg-type]
+
+
 def test_a_dry_run_needs_no_output(lora: Path, tmp_path: Path) -> None:
     outcome = bake(lora, None, "MIDD", dry_run=True)
     assert outcome.modules["zeroed"] > 0
@@ -406,7 +411,8 @@ def test_sliders_need_a_terminal_and_a_sweep_a_number(lora: Path) -> None:
         mix(lora, "MIDD")
     with pytest.raises(WeightError, match="at is nan, not a finite number"):
         make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=float("nan"))
-    assert make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=np.float32(0.5)).cells[0].weights.blocks["MID"] == 0.5
+    half = make_sweep(lora, {"x": "blocks=MID"}, Recipe(), at=np.float32(0.5)).cells[0].weights.blocks["MID"]
+    assert (half, type(half)) == (0.5, float)
 
 
 def test_a_sweep_is_written_by_its_recipe(tmp_path: Path) -> None:

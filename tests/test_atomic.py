@@ -23,8 +23,8 @@ import pytest
 from conftest import Run, bound_by_permissions, called, lbw, measured, python, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake import temporary
-from lbw_bake.atomic import atomic_write, make_room, write_all
+from lbw_bake import atomic, temporary
+from lbw_bake.atomic import atomic_write, claim, make_room, write_all
 from lbw_bake.errors import OutputError
 from lbw_bake.temporary import TEMPORARY_SUFFIX
 
@@ -39,6 +39,20 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bool]:
     if replace:
         path.write_bytes(b"old")
     return path, replace
+
+
+def test_what_was_replaced_just_before_it_was_claimed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    for file in (path, other):
+        file.write_bytes(file.name.encode())
+    monkeypatch.setattr(atomic, "lock", lambda file: other.replace(path).exists())
+    with pytest.raises(OutputError, match="another process is about to replace it"), claim(path):
+        pytest.fail("whoever replaced it is not to be overwritten")
+    monkeypatch.undo()
+    with claim(path):
+        assert path.read_bytes() == b"b.yaml"
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
