@@ -15,9 +15,9 @@ from pathlib import Path
 
 import lbw_bake  # whose names are imported when somebody looks at the types of these functions
 
+from .arguments import AnyPath, path_of, several
 from .errors import LbwError, VariableError
 from .families import Family
-from .given import AnyPath, path_of, several
 from .progress import Progress, silent
 from .sources import Given, Weights
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from .arguments import several
 from .errors import FileFormatError, LbwError, WeightError, reading_hint
 from .folders import files_in
-from .given import several
 from .presets import Preset, builtin_path
 from .presets.findings import Finding, in_order
 from .presets.formats import read_data, read_document, read_presets

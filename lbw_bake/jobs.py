@@ -11,10 +11,10 @@ from pathlib import Path
 from string import Formatter
 from unicodedata import normalize
 
+from .arguments import path_of, several
 from .atomic import make_folder
 from .errors import FileFormatError, OutputError
 from .folders import files_in
-from .given import path_of, several
 from .metadata import records_in
 from .recipes import Recipe
 from .tensorfile import SUFFIX, read_header

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from .arguments import several
 from .atomic import claim, make_folder, write_file
 from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest, reading_hint
 from .families import Family, family_named
-from .given import several
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
 from .presets.findings import Finding

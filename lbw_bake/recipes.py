@@ -6,10 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .arguments import path_of
 from .configuration import check_origin
 from .errors import FileFormatError, LbwError, WeightError, nearest
 from .families import Family
-from .given import path_of
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan

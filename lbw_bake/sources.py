@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .arguments import AnyPath, several
 from .errors import LbwError, PresetError, WeightError
 from .families import Family, family_named
-from .given import AnyPath, several
 from .presets import Preset, find_preset, load_presets
 from .tokens import looks_like_token, parse_token
 from .values import NUMBER
