@@ -72,11 +72,14 @@ def umask(mask: int) -> Iterator[None]:
 def largest_file(nbytes: int) -> Iterator[None]:
     """No file may become larger: the nearest thing to a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python would cache only the beginnings of modules that are imported meanwhile, and stumble over them ever after.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = writes
 
 
 def test_it_appears_when_it_is_complete(target: tuple[Path, bool]) -> None:
