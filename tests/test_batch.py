@@ -367,6 +367,9 @@ class TestFolders:
         assert "inside the input folder" in run.refused("bake", loras, *nested, *HALF, "--dry-run")
         missing = ("-o", tmp_path / "missing" / "x.safetensors")
         assert "there is no folder" in run.refused("bake", loras / "a.safetensors", *missing, *HALF, "--dry-run")
+        (protected := write(tmp_path / "protected.safetensors", ORIGINAL)).chmod(0o444)
+        over = ("-o", protected, "--force")
+        assert "is write-protected" in run.refused("bake", loras / "a.safetensors", *over, *HALF, "--dry-run")
         run.done("bake", loras, "--out-dir", tmp_path / "new", *HALF, "--dry-run")
         assert not (tmp_path / "new").exists()
 
