@@ -57,6 +57,14 @@ def test_other_beginnings_leave_plain_adapters(said: object, tmp_path: Path, run
     run.done("bake", source, "-w", "*=0.5", "--family", "sd1", "-o", tmp_path / "b.safetensors")
 
 
+@pytest.mark.parametrize("text", ["", "[]", "pissa", "{", "[" * 100_000, "\xff"])
+def test_what_is_no_configuration_says_nothing(text: str, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    for metadata in ({}, {"lora_adapter_metadata": text}):
+        source = write(tmp_path / "a.safetensors", peft("base_model.model."), metadata)
+        run.done("bake", source, "-w", "*=0.5", "--family", "sd1", "-o", tmp_path / "b.safetensors", "--force")
+
+
 @pytest.mark.parametrize(("said", "warned"), [(False, True), (True, False), ("gaussian", False)])
 def test_modules_that_peft_would_make_anew_at_random_are_said(
     said: object, warned: bool, tmp_path: Path, run: Run

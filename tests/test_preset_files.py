@@ -557,6 +557,12 @@ class TestEditing:
     def test_odd_files(self, text: str, expected: str) -> None:
         assert with_preset(text, PATH, added("NEW")) == expected
 
+    def test_a_last_line_need_not_end(self) -> None:
+        text = "A: {MID: 1}\nB:\n  sd1: {MID: 1}"
+        assert with_preset(text, PATH, added("B", family="flux", weights="D07=1")) == f"{text}\n  flux: {{D07: 1}}"
+        assert without_preset(text, PATH, "B") == "A: {MID: 1}\n"
+        assert without_preset("A: {MID: 1}", PATH, "A") == ""
+
     @pytest.mark.parametrize("text", ["{A: {MID: 1}}\n", "A: {MID: 1}\n...\n"])
     def test_a_file_that_cannot_take_it_is_left_alone(self, text: str) -> None:
         with pytest.raises(PresetError, match="cannot be changed"):
