@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lbw_bake import atomic, temporary
 from lbw_bake.scaling import FLOATS, Multiply, largest, numpy_dtype, round_to
-from lbw_bake.verify import nearest
+from lbw_bake.verify import _NUMBERS, nearest
 
 NARROW = sorted(FLOATS - {"F32", "F64"})
 HASHES = {"sshs_model_hash": "0", "sshs_legacy_hash": "0", "modelspec.hash_sha256": "0x0", "ss_output_name": "x"}
@@ -276,7 +276,19 @@ class TestMany:
         assert run("bake", loras / "a.safetensors", *options)[0] == 2
 
 
-def test_what_is_computed_is_computed_again(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_removed_is_not_looked_for(tmp_path: Path, run: Run) -> None:
+    tensors = LORA | kohya_lora(["unet_output_blocks_3_1_proj_in"])
+    source = write(tmp_path / "a.safetensors", tensors)
+    run.done("bake", source, "-w", "OUT03=0 *=1", "--prune", "--verify", "-o", tmp_path / "b.safetensors")
+    assert entries_of(tmp_path / "b.safetensors").keys() == LORA.keys()
+
+
+@pytest.mark.parametrize("together", [_NUMBERS, 3])
+def test_what_is_computed_is_computed_again(
+    together: int, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many numbers are looked at together."""
+    monkeypatch.setattr("lbw_bake.verify._NUMBERS", together)
     rng = np.random.default_rng(0)
     layer = "model.diffusion_model.middle_block.1.proj_in.weight"
     base = write(tmp_path / "base.safetensors", {layer: rng.standard_normal((8, 8)).astype(np.float32)})
