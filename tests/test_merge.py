@@ -461,6 +461,24 @@ def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(tmp_path:
     np.testing.assert_allclose(small[f"{MODULE}.bias"] * small[f"{MODULE}.alpha"] / 2, np.full(8, 0.5 * alpha / 4))
 
 
+@pytest.mark.parametrize("kept", ["a product", "a difference"])
+def test_what_is_lost_is_a_part_of_the_whole_block(kept: str, tmp_path: Path) -> None:
+    """Modules of no higher rank count, though nothing of them is lost."""
+    other = "lora_unet_middle_block_1_proj_out"
+    tensors, small = (
+        kohya_lora([f"unet_middle_block_1_proj_{end}"], rank, dtype="float32") for end, rank in (("in", 4), ("out", 2))
+    )
+    tensors[f"{MODULE}.alpha"], small[f"{other}.alpha"] = np.array(8, np.float32), np.array(3, np.float32)
+    updates = [update_of(tensors, MODULE), update_of(small, other)]
+    if kept == "a difference":
+        updates[1] = np.ones((2, 8), np.float32)
+        small = {f"{other}.diff": updates[1]}
+    source = write(tmp_path / "a.safetensors", tensors | small)
+    merged = merge([source], tmp_path / "b.safetensors", rank=2, family="sd1")
+    lost = np.linalg.norm(np.linalg.svd(updates[0], compute_uv=False)[2:])
+    assert merged.errors == {"MID": pytest.approx(lost / np.linalg.norm(np.concatenate(updates)), rel=1e-5)}
+
+
 def test_strict_refuses_what_truncation_loses(loras: tuple[Path, Path], tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out.safetensors"
     for command in (("bake", loras[0], "-w", "*=0.5"), ("merge", loras[0], f"{loras[1]}:0.5")):
@@ -595,6 +613,15 @@ def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
     run.done("merge", source, "--rank", 2, "-o", out)
     assert load_file(out)[f"{MODULE}.alpha"] > 0
     assert run.json("diff", source, out, "--json")["blocks"]["MID"]["weight"] > 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_an_alpha_may_be_an_integer(dtype: str, tmp_path: Path, run: Run) -> None:
+    tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
+    tensors[f"{MODULE}.alpha"] = np.array(3, dtype)
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    run.done("merge", f"{source}:0.5", "-o", out)
+    np.testing.assert_allclose(update_of(load_file(out), MODULE), 0.5 * update_of(tensors, MODULE), rtol=1e-5)
 
 
 def test_an_alpha_of_zero_is_not_that_of_the_sum(tmp_path: Path, run: Run) -> None:
@@ -796,10 +823,11 @@ def test_a_factor_without_room_leaves_the_strength_to_the_other(
 def test_numbers_that_are_not_finite_are_switched_off(tmp_path: Path, run: Run) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in", "unet_output_blocks_3_1_proj_in"], dtype="float32")
     tensors[f"{MODULE}.lora_up.weight"][0, 0] = np.nan
+    tensors[f"{MODULE}.diff_b"] = np.full(8, np.inf, np.float32)
     source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
     for command in (("merge", f"{source}:1:MID=0 *=1"), ("bake", source, "-w", "MID=0 *=1", "--rank", 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
-        assert not load_file(out)[f"{MODULE}.lora_up.weight"].any()
+        assert not any(load_file(out)[f"{MODULE}.{role}"].any() for role in ("lora_up.weight", "diff_b"))
 
 
 def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run: Run) -> None:
