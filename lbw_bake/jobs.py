@@ -166,9 +166,9 @@ def find_inputs(
     others can go on.
     """
     paths = list(dict.fromkeys(paths))
-    # os.path says no to what may not be looked at, of which reading says more.
-    named = {os.path.realpath(path) for path in paths if os.path.isfile(path)}  # noqa: PTH113
+    named = {os.path.realpath(path) for path in paths}
     for path in paths:
+        # os.path says no to what may not be looked at, of which reading says more.
         if not os.path.isdir(path):  # noqa: PTH112
             yield Found(path, Path(path.name))
             continue

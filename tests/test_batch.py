@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 import lbw_bake.run as batch_run
 from lbw_bake import Naming, Options, Recipe, Weights, make_batch, make_sweep, merge, run_batch, write_sweep
-from lbw_bake.jobs import folded, name_problem
+from lbw_bake.jobs import Job, folded, name_problem, repeatable
 
 ORIGINAL = unet_lora()
 HALF = ("-w", "*=0.5")
@@ -389,6 +389,8 @@ class TestFolders:
         error = run.refused("bake", loras, *HALF, "--out-dir", tmp_path / "out")
         assert f"{loras / 'z.safetensors'}: no such file" in error
         assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+        again = ("--out-dir", tmp_path / "again")
+        assert "done: 2 written, 1 failed" in run.refused("bake", loras, loras / "z.safetensors", *HALF, *again)
 
     def test_a_folder_that_cannot_be_looked_into_is_said(
         self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -499,6 +501,19 @@ def test_an_interrupt_loses_no_outcome_that_is_there(
     with pytest.raises(KeyboardInterrupt):
         finished.extend(run_batch(batch, workers=2))
     assert [outcome.status for _, outcomes in finished for outcome in outcomes] == ["baked"] * 2
+
+
+def test_a_job_done_twice_leaves_what_it_finished_alone_and_still_refuses_what_was_there(
+    lora: Path, tmp_path: Path
+) -> None:
+    """As where a process died before it could say so."""
+    new, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    old.write_bytes(b"old")
+    for output, said in ((new, ["baked", "skipped"]), (old, ["failed", "failed"])):
+        job = repeatable(Job(lora, ((output, Recipe(Weights.parse("*=0.5"))),)))
+        assert [outcome.status for _ in range(2) for outcome in batch_run.run(job)] == said
+    assert is_half(new)
+    assert old.read_bytes() == b"old"
 
 
 class TestSeveralPresets:
