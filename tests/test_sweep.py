@@ -384,6 +384,12 @@ def test_blocks_that_values_set_are_not_said_to_be_unlisted(source: Path, run: R
     assert not any(f"{block}," in line for line in said.splitlines() if "do not list" in line for block in listed)
 
 
+def test_and_those_that_nothing_sets_are(source: Path, run: Run) -> None:
+    said = run.done("sweep", source, "--x", "blocks=IN01", "--at", 1, "-w", ",".join("1" * 12), "-n")
+    (unlisted,) = (line.rpartition(": ")[2] for line in said.splitlines() if "do not list" in line)
+    assert set(unlisted.split(", ")) == {"IN02", *(f"OUT{i:02}" for i in range(6, 12))}
+
+
 @pytest.mark.parametrize("axis", ["blocks=IN04,OUT07", "values=0", "presets=ALL"])
 def test_blocks_the_file_has_nothing_in_are_said(axis: str, tmp_path: Path, run: Run) -> None:
     whole = {name: array for name, array in unet_lora().items() if "output_blocks_7" not in name}
