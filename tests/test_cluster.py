@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from conftest import Run, measured, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake import Naming, Recipe, Weights, make_batch, run_batch
-from lbw_bake.batch import _DASKS_LOGS, for_cluster
+from lbw_bake.batch import _DASKS_LOGS, _ended, for_cluster
 from lbw_bake.jobs import Job
+from lbw_bake.run import Outcome
 
 distributed = pytest.importorskip("distributed", reason="needs dask.distributed")
 
@@ -81,6 +83,17 @@ def test_a_worker_that_dies_loses_nothing(loras: Path, cluster: Any, tmp_path: P
     baked = sorted(out.glob("*.safetensors"))
     assert len(baked) == FILES
     assert all(set(measured(ORIGINAL, load_file(path))) == {0.5} for path in baked)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(RuntimeError("out of memory"), "out of memory"), (OSError(), "OSError")]
+)
+def test_a_job_that_no_worker_survives_fails_alone(error: Exception, reason: str, tmp_path: Path) -> None:
+    job, future = Job(tmp_path / "a", ((tmp_path / "b", Recipe()),)), Future[list[Outcome]]()
+    future.set_exception(error)
+    _, (outcome,) = _ended(future, job)
+    assert (outcome.input, outcome.output, outcome.status) == (tmp_path / "a", tmp_path / "b", "failed")
+    assert f"{tmp_path / 'a'}: was not done by the cluster: {reason}" in str(outcome.error)
 
 
 def test_failures_are_those_of_the_files(loras: Path, cluster: Any, tmp_path: Path, run: Run) -> None:
