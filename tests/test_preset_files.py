@@ -206,6 +206,7 @@ class TestChoosing:
             ([(None, 26), (None, 17)], "sd1", 26),
             ([(None, 17), ("sdxl", 20)], "sdxl", 20),
             ([(None, 17)], "sdxl", 17),
+            ([(None, 61), (None, 17)], "sdxl", 17),
             ([("sd1", 17), ("sd1", 26)], "sd2", 17),
         ],
     )
@@ -411,6 +412,13 @@ class TestConverting:
         written = WRITERS["inspire"](parse_presets(text, Path("x")), None)
         assert read_document(written.text.encode(), Path("x"), "inspire").findings == ()
         assert float(written.text.split(":")[1].split(",")[0]) == float(numbers)
+
+    @pytest.mark.parametrize("count", [12, 17, 20, 26, 61])
+    def test_a_vector_of_the_extensions_is_written_as_it_is(self, count: int) -> None:
+        text = f"A:X,R,{','.join(['0.50'] * (count - 2))}\n"
+        (preset,) = parse_presets(text, Path("x"), "lbwpresets")
+        written = WRITERS["lbwpresets"]([preset], None)
+        assert (written.text, written.lost) == (text, ())
 
 
 class TestSchema:
