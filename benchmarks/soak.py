@@ -3,7 +3,7 @@
     python -m benchmarks.soak [--bakes 5000]
 
 Every bake has weights of its own, every tenth fails, every fifth is verified, every seventh is in place. Exits 1 if
-a megabyte more memory, or any more files, are held at the end than after a fifth of them.
+a megabyte more memory, or any more files, are held at the end than after half of them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
             bake(number, source, rng)
             if number % (bakes // 10) == 0:
                 now = held()
-                settled = settled or (now if number >= bakes // 5 else None)
+                settled = settled or (now if number >= bakes // 2 else None)
                 print(
                     f"| {number} | {now.memory:.1f} MiB | {now.files} | {time.perf_counter() - began:.0f} |", flush=True
                 )

@@ -11,5 +11,5 @@ from conftest import ROOT, python
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_and_open_files_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    result = python("-m", "benchmarks.soak", "--bakes", "500")
+    result = python("-m", "benchmarks.soak", "--bakes", "800")
     assert result.returncode == 0, result.stdout + result.stderr
