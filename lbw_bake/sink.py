@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -27,10 +28,11 @@ class Sink:
     def __init__(self, size: int, *consumers: Consumer, backend: Backend = CPU) -> None:
         self._size, self._filled = size, 0
         self._backend = backend
-        self._threads = [(ThreadPoolExecutor(1), consumer) for consumer in consumers]
+        self._threads = [_Thread(consumer, backend.wait) for consumer in consumers]
         self._buffer: Bytes = np.empty(0, np.uint8)
-        # The other buffers, the oldest first, with what is still to be done with each.
-        self._handed: deque[tuple[Bytes, list[Future[object]]]] = deque([(self._buffer, [])] * (_BUFFERS - 1))
+        # The other buffers, the oldest first, and how many had been handed over with each.
+        self._handed: deque[tuple[Bytes, int]] = deque([(self._buffer, 0)] * (_BUFFERS - 1))
+        self._count = 0
 
     def room(self, nbytes: int) -> Bytes:
         """The next bytes, so many, to be filled before anything else is asked for."""
@@ -50,33 +52,77 @@ class Sink:
     def drain(self) -> None:
         """Hand over what there is, and wait until all is consumed."""
         self._hand_over()
-        for _, consumed in self._handed:
-            _wait_for(consumed)
+        self._wait_for(self._count)
 
     def close(self) -> None:
         """End the threads, once they are done with what they have."""
-        for thread, _ in self._threads:
-            thread.shutdown()
+        for thread in self._threads:
+            thread.end()
         self._backend.wait()
 
     def _hand_over(self) -> None:
         """Give the consumers what there is, and go on with the oldest buffer once everybody is done with it."""
         if self._filled:
             data = self._buffer[: self._filled].data
-            wait = self._backend.wait
-            consumed = [thread.submit(_consume, data, wait, consumer) for thread, consumer in self._threads]
-            self._handed.append((self._buffer, consumed))
-            buffer, consumed = self._handed[0]
-            _wait_for(consumed)
+            for thread in self._threads:
+                thread.give(data)
+            self._count += 1
+            self._handed.append((self._buffer, self._count))
+            buffer, count = self._handed[0]
+            self._wait_for(count)
             self._handed.popleft()
             self._buffer, self._filled = buffer, 0
 
+    def _wait_for(self, count: int) -> None:
+        for thread in self._threads:
+            thread.wait_for(count)
 
-def _consume(data: memoryview, wait: Callable[[], None], consumer: Consumer) -> object:
-    wait()
-    return consumer(data)
+
+class _Thread:
+    """A thread that gives data to a consumer.
+
+    It is spoken to through queues that know no Python: an interrupt, which may come between any two steps, would leave
+    a lock of futures or conditions taken, and everybody waiting for it.
+    """
+
+    def __init__(self, consumer: Consumer, wait: Callable[[], None]) -> None:
+        self._given: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | bool] = SimpleQueue()
+        self._count = 0
+        start_new_thread(_consume, (self._given, self._done, wait, consumer))
+
+    def give(self, data: memoryview) -> None:
+        """Have it consume data when it is done with what it was given before."""
+        self._given.put(data)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until it has consumed so many. Raises what the consumer raised."""
+        while self._count < count:
+            done = self._done.get()
+            self._count += 1
+            if isinstance(done, BaseException):
+                raise done
+
+    def end(self) -> None:
+        """End it, once it is done with what it has."""
+        self._given.put(None)
+        while self._done.get() is not False:
+            pass
 
 
-def _wait_for(consumed: list[Future[object]]) -> None:
-    for future in consumed:
-        future.result()
+def _consume(
+    given: SimpleQueue[memoryview | None],
+    done: SimpleQueue[BaseException | bool],
+    wait: Callable[[], None],
+    consumer: Consumer,
+) -> None:
+    """Tell of everything consumed True or what was raised, and False at the end."""
+    while (data := given.get()) is not None:
+        try:
+            wait()
+            consumer(data)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
+            done.put(error)
+        else:
+            done.put(True)
+    done.put(False)

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from conftest import transformed
+from conftest import python, transformed
 
 from lbw_bake.scaling import Backend, Bytes, Multiply, Transform
 from lbw_bake.sink import Consumer, Sink
@@ -110,3 +110,36 @@ def test_what_a_consumer_raises_stops_who_fills() -> None:
 def fill(sink: Sink) -> None:
     for _ in range(10):
         sink.put(np.zeros(SIZE, np.uint8))
+
+
+def test_it_can_be_closed_wherever_an_interrupt_came() -> None:
+    """Between any two steps of whoever fills it; in a process of its own, which might wait for ever."""
+    code = """
+import sys
+from itertools import count
+from lbw_bake.sink import Sink
+
+def interrupting(steps):
+    def trace(*_):
+        nonlocal steps
+        steps -= 1
+        if not steps:
+            raise KeyboardInterrupt
+        return trace
+    return trace
+
+for steps in count(1):
+    sink = Sink(4, lambda data: None)
+    sys.settrace(interrupting(steps))
+    try:
+        for _ in range(5):
+            sink.room(4)
+        break
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+        sink.close()
+print(steps > 50)
+"""
+    assert python("-c", code, timeout=60).stdout == "True\n"
