@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
-from .arguments import several
+from .arguments import AnyPath, several
 from .errors import FileFormatError, LbwError, WeightError, reading_hint
 from .folders import files_in
 from .presets import Preset, builtin_path
@@ -38,7 +37,7 @@ class Checked:
         return sum(finding.is_error for finding in self.findings)
 
 
-def validate_all(paths: Iterable[str | PathLike[str]], *, kind: str | None = None) -> Iterator[Checked]:
+def validate_all(paths: Iterable[AnyPath], *, kind: str | None = None) -> Iterator[Checked]:
     """Check preset files, and those of folders, one after the other, as `validate` does.
 
     What cannot be read, and a folder that holds none, has a finding that says so. Raises PresetError for another kind.
@@ -67,7 +66,7 @@ def _find_files(paths: Iterable[Path]) -> Iterator[Path | FileFormatError]:
         yield from found or (nothing,)
 
 
-def validate(path: str | PathLike[str], *, kind: str | None = None) -> Checked:
+def validate(path: AnyPath, *, kind: str | None = None) -> Checked:
     """Check a preset file, or with `-` standard input: its findings have a code, a line and a column.
 
     `kind` says what it is (`yaml`, `lbwpresets`, `elempresets`, `inspire`), where its name and content do not tell.

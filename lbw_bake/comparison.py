@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from .algorithms import ADDITIVE
 from .alphas import scales_of
+from .arguments import AnyPath
 from .errors import LbwError, NotALoraError, NotBakeableError
 from .families import FAMILIES, OTHER, Family, Place
 from .keys import lora_stem
@@ -115,9 +115,7 @@ class Comparison:
         return {block: (sum(shares, Share()), len(shares)) for block, shares in by_block.items() if shares}
 
 
-def diff(
-    original: str | PathLike[str], baked: str | PathLike[str], *, family: Family | str | None = None
-) -> Comparison:
+def diff(original: AnyPath, baked: AnyPath, *, family: Family | str | None = None) -> Comparison:
     """Measure the weight every block of `baked` got, by any tool, and hold the file to its record if it has one.
 
     Raises FileFormatError, UnknownFamilyError, and NotALoraError also where the files have no module in common.

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arguments import AnyPath
 from .atomic import check_output, write_file
 from .axes import ANALYSE, FULL
 from .console import escape
@@ -70,9 +70,9 @@ class Row:
 
 
 def assemble_grid(
-    folder: str | PathLike[str],
-    images: str | PathLike[str],
-    picture: str | PathLike[str],
+    folder: AnyPath,
+    images: AnyPath,
+    picture: AnyPath,
     *,
     tile: int = 512,
     threshold: int = 20,

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from statistics import median
 
 from .alphas import scales_of
+from .arguments import AnyPath
 from .configuration import taken_from_base
 from .elements import ELEMENTS, OTHERS, element_of
 from .families import OTHER, Family
@@ -148,7 +148,7 @@ def _squared(modules: Iterable[ModuleFacts]) -> float:
     return sum(facts.norm * facts.norm for facts in modules if facts.norm is not None)
 
 
-def inspect(path: str | PathLike[str], *, family: Family | str | None = None, spectra: bool = False) -> Inspection:
+def inspect(path: AnyPath, *, family: Family | str | None = None, spectra: bool = False) -> Inspection:
     """Read what is in a LoRA and measure its modules, one at a time; the file is never loaded whole.
 
     `Inspection.blocks` has for every block its modules, bytes, and the Frobenius norm of their updates (float64,

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Formatter
 from unicodedata import normalize
 
-from .arguments import path_of, several
+from .arguments import AnyPath, path_of, several
 from .atomic import make_folder
 from .errors import FileFormatError, OutputError
 from .folders import files_in
@@ -221,7 +221,7 @@ class Batch:
 
 
 def make_batch(
-    inputs: Iterable[str | os.PathLike[str]],
+    inputs: Iterable[AnyPath],
     recipes: Iterable[Recipe],
     naming: Naming,
     *,
@@ -239,8 +239,8 @@ def make_batch(
     paths, recipes = [Path(path) for path in several(inputs)], [*recipes]
     if not recipes:
         raise OutputError("nothing is to be done to the inputs", "give a recipe at least")
-    patterns = tuple(several(include)), tuple(several(exclude))
-    found = list(find_inputs(paths, recursive=recursive, include=patterns[0], exclude=patterns[1]))
+    include, exclude = tuple(several(include)), tuple(several(exclude))
+    found = list(find_inputs(paths, recursive=recursive, include=include, exclude=exclude))
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir:
         if recursive:

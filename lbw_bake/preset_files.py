@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 
-from .arguments import several
+from .arguments import AnyPath, several
 from .atomic import claim, make_folder, write_file
 from .checks import Checked, validate
 from .errors import PresetError, WeightError, nearest, reading_hint
@@ -51,7 +50,7 @@ def add_preset(
     family: Family | str | None = None,
     elements: Iterable[str] = (),
     description: str = "",
-    presets: str | PathLike[str] | None = None,
+    presets: AnyPath | None = None,
     replace: bool = False,
 ) -> Checked:
     """Add a preset to a presets.yaml, or an entry for one more family to a preset of it; all else in it stays as it is.
@@ -73,7 +72,7 @@ def add_preset(
     return Checked(path, 1, tuple(finding for finding in checked.findings if finding.name == added.name))
 
 
-def remove_preset(name: str, *, presets: str | PathLike[str] | None = None) -> Path:
+def remove_preset(name: str, *, presets: AnyPath | None = None) -> Path:
     """Remove a preset from a presets.yaml: `presets`, else the user's own. Returns the file.
 
     Raises PresetError where the file has none of this name, OutputError.
@@ -91,8 +90,8 @@ def remove_preset(name: str, *, presets: str | PathLike[str] | None = None) -> P
 
 
 def convert_presets(
-    source: str | PathLike[str],
-    target: str | PathLike[str] | None = None,
+    source: AnyPath,
+    target: AnyPath | None = None,
     *,
     from_: str | None = None,
     to: str | None = None,
@@ -121,7 +120,7 @@ def convert_presets(
     return Converted(written.text, (*written.lost, *lost), len(read), kind)
 
 
-def own_path(named: str | PathLike[str] | None) -> Path:
+def own_path(named: AnyPath | None) -> Path:
     """The file to change, found through links. Raises PresetError unless it is a presets.yaml."""
     path = Path(named or user_path()).resolve()
     if path.suffix.lower() not in (".yaml", ".yml"):

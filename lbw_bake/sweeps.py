@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .arguments import AnyPath
 from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import check_device, choose_backend
@@ -116,13 +117,13 @@ class Sweep:
 
 
 def make_sweep(
-    source: str | os.PathLike[str],
+    source: AnyPath,
     axes: Mapping[str, str],
     recipe: Recipe,
     *,
     analyse: bool = False,
     at: float = 0.0,
-    presets: str | os.PathLike[str] | None = None,
+    presets: AnyPath | None = None,
 ) -> Sweep:
     """Settle the weights of every cell, name the files and plan them, without writing any.
 
@@ -268,7 +269,7 @@ def _file_name(stem: str, choices: Sequence[tuple[str, str]], at: float, taken: 
 
 def write_sweep(
     sweep: Sweep,
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     *,
     limit: int | None = None,
     replace: bool = False,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from ..arguments import AnyPath
 from ..errors import PresetError, nearest
 from ..values import NAME_SLIPS, slip
 from .model import Entry, Preset, builtin_path
@@ -21,7 +22,7 @@ def user_path() -> Path:
     return user_config_path("lbw", appauthor=False) / "presets.yaml"
 
 
-def preset_paths(named: str | os.PathLike[str] | None) -> list[Path]:
+def preset_paths(named: AnyPath | None) -> list[Path]:
     """The preset files in force, the last one winning; `named` (or `LBW_PRESETS`) must exist."""
     named = named or os.environ.get("LBW_PRESETS")
     paths = [builtin_path()]
@@ -30,7 +31,7 @@ def preset_paths(named: str | os.PathLike[str] | None) -> list[Path]:
     return [*paths, Path(named)] if named else paths
 
 
-def load_presets(presets: str | os.PathLike[str] | None = None) -> dict[str, Preset]:
+def load_presets(presets: AnyPath | None = None) -> dict[str, Preset]:
     """All presets in force by name; `presets` is a file on top of the user's own.
 
     Raises PresetError if a file cannot be read or has errors. In the text formats of other tools an error in a line
