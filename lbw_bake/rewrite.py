@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from itertools import chain
 from pathlib import Path
@@ -43,12 +44,6 @@ from .words import counted
 
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]
-
-# From so many bytes on the kernel copies a run of tensors; for fewer, waiting until it may start takes too long.
-_LONG = 8 * PIECE
-
-# And no more at once: while it copies, no progress is told.
-_LONGEST = 64 * PIECE
 
 # Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
@@ -142,11 +137,12 @@ def rewrite(
     """
     source = targets[0].plan.lora.file
     # The input is closed before outputs take their names: one may be its own, and Windows replaces no open file.
-    with ExitStack() as outputs, TensorData(source) as data:
+    with ExitStack() as outputs, ExitStack() as reading:
+        data = reading.enter_context(TensorData(source))
         if any(_in_place(target) for target in targets):
             outputs.enter_context(claim(source.path))
         step = PIECE if len(targets) == 1 else _SMALL
-        writers = [_Writer(target, data, backend, step, outputs) for target in targets]
+        writers = [_Writer(target, data, backend, step, outputs, reading) for target in targets]
         share = 1 / (1 + verify * len(writers))
         warnings = _carry_out(writers, data, source.passed(part_of(progress, 0.0, share)), step)
         if strict and warnings:
@@ -193,11 +189,15 @@ def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Output:
-    """A file whose final size is known, and how much of that the system has reserved on the disk so far."""
+    """A file whose final size is known, and how much of that the system has reserved on the disk so far.
+
+    `source` is the input it may be copied from, open for nobody else: the thread that writes also copies.
+    """
 
     path: Path
     file: FileIO
     size: int
+    source: TensorData
     room: int = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -209,11 +209,24 @@ class _Output:
                 make_room(self.file, position, self.room)
             write_all(self.file, data)
 
+    def copy(self, start: int, end: int) -> None:
+        """Append a range of the input: the kernel copies it, as far as it can. Raises OutputError, FileFormatError."""
+        for piece in self.source.between(self.source.kernel_copy(start, end, self.file), end):
+            self.write(piece.data)
+
 
 class _Writer:
-    """One output while it is written. Tensors that are copied go through the kernel, a whole run of them at once."""
+    """One output while it is written. Tensors that are copied are no more than read, a whole run of them at once."""
 
-    def __init__(self, target: Target, data: TensorData, backend: Backend, step: int, outputs: ExitStack) -> None:
+    def __init__(
+        self,
+        target: Target,
+        data: TensorData,
+        backend: Backend,
+        step: int,
+        outputs: ExitStack,
+        reading: ExitStack,
+    ) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
         self._target, self._data, self._backend, self._step = target, data, backend, step
         source = target.plan.lora.file
@@ -227,14 +240,14 @@ class _Writer:
         header = self._encoded_header()
         size = len(header) + sum(tensor.nbytes for tensor in self._layout.values())
         # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
-        self._write = _Output(target.output, self._file, size).write
-        self._sink = Sink(min(step, source.size), self._write, *hashing, backend=backend)
+        self._output = _Output(target.output, self._file, size, reading.enter_context(TensorData(source)))
+        self._sink = Sink(min(step, source.size), self._output.write, *hashing, backend=backend)
         self.copy, self.room = self._sink.put, self._sink.room
-        outputs.callback(self._sink.close)
+        reading.callback(self._sink.close)
         self._offset = source.data_start
         self._run = (0, 0)
         self._vanished: defaultdict[str, Array] = defaultdict(lambda: np.zeros(2, np.int64))
-        self._write(header)
+        self._output.write(header)
 
     def begin(self, tensor: Tensor) -> Callable[[Bytes], None] | None:
         """Start the input's next tensor; returns what to give its bytes to, None if they need not be read."""
@@ -279,7 +292,7 @@ class _Writer:
             size = self._file.tell()
             if self._hashes:
                 self._file.seek(0)
-                self._write(self._encoded_header())
+                self._output.write(self._encoded_header())
             return size
 
     def verify(self, progress: Progress) -> None:
@@ -296,18 +309,16 @@ class _Writer:
 
     def _extend_run(self, tensor: Tensor) -> None:
         start, end = self._run
-        if end != self._offset + tensor.start or end - start >= _LONGEST:
+        if end != self._offset + tensor.start or end - start >= self._step:
             self._copy_run()
             start = self._offset + tensor.start
         self._run = (start, self._offset + tensor.end)
 
     def _copy_run(self) -> None:
         start, end = self._run
-        if end - start >= _LONG:
-            self._sink.drain()
-            start = self._data.kernel_copy(start, end, self._file)
         for position in range(start, end, self._step):
-            self._data.read_into(self.room(min(self._step, end - position)), position)
+            stop = min(position + self._step, end)
+            self._sink.insert(stop - position, partial(self._output.copy, position, stop))
         self._run = (0, 0)
 
 

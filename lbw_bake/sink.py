@@ -13,6 +13,9 @@ from .scaling import CPU, Backend, Bytes
 
 Consumer = Callable[[memoryview], object]
 
+# Bytes for the consumers, or something that is done in their place.
+Part = memoryview | Callable[[], object]
+
 # One buffer is filled, one consumed, and one waits for whoever is quicker.
 _BUFFERS = 3
 
@@ -33,6 +36,9 @@ class Sink:
         # The other buffers, the oldest first, and how many had been handed over with each.
         self._handed: deque[tuple[Bytes, int]] = deque([(self._buffer, 0)] * (_BUFFERS - 1))
         self._count = 0
+        # What is handed over with the buffer: parts, and what was filled since the last of them.
+        self._parts: list[Part] = []
+        self._begun = self._inserted = 0
 
     def room(self, nbytes: int) -> Bytes:
         """The next bytes, so many, to be filled before anything else is asked for."""
@@ -49,6 +55,17 @@ class Sink:
             part = data[start : start + self._size]
             self.room(len(part))[:] = part
 
+    def insert(self, nbytes: int, write: Callable[[], object]) -> None:
+        """Let something else write the next bytes, so many: it is called once those before them are consumed.
+
+        The thread of the consumer calls it; so it is for sinks that have just one.
+        """
+        self._end_part()
+        self._parts.append(write)
+        self._inserted += nbytes
+        if self._inserted >= self._size:
+            self._hand_over()
+
     def drain(self) -> None:
         """Hand over what there is, and wait until all is consumed."""
         self._hand_over()
@@ -62,16 +79,22 @@ class Sink:
 
     def _hand_over(self) -> None:
         """Give the consumers what there is, and go on with the oldest buffer once everybody is done with it."""
-        if self._filled:
-            data = self._buffer[: self._filled].data
+        self._end_part()
+        if self._parts:
             for thread in self._threads:
-                thread.give(data)
+                thread.give(self._parts)
             self._count += 1
             self._handed.append((self._buffer, self._count))
             buffer, count = self._handed[0]
             self._wait_for(count)
             self._handed.popleft()
-            self._buffer, self._filled = buffer, 0
+            self._buffer, self._parts = buffer, []
+            self._filled = self._begun = self._inserted = 0
+
+    def _end_part(self) -> None:
+        if self._filled > self._begun:
+            self._parts.append(self._buffer[self._begun : self._filled].data)
+            self._begun = self._filled
 
     def _wait_for(self, count: int) -> None:
         for thread in self._threads:
@@ -79,21 +102,21 @@ class Sink:
 
 
 class _Thread:
-    """A thread that gives data to a consumer.
+    """A thread that gives parts to a consumer.
 
     It is spoken to through queues that know no Python: an interrupt, which may come between any two steps, would leave
     a lock of futures or conditions taken, and everybody waiting for it.
     """
 
     def __init__(self, consumer: Consumer, wait: Callable[[], None]) -> None:
-        self._given: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._given: SimpleQueue[list[Part] | None] = SimpleQueue()
         self._done: SimpleQueue[BaseException | bool] = SimpleQueue()
         self._count = 0
         start_new_thread(_consume, (self._given, self._done, wait, consumer))
 
-    def give(self, data: memoryview) -> None:
-        """Have it consume data when it is done with what it was given before."""
-        self._given.put(data)
+    def give(self, parts: list[Part]) -> None:
+        """Have it consume them when it is done with what it was given before."""
+        self._given.put(parts)
 
     def wait_for(self, count: int) -> None:
         """Wait until it has consumed so many. Raises what the consumer raised."""
@@ -111,16 +134,20 @@ class _Thread:
 
 
 def _consume(
-    given: SimpleQueue[memoryview | None],
+    given: SimpleQueue[list[Part] | None],
     done: SimpleQueue[BaseException | bool],
     wait: Callable[[], None],
     consumer: Consumer,
 ) -> None:
-    """Tell of everything consumed True or what was raised, and False at the end."""
-    while (data := given.get()) is not None:
+    """Tell of all parts consumed True or what was raised, and False at the end."""
+    while (parts := given.get()) is not None:
         try:
             wait()
-            consumer(data)
+            for part in parts:
+                if isinstance(part, memoryview):
+                    consumer(part)
+                else:
+                    part()
         except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
             done.put(error)
         else:

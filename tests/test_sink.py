@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -56,6 +57,37 @@ def test_drained_bytes_are_consumed_before_others_follow() -> None:
             assert bytes(got[before:]) == piece.tobytes()
 
 
+def test_what_is_inserted_is_written_in_its_place() -> None:
+    got, wanted = bytearray(), bytearray()
+    with closing(Sink(SIZE, slow(got, 4))) as sink:
+        for number, piece in enumerate(pieces()):
+            wanted += piece.tobytes()
+            if number % 3:
+                sink.insert(len(piece), partial(got.extend, piece.tobytes()))
+            else:
+                sink.put(piece)
+        sink.drain()
+    assert got == wanted
+
+
+def test_nobody_inserts_far_more_than_is_written() -> None:
+    """Or a bar would be at its end, and an interrupt would wait, while the disk has hardly begun."""
+    written, inserted = 0, 0
+
+    def write() -> None:
+        nonlocal written
+        time.sleep(0.001)
+        written += SIZE // 3
+
+    with closing(Sink(SIZE, lambda _: None)) as sink:
+        for _ in range(60):
+            sink.insert(SIZE // 3, write)
+            inserted += SIZE // 3
+            assert inserted - written <= 4 * SIZE
+        sink.drain()
+        assert written == inserted
+
+
 class Later(Backend):
     """Writes products at the last moment, as a device may."""
 
@@ -98,6 +130,13 @@ def full(_: memoryview) -> None:
 def test_what_a_consumer_raises_reaches_who_drains() -> None:
     with closing(Sink(SIZE, full)) as sink:
         sink.put(np.zeros(1, np.uint8))
+        with pytest.raises(OSError, match="No space left"):
+            sink.drain()
+
+
+def test_what_an_inserted_write_raises_reaches_who_drains() -> None:
+    with closing(Sink(SIZE, lambda _: None)) as sink:
+        sink.insert(1, partial(full, memoryview(b"")))
         with pytest.raises(OSError, match="No space left"):
             sink.drain()
 
