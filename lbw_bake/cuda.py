@@ -6,8 +6,10 @@ torch is imported only where a GPU may be used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .environment import driver_present
 from .errors import DeviceError
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
     Kernel = Callable[[torch.Tensor], torch.Tensor]
+
+T = TypeVar("T")
 
 # Below this many bytes importing torch and starting CUDA cost more than they can save. An estimate until it is
 # measured: start-up takes about 3 s, in which one CPU core multiplies about 6 GB.
@@ -41,17 +45,37 @@ def algebra_device(device: str) -> str:
     """Where linear algebra runs (`auto`, `cpu`, `cuda`): on CUDA wherever there is one. Raises DeviceError."""
     if device == "cpu":
         return "cpu"
+    if missing := _missing():
+        if device == "auto":
+            return "cpu"
+        raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
+    return "cuda"
+
+
+@cache
+def _missing() -> str:
+    """What keeps this process from using CUDA, empty if nothing does."""
     try:
         import torch
     except ImportError:
-        missing = "torch is not installed"
-    else:
-        if torch.cuda.is_available():
-            return "cuda"
-        missing = "torch finds no CUDA device"
-    if device == "auto":
-        return "cpu"
-    raise DeviceError(f"--device cuda: {missing}", "use --device cpu, which writes the same bytes")
+        return "torch is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    try:  # one that is there may be taken, or be too old or too new for what this torch was built for
+        torch.ones(1, device="cuda").sum().item()
+    except RuntimeError as error:
+        return f"torch finds a CUDA device that it cannot use ({str(error).splitlines()[0]})"
+    return ""
+
+
+def with_room(device: str, compute: Callable[[str], T]) -> T:
+    """Do linear algebra where `algebra_device` says, or on the CPU if there is no room. Raises DeviceError."""
+    if algebra_device(device) == "cuda":
+        import torch
+
+        with suppress(torch.OutOfMemoryError):
+            return compute("cuda")
+    return compute("cpu")
 
 
 def check_device(device: str) -> None:

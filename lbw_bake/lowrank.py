@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
 
-from .cuda import algebra_device
+from .cuda import with_room
 from .errors import DeviceError
 from .families import Kernel
 from .updates import Array, Arrays, check_room, factors_of, flat, through_core
@@ -78,12 +78,7 @@ def truncate(update: LowRank, rank: int, device: str = "auto") -> tuple[LowRank,
         return LowRank(update.up[:, :rank], update.down[:rank]), 0.0
     if find_spec("torch") is None:
         raise DeviceError("truncating to a rank needs torch, which is not installed", "pip install torch")
-    if algebra_device(device) == "cuda":
-        import torch
-
-        with suppress(torch.OutOfMemoryError):
-            return _truncated(update, rank, "cuda")
-    return _truncated(update, rank, "cpu")
+    return with_room(device, partial(_truncated, update, rank))
 
 
 def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:

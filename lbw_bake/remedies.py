@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
 from .algorithms import ADDITIVE, MAGNITUDES
 from .alphas import scales_of
 from .basemodel import BaseModel, BaseWeight
-from .cuda import algebra_device
+from .cuda import with_room
 from .edits import LEAVE_OUT, Compute, Drop, Edit, Edits, fitting, stored_as, towards
 from .errors import DeviceError, NotBakeableError
 from .factors import step_of
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import torch
 
     from .nonlinear import Dora, Reading, Rotation
+
+T = TypeVar("T")
 
 _BASE = "bake them exactly with --base CHECKPOINT"
 _EITHER = f"{_BASE}, or nearly with --inexact allow"
@@ -70,6 +72,7 @@ class Remedies:
         self._family, self._means, self._read = family, means, read
         self._scale_of = scales_of(lora)
         self._latest: tuple[str, Arrays] = "", {}
+        self._device = "cpu"
 
     def __call__(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment | str:
         """The module's treatment at a weight, to be stored in a dtype (None keeps); or what would make one possible."""
@@ -109,7 +112,7 @@ class Remedies:
             if kind == "oft":
                 return self._rotation_update(module, place)[1]
             _, _, dora = self._dora(module, place)
-        return _whole(module, dora)
+        return self._with_room(_whole(module, dora))
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -136,7 +139,7 @@ class Remedies:
             w = self._tensor(base.read())
             return (self._rotation(module, read).applied(w) - w).cpu().numpy()
 
-        return base, difference
+        return base, self._with_room(difference)
 
     def _decomposed(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         from .nonlinear import spread_over
@@ -146,7 +149,7 @@ class Remedies:
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
-            update = _whole(module, dora)
+            update = self._with_room(_whole(module, dora))
             return self._exactly(_in_full(module, base, dtype, lambda read: weight * update(read)), **used)
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 
@@ -160,7 +163,7 @@ class Remedies:
         edits: dict[str, Edit] = {}
         for name in (*factors, role):
             (tensor,) = module.tensors[name]
-            values = partial(self._part, module.name, name, parts)
+            values = partial(self._part, module.name, name, self._with_room(parts))
             edits[tensor.name] = Compute(tensor.name, dtypes.get(name, "F32"), tensor.shape, values)
         return self._exactly(edits, **used)
 
@@ -193,11 +196,14 @@ class Remedies:
         scaled = [tensor for tensor in alphas if tensor.dtype in FLOATS]
         edits |= {tensor.name: Multiply(tensor.dtype, tensor.dtype, abs(weight)) for tensor in scaled}
         edits |= {tensor.name: towards(tensor, weight, 1.0) for tensor in module.tensors.get("rescale", ())}
-        exact = self._rotation(module, self._read)
-        alpha = exact.alpha * (abs(weight) if scaled else 1.0)
-        rescale = None if exact.rescale is None else 1 + weight * (exact.rescale - 1)
-        written = Rotation([block * weight for block in exact.blocks], alpha, rescale)
-        error = rotation_error(exact, weight, written)
+
+        def off(read: Read) -> float:
+            exact = self._rotation(module, read)
+            alpha = exact.alpha * (abs(weight) if scaled else 1.0)
+            rescale = None if exact.rescale is None else 1 + weight * (exact.rescale - 1)
+            return rotation_error(exact, weight, Rotation([block * weight for block in exact.blocks], alpha, rescale))
+
+        error = self._with_room(off)(self._read)
         if not math.isfinite(error):
             raise NotBakeableError(f"{module.name}: its blocks are no rotation, they hold NaN or infinity", LEAVE_OUT)
         return Treatment(edits, _TURNED, error, {"inexact": "allow"})
@@ -214,9 +220,17 @@ class Remedies:
     def _base(self) -> BaseModel:
         return BaseModel(cast("Path", self._means.base), self._family)
 
-    @cached_property
-    def _device(self) -> str:
-        return algebra_device(self._means.device)
+    def _with_room(self, compute: Callable[[Read], T]) -> Callable[[Read], T]:
+        """The same, on the device if that has room for it, else on the CPU."""
+
+        def computed(read: Read) -> T:
+            def on(device: str) -> T:
+                self._device = device
+                return compute(read)
+
+            return with_room(self._means.device, on)
+
+        return computed
 
     def _reading(self, module: Module, base: BaseWeight, role: str) -> Reading:
         """How the magnitude is read, by its shape; the factors are checked against the base weight."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import BakeFile, Run, Tensors, data_of, transformed, unet_lora, wr
 
 import lbw_bake.run
 from lbw_bake import cuda
-from lbw_bake.cuda import Streams, choose_backend
+from lbw_bake.cuda import Streams, choose_backend, with_room
 from lbw_bake.lora import read_lora
 from lbw_bake.planning import make_plan
 from lbw_bake.rewrite import Target, rewrite
@@ -137,6 +138,44 @@ def test_cuda_without_cuda_is_refused_with_a_way_out(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_sweep_is_not_planned_for_a_cuda_that_is_not_there(lora: Path, run: Run) -> None:
     assert "no CUDA device" in run.refused("sweep", lora, "--x", "blocks=MID", "--device", "cuda", "--dry-run")
+
+
+@pytest.fixture
+def unusable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """There is a device, but none that this torch could compute on."""
+
+    def refuse(*_: object, **__: object) -> object:
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+
+    cuda._missing.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", refuse)
+    yield
+    cuda._missing.cache_clear()
+
+
+@pytest.mark.usefixtures("unusable")
+def test_a_device_that_torch_cannot_use_is_refused_with_its_reason(lora: Path, tmp_path: Path, run: Run) -> None:
+    error = run.refused("bake", lora, "-w", "*=0.5", "--device", "cuda", "-o", tmp_path / "b.safetensors")
+    assert "a CUDA device that it cannot use (CUDA error: no kernel image is available)" in error
+    assert "hint: use --device cpu" in error
+
+
+@pytest.mark.usefixtures("unusable")
+def test_auto_does_not_take_a_device_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "driver_present", lambda: True)
+    assert choose_backend("auto", 1 << 50) == ("cpu", CPU)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_linear_algebra_goes_where_there_is_room(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(device: str) -> str:
+        if device == "cuda" and not room:
+            raise torch.OutOfMemoryError
+        return device
+
+    monkeypatch.setattr(cuda, "algebra_device", lambda _: "cuda")
+    assert with_room("auto", compute) == ("cuda" if room else "cpu")
 
 
 @pytest.mark.parametrize("nbytes", [0, 1 << 20])

@@ -35,6 +35,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from lbw_bake.remedies import Remedies
+
+torch = pytest.importorskip("torch")
+
 Array = np.ndarray
 
 LAYER = "model.diffusion_model.middle_block.1.proj_in.weight"
@@ -663,3 +667,31 @@ def test_a_cell_of_a_sweep_is_what_bake_writes(
     assert len({*written.values()}) == 4
     for value, content in written.items():
         assert content == bake_file(source, "-w", f"MID={value} *=1", *means).read_bytes()
+
+
+@pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
+def test_what_a_gpu_has_no_room_for_is_computed_on_the_cpu(
+    tensors: Tensors,
+    options: tuple[str, ...],
+    based: bool,
+    checkpoints: Mapping[str, Path],
+    bake_tensors: BakeTensors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    means = ("-w", "MID=0.3", *options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+    wanted = bake_tensors(tensors, *means)
+    tensor, tried = Remedies._tensor, []
+
+    def where_there_is_room(remedies: Remedies, array: Array) -> torch.Tensor:
+        tried.append(remedies._device)
+        if remedies._device == "cuda":
+            raise torch.OutOfMemoryError
+        return tensor(remedies, array)
+
+    monkeypatch.setattr(Remedies, "_tensor", where_there_is_room)
+    monkeypatch.setattr("lbw_bake.cuda.algebra_device", lambda device: "cpu" if device == "cpu" else "cuda")
+    baked = bake_tensors(tensors, *means)
+    assert set(tried) == {"cuda", "cpu"}
+    assert {name: array.tobytes() for name, array in baked.items()} == {
+        name: array.tobytes() for name, array in wanted.items()
+    }
