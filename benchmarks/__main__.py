@@ -42,6 +42,7 @@ for name in tensors:
         tensors[name] = tensors[name] * 0.3
 save_file(tensors, sys.argv[2])
 """
+LBW = str(Path(sys.executable).with_name("lbw"))
 SOURCE = "source.safetensors"
 Command = list[str]
 
@@ -69,7 +70,7 @@ def run(command: Command) -> Run:
 def measure(case: Case, folder: Path, rounds: int) -> list[str]:
     """One row of the table."""
     source, output = folder / SOURCE, folder / "output.safetensors"
-    lbw = [sys.executable, "-m", "lbw_bake", "bake", str(source), "-q", "--device", "cpu", "-o", str(output)]
+    lbw = [LBW, "bake", str(source), "-q", "--device", "cpu", "-o", str(output)]
     commands: dict[str, Command] = {
         "cp": ["cp", str(source), str(output)],
         "torch": [sys.executable, "-c", TORCH, str(source), str(output)],
@@ -103,7 +104,7 @@ def measure_many(count: int, folder: Path, rounds: int) -> list[list[str]]:
     for i in range(count):
         shutil.copy(folder / SOURCE, loras / f"{i}.safetensors")
     out = folder / "out"
-    lbw = [sys.executable, "-m", "lbw_bake", "bake", str(loras), "-q", "--device", "cpu", "--out-dir", str(out)]
+    lbw = [LBW, "bake", str(loras), "-q", "--device", "cpu", "--out-dir", str(out)]
     jobs = {"1": [*lbw, "--weights", "*=0.3", "--jobs", "1"], str(os.cpu_count()): [*lbw, "--weights", "*=0.3"]}
     runs: dict[str, list[Run]] = {name: [] for name in ("cp", *jobs)}
     for _ in range(rounds):

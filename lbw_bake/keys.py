@@ -96,12 +96,19 @@ def parse_key(name: str) -> Key | None:
         return None
     length, role, adapter = found
     stem = name[:-length]
-    component, _, path = split_prefix(stem)
+    component, path = _layer(stem)
     named = adapter not in ("", "default")
+    return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _layer(stem: str) -> tuple[str, str]:
+    """The component of a stem, and the path of its layer."""
+    component, _, path = split_prefix(stem)
     path = path.replace(".", "_")
     for old, new in _RENAMED.items():
         path = path.replace(old, new)
-    return Key(f"{stem}[{adapter}]" if named else stem, component, path, role)
+    return component, path
 
 
 def lora_stem(stem: str) -> str:
