@@ -272,9 +272,8 @@ def _suffixes(parts: Sequence[Part]) -> tuple[Mapping[str, str], Path | None]:
 
 
 def _is_dotted(parts: Sequence[Part]) -> bool:
-    """Whether the output's modules have dotted names, as those of the first file."""
-    _, first = next(_modules(parts))
-    return "." in first.name
+    """Whether the output's modules have dotted names: if the first file has no others."""
+    return all("." in module.name for _, module in _modules(parts[:1]))
 
 
 def _modules(parts: Sequence[Part]) -> Iterator[tuple[TensorFile, Module]]:

@@ -6,6 +6,7 @@ Sources: the converters of diffusers' loaders, ComfyUI's key maps.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,32 +66,45 @@ class Spelling:
 
 
 def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spelling:
-    """The spelling of what several files of a family become: that of the first.
+    """The spelling of what several files of a family become: that of the first, kohya's where it has some of them.
 
     No loader is known to read dotted names and kohya's in one file. All know kohya's names of any layer of a UNet, and
     those of Flux where they are the original model's; but diffusers passes over a UNet's original names where its own
     are in the file. Raises NotBakeableError where dotted names cannot be turned into those.
     """
-    dotted = {path: "." in modules[0][0].name for path, modules in files}
-    several = len(set(dotted.values())) > 1
-    named = [both for _, modules in (files[:1] if any(dotted.values()) else files) for both in modules]
+    if len(files) == 1:
+        return Spelling(family, {})
+    own, modules = files[0][1], [both for _, placed in files for both in placed]
+    dotted, flat = _components(modules, dotted=True), _components(modules, dotted=False)
+    known = [both for both in modules if both[1].component not in dotted]
     prefixes = {
-        place.component: lora_stem(split_prefix(module.name)[1]) for module, place in named if "." not in module.name
+        place.component: lora_stem(split_prefix(module.name)[1])
+        for module, place in (*known, *own)
+        if "." not in module.name
     }
-    mixed = len(files) > 1 and family.denoiser in prefixes and _is_mixed(files, family)
-    if not several:
-        return Spelling(family, prefixes, family.denoiser) if mixed else Spelling(family, {})
-    missing = sorted({place.component for _, modules in files for _, place in modules} - prefixes.keys())
-    original = family.denoiser if mixed or (family.name in _FUSED and _are_original(files, family)) else None
-    if missing or not (original or family.denoiser == "unet"):
-        one, other = (next(path for path, kind in dotted.items() if kind is wanted) for wanted in (False, True))
+    # A component that no file has in kohya's names may be beside others that are, if the first file has it so.
+    kept = _components(own, dotted=True) - flat if _components(own, dotted=False) else set()
+    missing = sorted(dotted - prefixes.keys() - kept) if flat else []
+    turned = family.denoiser in dotted & prefixes.keys()
+    mixed = family.denoiser in prefixes and _is_mixed(modules, family)
+    fused = turned and family.name in _FUSED and _are_original(modules, family)
+    if missing or (turned and not (fused or family.denoiser == "unet")):
+        names = [(path, module.name, place.component) for path, placed in files for module, place in placed]
+        one, name = next((path, name) for path, name, _ in names if "." not in name)
+        strange = missing or [family.denoiser]
+        other, dots = next((path, name) for path, name, component in names if "." in name and component in strange)
         raise NotBakeableError(
-            f"{one} names its modules as kohya does (lora_unet_...), {other} as diffusers or PEFT do",
+            f"{one} names modules as kohya does ({name}), {other} as diffusers or PEFT do ({dots})",
             f"name a file first that has kohya's names of the {' and the '.join(missing)}"
             if missing
             else "convert one of them to the other spelling first",
         )
-    return Spelling(family, prefixes, original)
+    return Spelling(family, prefixes, family.denoiser if mixed or fused else None)
+
+
+def _components(modules: Placed, *, dotted: bool) -> set[str]:
+    """The components of which there are dotted names, or others."""
+    return {place.component for module, place in modules if ("." in module.name) is dotted}
 
 
 def _kohyas(path: str) -> str:
@@ -100,9 +114,9 @@ def _kohyas(path: str) -> str:
     return path
 
 
-def _is_mixed(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:
+def _is_mixed(modules: Placed, family: Family) -> bool:
     """Whether some layers of a UNet have the names of the original model, and others those of diffusers."""
-    paths = {module.path for _, placed in files for module, place in placed if place.component == family.denoiser}
+    paths = {module.path for module, place in modules if place.component == family.denoiser}
     return any(map(_SGM.fullmatch, paths)) and any(map(_DIFFUSERS.fullmatch, paths))
 
 
@@ -112,16 +126,19 @@ def _with_upsampler(name: str, family: Family) -> str:
     return re.sub(r"^(output_blocks_\d+)_conv$", rf"\1_{position}_conv", name)
 
 
-def _are_original(files: Iterable[tuple[Path, Placed]], family: Family) -> bool:
+def _are_original(modules: Placed, family: Family) -> bool:
     """Whether all layers of the denoiser have names in the original model, and kohya's names are these."""
-    modules = (module for _, placed in files for module, place in placed if place.component == family.denoiser)
-    paths = (canonical(module.path)[0] if "." in module.name else module.path for module in modules)
+    layers = (module for module, place in modules if place.component == family.denoiser)
+    paths = (canonical(module.path)[0] if "." in module.name else module.path for module in layers)
     return all(map(ORIGINAL.fullmatch, paths))
 
 
 def check_prefixes(layers: Iterable[Layer], first: Path) -> None:
-    """Raise NotBakeableError for layers that loaders of the first file's names would pass over."""
-    firsts: dict[tuple[str, str], tuple[object, str]] = {}
+    """Raise NotBakeableError for layers that begin as none of the first file's: loaders of these would pass over them.
+
+    The first file's layers come first.
+    """
+    known: defaultdict[tuple[str, str], dict[object, str]] = defaultdict(dict)
     for layer in layers:
         addend = layer.addends[0]
         _, prefix, path = split_prefix(layer.stem)
@@ -130,9 +147,12 @@ def check_prefixes(layers: Iterable[Layer], first: Path) -> None:
         for kind, (own, shown) in begins.items():
             if own is None:  # no stack tells the model
                 continue
-            theirs, begin = firsts.setdefault((layer.place.component, kind), (own, shown))
-            if addend.path != first and own != theirs:
+            others = known[layer.place.component, kind]
+            if addend.path == first or not others:
+                others.setdefault(own, shown)
+            elif own not in others:
                 raise NotBakeableError(
-                    f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with {begin!r}",
+                    f"{addend.path}: {layer.stem} is in no other file, and modules of {first} begin with "
+                    f"{next(iter(others.values()))!r}",
                     "convert one of them to the other's spelling first: no loader is known to read both in one file",
                 )

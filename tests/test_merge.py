@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MODULE, Run, Tensors, kohya_lora, metadata_of, record_in, unet_lora, update_of, write
+from conftest import (
+    MODULE,
+    Run,
+    Tensors,
+    kohya_lora,
+    metadata_of,
+    record_in,
+    unet_lora,
+    update_of,
+    write,
+    write_raw,
+)
 from formulas import BY_NAME, FORMULAS, Formula, for_each
 from safetensors.numpy import load_file
 
@@ -275,6 +286,38 @@ def test_also_where_a_file_has_dotted_names_of_its_text_encoder(tmp_path: Path, 
         f"lora_unet_middle_block_1_proj_{end}.lora_up.weight" for end in ("in", "out")
     }
     assert encoder.keys() <= found
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as they are", "turned round"])
+@pytest.mark.parametrize("encoder", [False, True], ids=["unet", "with a text encoder"])
+@pytest.mark.parametrize("other", ["kohya", "dotted"])
+def test_the_order_of_a_files_tensors_decides_no_names(
+    other: str, encoder: bool, turned: bool, tmp_path: Path, run: Run
+) -> None:
+    """Of a file that has kohya's names and dotted ones."""
+    dotted = "unet.mid_block.attentions.0.proj_out"
+    te = ["text_encoder.text_model.encoder.layers.0.mlp.fc1"] if encoder else []
+    both = kohya_lora(["unet_mid_block_attentions_0_proj_in"], dtype="float32") | peft_lora([dotted, *te])
+    entries = [(name, "F32", array.shape, array.tobytes()) for name, array in both.items()]
+    mixed = write_raw(tmp_path / "a.safetensors", entries[::-1] if turned else entries)
+    plain = write(
+        tmp_path / "b.safetensors",
+        kohya_lora(["unet_mid_block_attentions_0_norm"]) if other == "kohya" else peft_lora([f"{dotted[:-8]}norm"]),
+    )
+    out = tmp_path / "out.safetensors"
+    run.done("merge", f"{mixed}:2", plain, "--family", "sd1", "-o", out)
+    merged = load_file(out)
+    factors = {f"lora_unet_mid_block_attentions_0_{layer}.lora_up.weight" for layer in ("proj_in", "proj_out", "norm")}
+    assert {name for name in merged if "lora_up" in name} == factors
+    assert {name for name in merged if "lora_B" in name} == {f"{layer}.lora_B.weight" for layer in te}
+    update = both[f"{dotted}.lora_B.weight"] @ both[f"{dotted}.lora_A.weight"]
+    np.testing.assert_allclose(update_of(merged, "lora_unet_mid_block_attentions_0_proj_out"), 2 * update, atol=1e-5)
+    if encoder or other == "dotted":  # the first file has to have kohya's names of all that others have dotted
+        error = run.refused("merge", plain, mixed, "--family", "sd1", "--force", "-o", out)
+        assert "as kohya does" in error
+    else:
+        run.done("merge", plain, f"{mixed}:2", "--family", "sd1", "--force", "-o", out)
+        assert load_file(out).keys() == merged.keys()
 
 
 def test_layers_beside_an_oft_are_not_called_like_it(tmp_path: Path, run: Run) -> None:
