@@ -76,7 +76,7 @@ class Addend:
     @property
     def adds(self) -> bool:
         """Whether its whole update is a product or a summand that can be read."""
-        known = self.module.linear and self.kind in (*FORMS, *WHOLE) and not unread(self.module)
+        known = self.module.linear and self.kind in (*FORMS, *WHOLE) and not _odd(self.module)
         return self.difference is not None or known
 
     @property
@@ -166,7 +166,7 @@ def _made(name: str, array: Array, dtype: str) -> Made:
 
 
 def _does_not_add(addend: Addend) -> NotBakeableError:
-    module, odd = addend.module, unread(addend.module)
+    module, odd = addend.module, _odd(addend.module)
     what = f"{module.algorithm_name} with {', '.join(odd)}" if module.linear and odd else module.algorithm_name
     return NotBakeableError(
         f"{addend.path}: {module.name} is {what}, which does not add up",
@@ -174,6 +174,15 @@ def _does_not_add(addend: Addend) -> NotBakeableError:
         if module.linear
         else "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",
     )
+
+
+def _odd(module: Module) -> list[str]:
+    """The roles by which a module is more than one summand.
+
+    Of a product and differences of the whole weight under one name, A1111 reads the product, ComfyUI the last of these.
+    """
+    differences = [role for role in ("diff", "w_norm") if role in module.tensors]
+    return unread(module) + (differences if len(differences) + bool(module.algorithm.products) > 1 else [])
 
 
 def _additive(addends: Sequence[Addend]) -> dict[str, Array]:

@@ -746,6 +746,24 @@ def test_what_has_no_sum_is_refused(name: str, tmp_path: Path, run: Run) -> None
     assert MODULE in error
 
 
+@pytest.mark.parametrize("role", ["diff", "w_norm"])
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr in full"])
+def test_a_product_beside_a_difference_is_no_sum(name: str, role: str, tmp_path: Path, run: Run) -> None:
+    """Loaders read the one or the other: each keeps its own weight, and neither takes part in another's."""
+    case, whole = BY_NAME[name], f"{MODULE}.{role}"
+    tensors = case.tensors(MODULE) | {whole: np.ones((6, 8), np.float32)}
+    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
+    lora = write(tmp_path / "lora.safetensors", BY_NAME["lora"].tensors(MODULE))
+    error = run.refused("merge", lora, source, "--family", "sd1", "-o", out)
+    assert f"{source}: {MODULE} is {case.name.split()[0]} with {role}, which does not add up" in error
+    said = run.done("bake", source, "-w", "*=0.5", "--rank", 1, "--family", "sd1", "-o", out)
+    assert "not truncated" in said
+    baked = load_file(out)
+    assert baked.keys() == tensors.keys()
+    assert (baked[whole] == 0.5).all()
+    np.testing.assert_allclose(case.update(baked, MODULE), 0.5 * case.update(tensors, MODULE), rtol=1e-5)
+
+
 def test_modules_that_share_tensors_are_not_merged_with_others(tmp_path: Path, run: Run) -> None:
     vera = BY_NAME["vera"].tensors(MODULE)
     lora = write(tmp_path / "lora.safetensors", kohya_lora(["unet_middle_block_1_proj_out"]))
