@@ -106,9 +106,16 @@ def low_lokr(kind: str) -> Tensors:
 
 
 def glora(kind: str) -> Tensors:
-    del kind
-    a1, a2, b1, b2 = random((IN, RANK), (RANK, IN), (OUT, RANK), (RANK, IN))
+    kernel = SHAPES[kind][2:]
+    pixel = tuple(1 for _ in kernel)
+    a1, a2, b1, b2 = random((IN, RANK, *pixel), (RANK, IN, *pixel), (OUT, RANK, *pixel), (RANK, IN, *kernel))
     return {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}
+
+
+def old_glora(kind: str) -> Tensors:
+    """As LyCORIS had it before 2.0: the first of each pair is the one that the input goes into."""
+    a1, a2, b1, b2 = glora(kind).values()
+    return {"a1.weight": a2, "a2.weight": a1, "b1.weight": b2, "b2.weight": b1}
 
 
 def dense(t: Mapping[str, Array], w: Array) -> Array:
@@ -126,7 +133,12 @@ def dense(t: Mapping[str, Array], w: Array) -> Array:
     elif "hada_w1_a" in t:
         delta = (t["hada_w1_a"] @ t["hada_w1_b"]) * (t["hada_w2_a"] @ t["hada_w2_b"])
     elif "a1.weight" in t:
-        delta = w @ t["a1.weight"] @ t["a2.weight"] + t["b1.weight"] @ t["b2.weight"]
+        a1, a2, b1, b2 = (
+            t[f"{role}.weight"].reshape(len(t[f"{role}.weight"]), -1) for role in ("a1", "a2", "b1", "b2")
+        )
+        if a1.shape == (RANK, IN):
+            a1, a2, b1, b2 = a2, a1, b2, b1
+        delta = np.einsum("oi...,ir,rj->oj...", w, a1, a2) + (b1 @ b2).reshape(w.shape)
     elif "lokr_w1_a" in t:
         delta = np.kron(t["lokr_w1_a"] @ t["lokr_w1_b"], t["lokr_w2_a"] @ t["lokr_w2_b"])
     else:
@@ -194,7 +206,7 @@ class Dora:
 
 
 DORAS = tuple(
-    Dora(factors, kind, axis, full=factors in (lokr, low_lokr, glora))
+    Dora(factors, kind, axis, full=factors in (lokr, low_lokr, glora, old_glora))
     for factors, kinds in (
         (lora, ("linear", "3x3")),
         (tucker, ("3x3",)),
@@ -202,7 +214,8 @@ DORAS = tuple(
         (tucker_loha, ("3x3",)),
         (lokr, ("linear", "3x3")),
         (low_lokr, ("linear",)),
-        (glora, ("linear",)),
+        (glora, ("linear", "3x3")),
+        (old_glora, ("linear", "3x3")),
     )
     for kind in kinds
     for axis in ("in", "out")
@@ -494,6 +507,13 @@ class TestRotations:
         difference = baked.astype(np.float64) - eye
         wanted = weight * (original[f"{MODULE}.oft_diag"].astype(np.float64) - eye)
         assert np.linalg.norm(difference - wanted) <= 2e-6
+
+    @pytest.mark.parametrize("shape", [(3, 4, 5), (3, 5, 4), (4, 3), (12,)])
+    def test_the_old_kind_turns_by_square_matrices(self, shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+        source = write(tmp_path / "a.safetensors", stored({"oft_diag": np.ones(shape)}, "float32"))
+        for weight in (0.5, 0):
+            error = run.refused("bake", source, "-w", f"MID={weight}", "--family", "sd1", "-o", tmp_path / "b")
+            assert f"{MODULE}.oft_diag holds no square matrices" in error
 
 
 # Absolute weights, and what is refused ------------------------------------------------------------------------------
