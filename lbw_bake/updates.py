@@ -173,9 +173,14 @@ def _low_rank(arrays: Arrays, n: str) -> Factors:
 
 def _glora(a: Arrays, b: Arrays) -> float:
     pairs = [pair for pair in (("a1", "a2"), ("b1", "b2")) if {*pair} <= a.keys() & b.keys()]
-    # Before LyCORIS 2.0 the first of each pair was the inner one.
-    pairs = [pair if len(a[pair[0]]) >= a[pair[0]].shape[1] else pair[::-1] for pair in pairs]
+    pairs = [pair if _is_outer(a[pair[0]], a[pair[1]]) else pair[::-1] for pair in pairs]
     return sum(_product(*pair, "bm" if "b1" in pair else "", a, b) for pair in pairs)
+
+
+def _is_outer(one: Array, other: Array) -> bool:
+    """Whether the product is one times other: before LyCORIS 2.0 the first of each pair was the inner one."""
+    either = other.shape[1] == len(one)
+    return one.shape[1] == len(other) and (not either or len(one) >= one.shape[1])
 
 
 _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {

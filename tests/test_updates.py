@@ -77,6 +77,17 @@ def test_the_factors_of_glora_may_be_swapped_as_before_lycoris_2() -> None:
     assert one == pytest.approx(other)
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_glora_of_a_layer_with_fewer_rows_than_its_rank_is_measured(swapped: bool) -> None:
+    """As the last convolution of a UNet, which has 4."""
+    rng = np.random.default_rng(0)
+    a1, a2, b1, b2 = (rng.standard_normal(shape) for shape in ((9, 5), (5, 9), (4, 5), (5, 9)))
+    roles = (("a2", "a1"), ("b2", "b1")) if swapped else (("a1", "a2"), ("b1", "b2"))
+    named = zip((role for pair in roles for role in pair), (a1, a2, b1, b2), strict=True)
+    tensors = {f"{MODULE}.{role}.weight": array for role, array in named}
+    assert norm(*module_of(tensors), lambda *_: 1.0) == pytest.approx(float(np.linalg.norm(b1 @ b2)))
+
+
 @for_each(case for case in FORMULAS if case.name in UNMEASURED)
 def test_what_depends_on_the_base_model_has_no_norm(case: Formula) -> None:
     module, read = module_of(case.tensors(MODULE))
