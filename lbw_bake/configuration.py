@@ -21,6 +21,11 @@ _INITIAL = "init_lora_weights"
 _FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _KASA = "kasa_config"
 
+# What makes PEFT's factors others than those of one matrix: stacks of matrices, blocks of a diagonal, inputs in groups.
+# Of two stacks of one layer, one has `base_layer` in its name. Source: PEFT's `ParamWrapper` and LoRA variants.
+_UNLIKE_PRODUCTS = ("target_parameters", "use_bdlora", "use_qalora")
+_NESTED = ".base_layer"
+
 
 def configuration(lora: Lora, folders: Iterable[Path] = ()) -> dict[str, Any]:
     """The adapter's configuration: in the file, beside it, or in one of the folders; empty if there is none.
@@ -59,6 +64,18 @@ def taken_from_base(lora: Lora) -> str:
         if name == _KASA and value:
             return name
     return ""
+
+
+def check_products(lora: Lora) -> None:
+    """Raise NotBakeableError for an adapter whose factors a weight scales, but which are none to add up or truncate."""
+    said = (key.rpartition(".")[2] for key, value in configuration(lora).items() if value)
+    nested = (module.name for module in lora.grouping.modules if _NESTED in module.name)
+    found = [*(f"its configuration says {name}" for name in said if name in _UNLIKE_PRODUCTS), *nested]
+    if found:
+        raise NotBakeableError(
+            f"{lora.file.path}: {found[0]}: factors of PEFT that are not those of one matrix, of which no sum is known",
+            "leave this file out; lbw bake gives it any weight, without --rank",
+        )
 
 
 def is_made_anew(lora: Lora) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from .addition import Addend, Form, Layer, Sum, add
 from .alphas import known_alpha, scales_of
 from .atomic import atomic_write, check_output, refusals, write_all
-from .configuration import ADAPTER_METADATA, CONFIG, check_origin
+from .configuration import ADAPTER_METADATA, CONFIG, check_origin, check_products
 from .cuda import check_device
 from .edits import fitting
 from .errors import LbwError, NotBakeableError, StrictError, UnknownFamilyError, VariableError, WeightError
@@ -213,6 +213,7 @@ def _layers(parts: Sequence[Part], inputs: Sequence[TensorData], how: Recipe) ->
     usual = _common_dtype(parts[0].lora.file.tensors)
     for part, (_, modules), data in zip(parts, placed, inputs, strict=True):
         check_origin(part.lora)
+        check_products(part.lora)
         remedies = Remedies(part.lora, part.weights.family, means, data.read)
         scale_of = scales_of(part.lora)
         for module, place in modules:

@@ -89,3 +89,12 @@ def test_kasa_is_refused(tmp_path: Path, run: Run) -> None:
     assert "2 kasa modules" in run.refused(*asked)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"kasa_config": {"beta": 1}}))
     assert "kasa_config" in run.refused(*asked)
+
+
+def test_a_name_tells_stacks_of_matrices_without_a_configuration(tmp_path: Path, run: Run) -> None:
+    """PEFT names one of two parameters of a layer after the wrapper of the other."""
+    tensors = peft("base_model.model.")
+    nested = {name.replace(".lora_", ".base_layer.lora_"): array for name, array in tensors.items()}
+    source = write(tmp_path / "a.safetensors", tensors | nested)
+    error = run.refused("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert "to_k.base_layer: factors of PEFT that are not those of one matrix" in error

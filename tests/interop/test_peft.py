@@ -274,3 +274,45 @@ def test_grouped_convolutions_are_no_products(run: Run, tmp_path: Path) -> None:
     nets = (model, adapted.base_model.model, baked.base_model.model)
     base, before, after = (net.get_submodule(path)(inputs) for net in nets)
     assert_close(after - base, 0.3 * (before - base), 1e-5)
+
+
+class Experts(nn.Module):
+    """Two stacks of matrices, one for each of three experts, as parameters of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (nn.Parameter(torch.randn(3, *shape)) for shape in ((16, 12), (12, 16)))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([inputs @ up.T @ down.T for up, down in zip(self.up, self.down, strict=True)])
+
+
+PATH = "mid_block.attentions.0.proj_in"
+UNLIKE_PRODUCTS = {
+    "experts": (Experts, {"target_modules": [], "target_parameters": [f"{PATH}.up"]}),
+    "nested experts": (Experts, {"target_modules": [], "target_parameters": [f"{PATH}.up", f"{PATH}.down"]}),
+    "blocks of A": (MAKERS["l"], {"target_modules": [PATH], "use_bdlora": {"target_modules_bd_a": ["proj_in"]}}),
+    "blocks of B": (MAKERS["l"], {"target_modules": [PATH], "use_bdlora": {"target_modules_bd_b": ["proj_in"]}}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("maker", "options"), UNLIKE_PRODUCTS.values(), ids=UNLIKE_PRODUCTS)
+def test_factors_of_no_plain_product_bake_and_do_not_add_up(
+    maker: Any, options: dict[str, Any], run: Run, tmp_path: Path
+) -> None:
+    if bd := options.get("use_bdlora"):
+        options = {**options, "use_bdlora": peft.BdLoraConfig(nblocks=2, **bd)}
+    model = model_of({PATH: maker()})
+    adapted = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, lora_alpha=6, **options))
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "a")
+    source, out = tmp_path / "a" / "adapter_model.safetensors", tmp_path / "a" / "baked.safetensors"
+    for command in (("merge", source, source), ("bake", source, "--weights", "MID=0.3", "--rank", 2)):
+        assert "not those of one matrix" in run.refused(*command, "--family", "sd1", "-o", out)
+    run.done("bake", source, "--weights", "MID=0.3", "--family", "sd1", "-o", out)
+    out.replace(source)
+    baked = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "a")
+    nets = (model, adapted.merge_and_unload(), baked.merge_and_unload())
+    for base, before, after in zip(*(net.get_submodule(PATH).parameters() for net in nets), strict=True):
+        assert_close(after - base, 0.3 * (before - base), 1e-5)
