@@ -252,6 +252,7 @@ def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run
         ("sd1", "up_blocks.0.upsamplers.0.conv", "output_blocks_2_1_conv"),
         ("sd1", "up_blocks.2.upsamplers.0.conv", "output_blocks_8_2_conv"),
         ("sd1", "time_embedding.linear_2", "time_embed_2"),
+        ("sdxl", "add_embedding.linear_1", "label_emb_0_0"),
     ],
 )
 @pytest.mark.parametrize("kohyas", [True, False])
