@@ -84,7 +84,7 @@ class Dora:
             raise NotBakeableError(
                 f"{self.name}: at weight {weight:g} its update nearly cancels the base weight, "
                 "which factors of its rank cannot express",
-                "use a weight nearer to 0 or 1",
+                "use a weight nearer to 0 or 1, or lbw merge with --base, which makes full differences of all",
             )
         factor, *shrink = spread_over(self.algorithm, self.reading.axis, weight)
         position = int(factor in ("down", "hada_w1_b") or "hada_t1" in self.factors)

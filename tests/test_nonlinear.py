@@ -329,6 +329,10 @@ class TestDora:
         error = run.refused("bake", source, "--weights", "MID=2", "-o", target, *with_base(checkpoints))
         assert "nearly cancels the base weight" in error
         assert not target.exists()
+        assert "lbw merge with --base" in error
+        run.done("merge", f"{source}:2", "-o", target, *with_base(checkpoints))
+        w = base("linear").astype(np.float64)
+        assert_close(roles(load_file(target))["diff"], comfyui(roles(original), w, 2.0), 1e-5)
 
     def test_modules_may_lie_apart_in_the_file(
         self, checkpoints: Mapping[str, Path], tmp_path: Path, bake_tensors: BakeTensors
