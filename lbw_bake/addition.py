@@ -216,8 +216,8 @@ def _product(
     anew = full or bool(form.rank and rank > form.rank)
     factor = 1.0 if anew else form.unloaded(rank)
     limit = largest(layer.stored)
-    scaled = [one.times(addend.weight * addend.scale * factor, limit) for addend, one in products]
-    total = concatenate(scaled) if scaled else None
+    scaled = [(addend.kind, one.times(addend.weight * addend.scale * factor, limit)) for addend, one in products]
+    total = concatenate([one if kind == "lora" else one.evened() for kind, one in scaled]) if scaled else None
     if full:
         difference = summed["diff"]
         if total:

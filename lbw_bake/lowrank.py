@@ -48,6 +48,17 @@ class LowRank:
             return LowRank(self.up, self.down * factor)
         return LowRank(self.up * factor, self.down)
 
+    def evened(self) -> LowRank:
+        """The same update, a power of two moved from one matrix to the other so that neither is small alone.
+
+        Matrices that are products themselves may be smaller than half precision holds, while the other has room.
+        """
+        up, down = (float(np.abs(matrix).max(initial=0.0)) for matrix in (self.up, self.down))
+        if not (0 < up < math.inf and 0 < down < math.inf):
+            return self
+        step = 2.0 ** round(math.log2(down / up) / 2)
+        return LowRank(self.up * step, self.down / step)
+
 
 def factored(update: Array) -> LowRank:
     """A whole update as a product with the identity, on its smaller side. Raises ValueError if that is too large."""

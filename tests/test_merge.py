@@ -689,6 +689,24 @@ def test_tiny_factors_do_not_underflow(weight: float, tmp_path: Path, run: Run) 
     assert error <= 2e-3 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("weight", [0.01, 0.3, -0.7])
+@for_each(case for case in FORMULAS if "loha" in case.name or "lokr" in case.name)
+def test_neither_do_factors_that_are_products_of_these(case: Formula, weight: float, tmp_path: Path, run: Run) -> None:
+    tensors = case.tensors(MODULE)
+    for shrink, grow in case.products:
+        tensors[f"{MODULE}.{grow}"] *= 2e-4
+        tensors[f"{MODULE}.{shrink}"] *= 0.02
+    original = {name: array.astype(np.float16) for name, array in tensors.items()}
+    source, out = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
+    run.done("merge", f"{source}:{weight}", f"{source}:{weight}", "--family", "sd1", "-o", out)
+    merged = {name: array.astype(np.float64) for name, array in load_file(out).items()}
+    up, down = merged[f"{MODULE}.lora_up.weight"], merged[f"{MODULE}.lora_down.weight"]
+    scale = merged.get(f"{MODULE}.alpha", len(down)) / len(down)
+    update = scale * np.tensordot(up.reshape(len(up), -1), down, 1).ravel()
+    expected = 2 * weight * case.update(original, MODULE)
+    assert np.linalg.norm(update - expected) <= 2e-3 * np.linalg.norm(expected)
+
+
 # What a merge writes anew: a LoRA of the same update.
 ANEW = {"lora", "lora without alpha", "convolution", "tucker", "lora with bias difference", "peft with bias"}
 
