@@ -27,6 +27,9 @@ from .scaling import largest, numpy_dtype, round_to
 from .tensordata import TensorData
 from .updates import WHOLE, Array, Read, arrays_of, flat, unread
 
+# What a norm calls its differences -> what all other layers call theirs. Loaders take the one or the other.
+_OF_NORMS = {"w_norm": "diff", "b_norm": "diff_b"}
+
 _PORTABLE = {"loha", "lokr", "glora", *WHOLE}  # algorithms whose tensors have the same names everywhere
 
 
@@ -135,7 +138,7 @@ def add(layer: Layer, form: Form) -> Sum:
     if "up_bias" in summed and not (
         total and _name_of("up_bias", layer) == f"{names['up'].removesuffix('weight')}bias"
     ):
-        summed["diff_b"] = summed.get("diff_b", 0.0) + summed.pop("up_bias")
+        _put(summed, "diff_b", summed.pop("up_bias"))
     if total:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * form.unloaded(total.rank) for role in INSIDE if role in summed}
     arrays = {} if total is None else _factors(total, names)
@@ -186,18 +189,28 @@ def _odd(module: Module) -> list[str]:
 
 
 def _additive(addends: Sequence[Addend]) -> dict[str, Array]:
-    """The sums of what adds by itself, by role."""
+    """The sums of what adds by itself, by role. Raises ValueError for what is of different layers."""
     summed: dict[str, Array] = {}
+    names = {} if all(addend.kind == "norm" for addend in addends) else _OF_NORMS
     for addend in addends:
         arrays = arrays_of(addend.module, addend.data.read)
         for role in (role for role in ADDITIVE if role in arrays and not (role == "diff" and addend.difference)):
             factor = addend.weight * (addend.scale if role in INSIDE else 1.0)
             array = with_all_rows(arrays[role], addend.rows)
-            summed[role] = summed.get(role, 0.0) + (array * factor if factor else np.zeros_like(array))
+            _put(summed, names.get(role, role), array * factor if factor else np.zeros_like(array))
         if addend.difference:
             difference = with_all_rows(addend.difference(addend.data.read), addend.rows)
-            summed["diff"] = summed.get("diff", 0.0) + difference * addend.weight
+            _put(summed, "diff", difference * addend.weight)
     return summed
+
+
+def _put(summed: dict[str, Array], role: str, array: Array) -> None:
+    """Add to a sum, in the shape it has: a layer may be a matrix in one file, a convolution of one pixel in another."""
+    if (total := summed.get(role)) is not None:
+        if len(total) != len(array) or total.size != array.size:
+            raise ValueError(f"{role} has shape {list(array.shape)}, and {list(total.shape)} before")
+        array = total + array.reshape(total.shape)
+    summed[role] = array
 
 
 def _product(
@@ -212,16 +225,16 @@ def _product(
     if len(sizes) > 1:
         found = ", ".join(f"{size} in {path}" for size, path in sizes.items())
         raise NotBakeableError(f"{layer.stem} is of several sizes: {found}", "merge LoRAs of one model")
-    rank, full = sum(one.rank for _, one in products), any(addend.kind == "full" for addend in addends)
+    rank, full = sum(one.rank for _, one in products), "diff" in summed
     anew = full or bool(form.rank and rank > form.rank)
     factor = 1.0 if anew else form.unloaded(rank)
     limit = largest(layer.stored)
     scaled = [(addend.kind, one.times(addend.weight * addend.scale * factor, limit)) for addend, one in products]
     total = concatenate([one if kind == "lora" else one.evened() for kind, one in scaled]) if scaled else None
     if full:
-        difference = summed["diff"]
         if total:
-            summed["diff"] = difference = difference + total.dense().reshape(difference.shape)
+            _put(summed, "diff", total.dense())
+        difference = summed["diff"]
         lower = form.rank and difference.ndim > 1 and form.rank < min(flat(difference).shape)
         total = factored(summed.pop("diff")) if lower else None
     if not form.rank:

@@ -112,6 +112,8 @@ def _truncated(update: LowRank, rank: int, where: str) -> tuple[LowRank, float]:
 def _lora(arrays: Arrays, kernel: Kernel) -> LowRank:
     del kernel
     up, down, mid = arrays["up"], arrays["down"], arrays.get("mid")
+    if up.size != math.prod(up.shape[:2]):
+        raise ValueError(f"up is no matrix, it has shape {list(up.shape)}")
     if mid is not None:
         down = through_core(mid, flat(down))
     return LowRank(flat(up), down)

@@ -917,6 +917,52 @@ def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run:
     assert f"8 x 8 in {small}, 16 x 16 in {large}" in error
 
 
+@pytest.mark.parametrize("shape", [(1, 8), (8, 8, 3, 3), (16, 4), (4, 16)])
+@pytest.mark.parametrize("other", ["a difference", "a product"])
+def test_differences_of_several_sizes_are_refused(other: str, shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+    lora = kohya_lora(["unet_middle_block_1_proj_in"])
+    files = [
+        write(tmp_path / "a.safetensors", {f"{MODULE}.diff": np.ones(shape, np.float32)}),
+        write(tmp_path / "b.safetensors", lora if other == "a product" else {f"{MODULE}.diff": np.ones((8, 8))}),
+    ]
+    error = run.refused("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    assert f"{MODULE}: its tensors do not fit together" in error
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_matrix_and_a_convolution_of_one_pixel_add_up(turned: bool, tmp_path: Path, run: Run) -> None:
+    shapes = ((6, 8), (6, 8, 1, 1))[:: -1 if turned else 1]
+    parts = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(shapes)]
+    files = [write(tmp_path / f"{i}.safetensors", {f"{MODULE}.diff": part}) for i, part in enumerate(parts)]
+    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    merged = load_file(tmp_path / "c.safetensors")[f"{MODULE}.diff"]
+    assert merged.shape == shapes[0]
+    np.testing.assert_allclose(merged.reshape(6, 8), sum(part.reshape(6, 8) for part in parts), rtol=1e-5)
+
+
+def test_a_norm_has_one_name_for_each_of_its_differences(tmp_path: Path, run: Run) -> None:
+    """LyCORIS writes w_norm and b_norm, others diff and diff_b: of both under one name loaders read the one."""
+    norm = "lora_unet_middle_block_1_norm"
+    files = []
+    for i, roles in enumerate((("w_norm", "b_norm"), ("diff", "diff_b"), ("w_norm", "b_norm"))):
+        tensors = {f"{norm}.{role}": np.full(8, 10.0**i * n, np.float32) for n, role in enumerate(roles, 1)}
+        files.append(write(tmp_path / f"{i}.safetensors", tensors))
+    out = tmp_path / "out.safetensors"
+    for parts, roles, wanted in ((files, ("diff", "diff_b"), 111), (files[::2], ("w_norm", "b_norm"), 101)):
+        run.done("merge", *parts, "--family", "sd1", "--force", "-o", out)
+        sums = {name: array.tolist() for name, array in load_file(out).items()}
+        assert sums == {f"{norm}.{role}": [n * wanted] * 8 for n, role in enumerate(roles, 1)}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 2), (8, 2, 3, 3)])
+def test_an_up_that_is_no_matrix_is_refused(shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+    """Not written in another shape, as matrices of experts stacked on each other would be."""
+    tensors = {f"{PEFT}.lora_A.weight": np.ones((*shape[:-2], 2, 8)), f"{PEFT}.lora_B.weight": np.ones(shape)}
+    source = write(tmp_path / "a.safetensors", tensors)
+    error = run.refused("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+    assert "up is no matrix" in error
+
+
 def test_a_rank_that_a_module_has_already_is_no_warning(tmp_path: Path, run: Run) -> None:
     glora = BY_NAME["glora"].tensors(MODULE)
     lora = kohya_lora(["unet_middle_block_1_proj_out"], dtype="float32")
