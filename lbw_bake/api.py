@@ -111,6 +111,7 @@ def merge(
     from .jobs import NO_OUTPUT
     from .merging import merge_parts, read_parts
     from .recipes import Recipe
+    from .remarks import name_remarks
 
     how = Recipe(
         family=family,
@@ -127,7 +128,8 @@ def merge(
         raise OutputError(*NO_OUTPUT)
     given = [(one, Weights()) if isinstance(one, str | os.PathLike) else one for one in several(loras)]
     parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
-    return merge_parts(parts, path_of(output), how, progress)
+    target = path_of(output)
+    return merge_parts(parts, target, how, progress, name_remarks(target))
 
 
 def mix(

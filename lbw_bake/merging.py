@@ -32,7 +32,7 @@ from .plan import Plan
 from .planning import DTYPES, agree
 from .progress import Progress, silent
 from .recipes import Recipe
-from .remarks import copied_untouched, name_remarks
+from .remarks import copied_untouched
 from .remedies import Means, Remedies
 from .scaling import FLOAT8, FLOATS, Bytes
 from .sources import Weights
@@ -128,14 +128,20 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: Family | str | Non
     return parts
 
 
-def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progress: Progress = silent) -> Merged:
+def merge_parts(
+    parts: Sequence[Part],
+    output: Path | None,
+    how: Recipe,
+    progress: Progress = silent,
+    remarks: Sequence[str] = (),
+) -> Merged:
     """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 
     Of the recipe, weights and the options of a bake alone say nothing here. Floats are stored as the first file stores
     those of the layer, or most of its own, unless the recipe says otherwise. One file alone keeps the tensors that
     belong to no module. A dry run computes all of it and writes nothing, for which it needs no output. `progress` is
-    told of every layer. Raises NotBakeableError for modules that do not add (DoRA and OFT without their base model,
-    GLoRA with another kind), OutputError, DeviceError, StrictError.
+    told of every layer; `remarks` are warnings that there are already. Raises NotBakeableError for modules that do not
+    add (DoRA and OFT without their base model, GLoRA with another kind), OutputError, DeviceError, StrictError.
     """
     first = parts[0].lora.file.path
     if output:
@@ -171,7 +177,7 @@ def merge_parts(parts: Sequence[Part], output: Path | None, how: Recipe, progres
         nbytes = len(header.encode(hashes.metadata())) + spool.end
         names = tuple(tensor.name for _, loose in left_out for tensor in loose)
         warnings = (
-            *name_remarks(output),
+            *remarks,
             *_warnings(parts, layers, left_out),
             *_unloaded(parts, spool.tensors),
             *_uneven(parts, ranks, form.alpha),

@@ -118,7 +118,7 @@ def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progr
             seconds=seconds,
             device=device,
             verified=how.verify,
-            warnings=tuple(dict.fromkeys((*outcome.warnings, *written.warnings))),
+            warnings=(*outcome.warnings, *written.warnings),
         )
         if target
         else outcome
