@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, LbwError
@@ -16,6 +17,7 @@ from .jobs import RETRIES, Batch, Job, Watch, repeatable
 from .run import Outcome, failed, run
 
 if TYPE_CHECKING:
+    import logging
     from concurrent.futures import Future
 
 # A worker process takes about half a second to start, in which a core bakes some 200 MB.
@@ -116,7 +118,7 @@ def _dask(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError:
         raise DeviceError("--cluster needs dask.distributed", 'pip install "lbw-bake[dask]"') from None
-    with _in_silence():
+    with _silence:
         try:
             client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
         except Exception as error:  # of any kind, as the scheme and what follows it have it
@@ -126,19 +128,36 @@ def _dask(address: str) -> Iterator[Any]:
             yield client
 
 
-@contextmanager
-def _in_silence() -> Iterator[None]:
-    """Keep Dask's logs quiet for a while: a program may have other clusters, and want to hear of those."""
-    import logging
+class _Silence:
+    """Keeps Dask's logs quiet while any batch needs it: a program may have other clusters, and want to hear of those.
 
-    levels = {log: log.level for log in map(logging.getLogger, _DASKS_LOGS)}
-    for log in levels:
-        log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for log, level in levels.items():
-            log.setLevel(level)
+    Batches may overlap, in one thread or several: the last one to end gives the logs their levels back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._levels: dict[logging.Logger, int] = {}
+        self._batches = 0
+
+    def __enter__(self) -> None:
+        import logging
+
+        with self._lock:
+            if not self._batches:
+                self._levels = {log: log.level for log in map(logging.getLogger, _DASKS_LOGS)}
+                for log in self._levels:
+                    log.setLevel(logging.CRITICAL)
+            self._batches += 1
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._batches -= 1
+            if not self._batches:
+                for log, level in self._levels.items():
+                    log.setLevel(level)
+
+
+_silence = _Silence()
 
 
 def _ended(future: Future[list[Outcome]], job: Job) -> tuple[Job, list[Outcome]]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from conftest import Run, measured, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake import Naming, Recipe, Weights, make_batch, run_batch
-from lbw_bake.batch import _DASKS_LOGS, _ended, for_cluster
+from lbw_bake.batch import _DASKS_LOGS, _ended, _silence, for_cluster
 from lbw_bake.jobs import Job
 from lbw_bake.run import Outcome
 
@@ -123,6 +124,17 @@ def test_a_program_hears_of_its_own_clusters_afterwards(loras: Path, cluster: An
     before = [log.level for log in logs]
     batch = make_batch([loras], [Recipe(Weights.of("*=0.5"))], Naming(out_dir=tmp_path / "out"))
     for _ in run_batch(batch, cluster=cluster.scheduler_address):
+        assert {log.level for log in logs} == {logging.CRITICAL}
+    assert [log.level for log in logs] == before
+
+
+def test_batches_on_clusters_that_overlap_are_heard_of_when_all_have_ended() -> None:
+    logs = [logging.getLogger(name) for name in _DASKS_LOGS]
+    before = [log.level for log in logs]
+    with ExitStack() as first, ExitStack() as second:
+        for batch in (first, second):
+            batch.enter_context(_silence)
+        first.close()
         assert {log.level for log in logs} == {logging.CRITICAL}
     assert [log.level for log in logs] == before
 
