@@ -222,7 +222,7 @@ class Batch:
 
 def make_batch(
     inputs: Iterable[AnyPath],
-    recipes: Iterable[Recipe],
+    recipes: Recipe | Iterable[Recipe],
     naming: Naming,
     *,
     recursive: bool = False,
@@ -236,7 +236,8 @@ def make_batch(
     same file, or would be found as inputs another time. What is wrong with an input is in `Batch.problems`, or in what
     `run_batch` yields.
     """
-    paths, recipes = [Path(path) for path in several(inputs)], [*recipes]
+    paths = [Path(path) for path in several(inputs)]
+    recipes = [recipes] if isinstance(recipes, Recipe) else [*recipes]
     if not recipes:
         raise OutputError("nothing is to be done to the inputs", "give a recipe at least")
     include, exclude = tuple(several(include)), tuple(several(exclude))

@@ -266,6 +266,7 @@ def test_what_is_alone_is_one_of_several(lora: Path, tmp_path: Path) -> None:
         assert merge(alone, None, dry_run=True) == merge([lora], None, dry_run=True)
         assert make_batch(alone, [Recipe(dry_run=True)], Naming()).jobs[0].input == lora
         assert [checked.path for checked in validate_all(alone)] == [lora]
+    assert make_batch([lora], Recipe(dry_run=True), Naming()) == make_batch([lora], [Recipe(dry_run=True)], Naming())
     shutil.copy(lora, tmp_path / "style.safetensors")
     out = Naming(out_dir=tmp_path / "out")
     assert [job.input.stem for job in make_batch([tmp_path], [Recipe()], out, include="style*").jobs] == ["style"]
