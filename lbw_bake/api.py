@@ -87,7 +87,7 @@ def bake(
 
 
 def merge(
-    loras: Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
+    loras: AnyPath | Iterable[AnyPath | tuple[AnyPath, AnyWeights]],
     output: AnyPath | None,
     *,
     family: Family | str | None = None,

@@ -17,7 +17,7 @@ def path_of(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def several(given: Iterable[T]) -> Iterable[T]:
+def several(given: AnyPath | Iterable[T]) -> Iterable[T]:
     """What is given where there may be several: a text or a path is one, not its letters."""
     alone: Any = (given,)
     return alone if isinstance(given, str | os.PathLike) else given

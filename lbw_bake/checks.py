@@ -37,7 +37,7 @@ class Checked:
         return sum(finding.is_error for finding in self.findings)
 
 
-def validate_all(paths: Iterable[AnyPath], *, kind: str | None = None) -> Iterator[Checked]:
+def validate_all(paths: AnyPath | Iterable[AnyPath], *, kind: str | None = None) -> Iterator[Checked]:
     """Check preset files, and those of folders, one after the other, as `validate` does.
 
     What cannot be read, and a folder that holds none, has a finding that says so. Raises PresetError for another kind.

@@ -221,7 +221,7 @@ class Batch:
 
 
 def make_batch(
-    inputs: Iterable[AnyPath],
+    inputs: AnyPath | Iterable[AnyPath],
     recipes: Recipe | Iterable[Recipe],
     naming: Naming,
     *,
