@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -501,6 +502,46 @@ def test_an_interrupt_loses_no_outcome_that_is_there(
     with pytest.raises(KeyboardInterrupt):
         finished.extend(run_batch(batch, workers=2))
     assert [outcome.status for _, outcomes in finished for outcome in outcomes] == ["baked"] * 2
+
+
+class Fatal:
+    """Has every process that receives it die at the first bytes it would write; the deaths are noted in a file."""
+
+    def __init__(self, noted: Path) -> None:
+        self.noted = noted
+
+    def __reduce__(self) -> tuple[object, ...]:
+        code = (
+            "import os; from lbw_bake import rewrite\n"
+            "def die(*_):\n"
+            f"    with open({str(self.noted)!r}, 'a') as noted: print('died', file=noted)\n"
+            "    os._exit(9)\n"
+            "rewrite.write_all = die"
+        )
+        return exec, (code, {})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="tells no leftover from work by its lock")
+@pytest.mark.parametrize(("in_place", "tries"), [(False, 4), (True, 1)])
+def test_a_job_that_no_process_survives_fails_alone_after_four_tries_or_one_in_place(
+    in_place: bool, tries: int, loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+    out = loras if in_place else tmp_path / "out"
+    naming = Naming(in_place=True) if in_place else Naming(out_dir=out)
+    batch = make_batch(loras, Recipe(Weights.of("*=0.5"), in_place=in_place), naming, recursive=True)
+    first, *others = batch.jobs
+    before, names = first.input.read_bytes(), names_in(loras)
+    ((output, recipe),) = first.outputs
+    fatal = replace(first, outputs=((output, replace(recipe, family=Fatal(tmp_path / "noted"))),))  # type: ignore[arg-type]
+    outcomes = [one for _, ended in run_batch(replace(batch, jobs=(fatal, *others)), workers=2) for one in ended]
+    assert (tmp_path / "noted").read_text(encoding="utf-8") == "died\n" * tries
+    failed = [(one.input, one.output, str(one.error), one.error.hint) for one in outcomes if one.error]
+    hint = "run it again; with --jobs 1 it has all memory to itself"
+    assert failed == [(first.input, output, f"{first.input}: its process died (exit code 9)", hint)]
+    assert all(is_half(out / name) for name in ("b.safetensors", "deeper/c.safetensors"))
+    assert names_in(out) == (names if in_place else {"b.safetensors", "deeper/c.safetensors"})
+    assert first.input.read_bytes() == before
 
 
 def test_a_job_done_twice_leaves_what_it_finished_alone_and_still_refuses_what_was_there(
