@@ -18,7 +18,7 @@ import lbw_bake  # whose names are imported when somebody looks at the types of 
 from .arguments import AnyPath, path_of, several
 from .errors import LbwError, VariableError
 from .families import Family
-from .progress import Progress, silent
+from .progress import Progress, silent, unhandled
 from .sources import Given, Weights
 
 AnyWeights = Weights | Given
@@ -129,7 +129,8 @@ def merge(
     given = [(one, Weights()) if isinstance(one, str | os.PathLike) else one for one in several(loras)]
     parts = read_parts([(Path(path), Weights.of(weights)) for path, weights in given], family)
     target = path_of(output)
-    return merge_parts(parts, target, how, progress, name_remarks(target))
+    with unhandled(progress) as tell:
+        return merge_parts(parts, target, how, tell, name_remarks(target))
 
 
 def mix(

@@ -22,7 +22,7 @@ from .lora import Lora, read_lora
 from .metadata import records_in
 from .plan import Plan
 from .planning import agree
-from .progress import Progress, part_of, silent
+from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
 from .remarks import name_remarks
 from .rewrite import Rewritten, Target, rewrite
@@ -71,10 +71,11 @@ Planned = tuple[Outcome, Target | None]
 
 def run(job: Job, progress: Progress = silent) -> list[Outcome]:
     """Make all outputs of one input. What a user can get wrong is in the outcomes; nothing is raised for it."""
-    outcomes = _attempt(job, progress)
-    if job.outputs[0][1].skip_existing and any(map(_was_overtaken, outcomes)):
-        return _attempt(job, progress)
-    return outcomes
+    with unhandled(progress) as tell:
+        outcomes = _attempt(job, tell)
+        if job.outputs[0][1].skip_existing and any(map(_was_overtaken, outcomes)):
+            return _attempt(job, tell)
+        return outcomes
 
 
 def _was_overtaken(outcome: Outcome) -> bool:

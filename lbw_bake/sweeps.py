@@ -28,7 +28,7 @@ from .families import Family
 from .lora import Lora, read_lora
 from .metadata import as_text
 from .planning import agree
-from .progress import Progress, part_of, silent
+from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
 from .rewrite import Target, rewrite
 from .selectors import select
@@ -287,7 +287,7 @@ def write_sweep(
     """
     where = Path(folder)
     weights, recipe, again = sweep.files, sweep.recipe, replace or skip_existing
-    with TensorData(sweep.lora.file) as data:
+    with unhandled(progress) as tell, TensorData(sweep.lora.file) as data:
 
         def target(name: str) -> Target:
             plan = plan_by(recipe, sweep.lora, weights[name], data)
@@ -309,7 +309,7 @@ def write_sweep(
             return
         for first in range(0, len(files), _OPEN):
             targets = [target(name) for name in files[first : first + _OPEN]]
-            part = part_of(progress, first / len(files), len(targets) / len(files))
+            part = part_of(tell, first / len(files), len(targets) / len(files))
             written = rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify, progress=part)
             part(1.0)
             yield from written.sizes

@@ -9,7 +9,9 @@ import shutil
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from conftest import Run, bound_by_permissions, measured, metadata_of, record_in
 from safetensors.numpy import load_file
 
 import lbw_bake.run as batch_run
-from lbw_bake import Naming, Options, Recipe, Weights, make_batch, make_sweep, merge, run_batch, write_sweep
+from lbw_bake import LbwError, Naming, Options, Recipe, Weights, make_batch, make_sweep, merge, run_batch, write_sweep
 from lbw_bake.jobs import Job, folded, name_problem, repeatable
 
 ORIGINAL = unet_lora()
@@ -481,6 +483,31 @@ class TestProgress:
         assert len(shares) >= 3
         assert shares == sorted(set(shares))
         assert shares[-1] == 1
+
+    @pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, "of the caller"), LbwError("of the caller")])
+    @pytest.mark.parametrize("way", ["bake", "verify", "truncate", "processes", "merge", "sweep"])
+    def test_what_a_callback_raises_comes_out_as_it_is_and_is_no_failure_of_an_output(
+        self, way: str, raised: Exception, large: Path, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def tell(*told: Any) -> None:
+            if way != "verify" or told[-1] > 0.5:  # when all is written
+                raise raised
+
+        def bake(options: dict[str, Any]) -> object:
+            batch = make_batch([large, lora], Recipe(Weights.of("*=0.5"), **options), Naming(out_dir=out))
+            return list(run_batch(batch, workers=2, watch=tell))
+
+        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0 if way == "processes" else 1 << 60)
+        (out := tmp_path / "out").mkdir()
+        work: dict[str, Callable[[], object]] = {
+            "merge": lambda: merge(large, out / "merged.safetensors", progress=tell),
+            "sweep": lambda: list(write_sweep(make_sweep(large, {"x": "values=0,0.5"}, Recipe()), out, progress=tell)),
+        }
+        options = {"verify": {"verify": True}, "truncate": {"rank": 2}}.get(way, {})
+        with pytest.raises(type(raised)) as caught:
+            work.get(way, partial(bake, options))()
+        assert caught.value is raised
+        assert names_in(out) <= ({"large.safetensors", "a.safetensors"} if way == "processes" else set())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
