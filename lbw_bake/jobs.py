@@ -98,6 +98,8 @@ class Naming:
 
     def hint(self, one: Path, other: Path) -> str:
         """How outputs of two inputs, or two of one, are told apart."""
+        if self.in_place and one != other:
+            return "they are one file: leave out one of its names, in a folder with --exclude"
         if self.out_dir is None:
             return "give --out-dir DIR for several outputs"
         if ("{preset}" if one == other else "{stem}") not in self.template:
@@ -267,9 +269,9 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
         for output, recipe in outputs:
             if output is None:
                 continue
-            # Folders may be links to one another.
-            key = str(output) if naming.in_place else folded(Path(os.path.realpath(output.parent), output.name))
-            if key in taken:
+            # Folders may be links to one another; files in place are two unless the system takes their names for one.
+            key = folded(Path(os.path.realpath(output.parent), output.name))
+            if key in taken and not (naming.in_place and _are_two(taken[key], item.file)):
                 hint = naming.hint(taken[key], item.file)
                 raise OutputError(f"{output}: would be written from {taken[key]} and from {item.file}", hint)
             taken[key] = item.file
@@ -279,6 +281,14 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
         size = os.path.getsize(item.file) if os.path.isfile(item.file) else 0  # noqa: PTH113, PTH202 - see find_inputs
         jobs.append(Job(item.file, outputs, item.named, size, makes_folders=naming.out_dir is not None))
     return jobs
+
+
+def _are_two(one: Path, other: Path) -> bool:
+    """Whether paths lead to two files; what cannot be looked at says so when it is read."""
+    try:
+        return not one.samefile(other)
+    except OSError:
+        return True
 
 
 def _was_baked(file: Path) -> bool:

@@ -694,6 +694,15 @@ class TestPortableNames:
         run.done("bake", lora.parent, *HALF, "--in-place")
         assert all(is_half(path) for path in lora.parent.iterdir())
 
+    def test_in_place_they_are_one_where_the_system_takes_them_for_one(self, lora: Path, run: Run) -> None:
+        before = lora.read_bytes()
+        other = lora.with_name("A.safetensors")
+        if not other.exists():  # as it does where case does not count
+            other.hardlink_to(lora)
+        error = run.refused("bake", lora, other, *HALF, "--in-place")
+        assert f"would be written from {lora} and from {other}\nhint: they are one file" in error
+        assert lora.read_bytes() == before
+
     @pytest.mark.parametrize("preset", ["CON", "a|b", "x?"])
     def test_a_presets_name_makes_no_unsafe_one(self, preset: str, lora: Path, tmp_path: Path, run: Run) -> None:
         (tmp_path / "presets.yaml").write_text(f"'{preset}': {','.join('1' * 17)}\n")
