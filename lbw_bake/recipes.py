@@ -9,7 +9,7 @@ from pathlib import Path
 from .arguments import path_of
 from .configuration import check_origin
 from .errors import FileFormatError, LbwError, WeightError, nearest
-from .families import Family
+from .families import Family, family_named
 from .lora import Lora
 from .plan import Plan, Treat
 from .planning import DTYPES, make_plan
@@ -49,6 +49,8 @@ class Recipe:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise LbwError(f"{name} {value!r} is not one of {', '.join(known)}", nearest(str(value), known))
+        if self.family is not None:
+            family_named(self.family)
         if self.rank is not None:
             object.__setattr__(self, "rank", whole(self.rank, "rank"))
             if self.rank < 1:

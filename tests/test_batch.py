@@ -275,6 +275,11 @@ class TestFolders:
         error = run.done("bake", lora, lora.parent, *HALF, "--out-dir", tmp_path / "out")
         assert "error" not in error
 
+    def test_an_unknown_family_is_said_once_and_not_of_every_file(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        error = run.refused("bake", loras, *HALF, "--family", "sdlx", "--out-dir", tmp_path / "out")
+        assert error == "error: unknown family 'sdlx'\nhint: did you mean sdxl?\n"
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("force", [(), ("--force",)])
     def test_two_inputs_never_share_an_output(
         self, force: tuple[str, ...], loras: Path, tmp_path: Path, run: Run
@@ -559,8 +564,8 @@ def test_a_job_that_no_process_survives_fails_alone_after_four_tries_or_one_in_p
     batch = make_batch(loras, Recipe(Weights.of("*=0.5"), in_place=in_place), naming, recursive=True)
     first, *others = batch.jobs
     before, names = first.input.read_bytes(), names_in(loras)
-    ((output, recipe),) = first.outputs
-    fatal = replace(first, outputs=((output, replace(recipe, family=Fatal(tmp_path / "noted"))),))  # type: ignore[arg-type]
+    ((output, _),) = first.outputs
+    fatal = replace(first, named=Fatal(tmp_path / "noted"))  # type: ignore[arg-type]
     outcomes = [one for _, ended in run_batch(replace(batch, jobs=(fatal, *others)), workers=2) for one in ended]
     assert (tmp_path / "noted").read_text(encoding="utf-8") == "died\n" * tries
     failed = [(one.input, one.output, str(one.error), one.error.hint) for one in outcomes if one.error]
