@@ -97,6 +97,13 @@ def make_folder(folder: Path, hint: str = "choose another folder") -> None:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", hint) from error
 
 
+def check_folder(folder: Path, hint: str = "choose another folder") -> None:
+    """Refuse a folder in whose way, or on the way to which, is something else. Raises OutputError with the hint."""
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112 - which never raises
+            raise OutputError(f"{folder}: cannot be made: {path} is no folder", hint)
+
+
 def make_room(file: FileIO, start: int, end: int) -> None:
     """Have the system find room for bytes to come, if it can: ext4 writes them a third quicker then."""
     if hasattr(os, "posix_fallocate") and end > start:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .atomic import check_output, make_folder
+from .atomic import check_folder, check_output, make_folder
 from .cuda import algebra_device, check_device, choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .factors import ACTIONS, COPIED, SCALED
@@ -185,8 +185,9 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
     if recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
         return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
-    if job.makes_folders and not recipe.dry_run:
-        make_folder(output.parent, "choose another --out-dir")
+    if job.makes_folders:
+        take_folder = check_folder if recipe.dry_run else make_folder
+        take_folder(output.parent, "choose another --out-dir")
     if not job.makes_folders or os.path.exists(output.parent):  # noqa: PTH110 - a dry run makes none
         check_output(
             output,

@@ -381,6 +381,21 @@ class TestFolders:
         run.done("bake", loras, "--out-dir", tmp_path / "new", *HALF, "--dry-run")
         assert not (tmp_path / "new").exists()
 
+    @pytest.mark.parametrize("out", ["file", "file/deeper", "out"])
+    def test_a_dry_run_refuses_folders_that_the_bake_could_not_make(
+        self, out: str, loras: Path, tmp_path: Path, run: Run
+    ) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "deeper").touch()
+        for dry in ((), ("--dry-run",)):
+            error = run.refused("bake", loras, *HALF, "-r", "--out-dir", tmp_path / out, "--skip-existing", *dry)
+            assert error.count(": cannot be made: ") == 1
+        assert f"{tmp_path / ('out/deeper' if out == 'out' else 'file')} is no folder" in error
+        if out != "out":
+            sweep = ("sweep", loras / "a.safetensors", "--x", "values=0,1", "-o", tmp_path / out)
+            assert all("error: " in run.refused(*sweep, *dry) for dry in ((), ("--dry-run",)))
+
     def test_links_lead_on_and_hidden_files_are_nobodys(self, loras: Path, tmp_path: Path, run: Run) -> None:
         library = tmp_path / "library"
         (library / ".trash").mkdir(parents=True)
