@@ -131,6 +131,7 @@ def bake(
     places = sum((output is not None, out_dir is not None, in_place))
     single = {"--weights": weights, "--token": token, "--name": name, "--family": family, "--cluster": cluster}
     several = {"--preset": preset, "--element": element, "--element-preset": element_preset}
+    several |= {"--include": include, "--exclude": exclude}
     texts = [(option, text) for option, text in single.items() if text is not None]
     texts += [(option, text) for option, given in several.items() for text in given or ()]
     refuse(

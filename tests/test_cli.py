@@ -122,7 +122,8 @@ class TestExitCodes:
         assert error.splitlines() == [f"error: {lora}: sd1 has no block 'MIDD'", "hint: did you mean MID?"]
 
     @pytest.mark.parametrize(
-        "option", ["--preset", "--weights", "--token", "--element", "--element-preset", "--family"]
+        "option",
+        ["--preset", "--weights", "--token", "--element", "--element-preset", "--family", "--include", "--exclude"],
     )
     def test_an_empty_text_is_said_of_its_option(self, option: str, lora: Path, run: Run) -> None:
         """As `--weights "$W"` gives it where the variable is not set."""
