@@ -163,9 +163,9 @@ def find_inputs(
 ) -> Iterator[Found | Path | FileFormatError]:
     """The files named, and the safetensors files of the folders named, in sorted order.
 
-    Glob patterns choose among a folder's files by their path in it. Files there that may be LoRAs of another format
-    are yielded as mere paths; a folder that holds no LoRA, or cannot be looked into, as the error it is, so that the
-    others can go on.
+    Glob patterns choose among a folder's files by their path in it, or that of a folder they are in. Files there that
+    may be LoRAs of another format are yielded as mere paths; a folder that holds no LoRA, or cannot be looked into, as
+    the error it is, so that the others can go on.
     """
     paths = list(dict.fromkeys(paths))
     named = {os.path.realpath(path) for path in paths}
@@ -177,15 +177,13 @@ def find_inputs(
         insides, unread = [], False
         for file in files_in(path, recursive=recursive):
             if isinstance(file, FileFormatError):
-                unread = True
-                yield file
+                if not _is_like(file.path.relative_to(path), exclude):
+                    unread = True
+                    yield file
             elif file.suffix.lower() in _SUFFIXES:
                 insides.append(file.relative_to(path))
         chosen = [
-            inside
-            for inside in insides
-            if (not include or any(fnmatch(str(inside), pattern) for pattern in include))
-            and not any(fnmatch(str(inside), pattern) for pattern in exclude)
+            inside for inside in insides if (not include or _is_like(inside, include)) and not _is_like(inside, exclude)
         ]
         if not unread and not any(map(_is_safetensors, chosen)):
             yield _nothing_in(path, insides, recursive=recursive)
@@ -194,15 +192,24 @@ def find_inputs(
                 yield Found(path / inside, inside, named=False) if _is_safetensors(inside) else path / inside
 
 
+def _is_like(inside: Path, patterns: Sequence[str]) -> bool:
+    """Whether a path within a folder, or one of the folders on the way to it, is like one of these."""
+    ways = [str(path) for path in (inside, *inside.parents[:-1])]
+    return any(fnmatch(way, pattern.rstrip("/\\")) for way in ways for pattern in patterns)
+
+
 def _is_safetensors(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX
 
 
 def _nothing_in(folder: Path, insides: Sequence[Path], *, recursive: bool) -> FileFormatError:
     """The error that a folder is in which no LoRA was chosen; `insides` are all that could be one."""
-    if any(map(_is_safetensors, insides)):
-        return FileFormatError(folder, f"holds no matching {SUFFIX} files", "check --include and --exclude")
     hint = "" if recursive else "look deeper with --recursive"
+    if any(map(_is_safetensors, insides)):
+        choices = "check --include and --exclude"
+        return FileFormatError(
+            folder, f"holds no matching {SUFFIX} files", f"{choices}, or {hint}" if hint else choices
+        )
     if others := sorted({inside.suffix for inside in insides}):
         hint = f"convert its {', '.join(others)} files to safetensors first"
     return FileFormatError(folder, f"holds no {SUFFIX} files", hint)
@@ -234,9 +241,9 @@ def make_batch(
     """Find the inputs, name every output before any work starts, and make their folder unless it is a dry run.
 
     Every input is baked by every recipe, which differ in weights alone. `include` and `exclude` are glob patterns for
-    the files of folders, by their path in it. Raises OutputError where an output has no name, where two would be the
-    same file, or would be found as inputs another time. What is wrong with an input is in `Batch.problems`, or in what
-    `run_batch` yields.
+    the files of folders, by their path in it or that of a folder they are in. Raises OutputError where an output has no
+    name, where two would be the same file, or would be found as inputs another time. What is wrong with an input is in
+    `Batch.problems`, or in what `run_batch` yields.
     """
     paths = [Path(path) for path in several(inputs)]
     recipes = [recipes] if isinstance(recipes, Recipe) else [*recipes]

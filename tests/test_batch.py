@@ -221,6 +221,9 @@ class TestFolders:
             (("--recursive",), {"a.safetensors", "b.safetensors", "deeper/c.safetensors"}),
             (("--recursive", "--include", "*c*"), {"deeper/c.safetensors"}),
             (("--exclude", "a*"), {"b.safetensors"}),
+            (("--recursive", "--include", "deeper"), {"deeper/c.safetensors"}),
+            (("--recursive", "--exclude", "deep*/"), {"a.safetensors", "b.safetensors"}),
+            (("--recursive", "--exclude", "?"), {"a.safetensors", "b.safetensors", "deeper/c.safetensors"}),
         ],
     )
     def test_its_loras_are_found_and_their_names_kept(
@@ -270,6 +273,11 @@ class TestFolders:
         (empty := tmp_path / "empty").mkdir()
         error = run.refused("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
         assert "done: 1 written, 1 failed" in error
+
+    def test_a_folder_without_a_match_says_where_else_to_look(self, loras: Path, tmp_path: Path, run: Run) -> None:
+        command = ("bake", loras, *HALF, "--out-dir", tmp_path / "out", "--include", "*c.*")
+        assert run.refused(*command).endswith("check --include and --exclude, or look deeper with --recursive\n")
+        assert run.refused(*command, "--exclude", "deeper", "-r").endswith("hint: check --include and --exclude\n")
 
     def test_a_folder_whose_loras_are_all_named_too_is_not_empty(self, lora: Path, tmp_path: Path, run: Run) -> None:
         error = run.done("bake", lora, lora.parent, *HALF, "--out-dir", tmp_path / "out")
@@ -429,6 +437,7 @@ class TestFolders:
         error = run.refused("bake", loras, "--recursive", *HALF, "--out-dir", tmp_path / "out")
         assert f"{loras / 'deeper'}: cannot be looked into: Permission denied" in error
         assert names_in(tmp_path / "out") == {"a.safetensors", "b.safetensors"}
+        run.done("bake", loras, "-r", *HALF, "--out-dir", tmp_path / "out", "--force", "--exclude", "deeper")
         error = run.refused("bake", loras / "deeper", loras / "b.safetensors", *HALF, "--out-dir", tmp_path / "again")
         assert error.count("error: ") == 1
         assert "done: 1 written, 1 failed" in error
