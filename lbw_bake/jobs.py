@@ -167,7 +167,7 @@ def find_inputs(
     may be LoRAs of another format are yielded as mere paths; a folder that holds no LoRA, or cannot be looked into, as
     the error it is, so that the others can go on.
     """
-    paths = list(dict.fromkeys(paths))
+    paths = list({path.absolute(): path for path in paths}.values())
     named = {os.path.realpath(path) for path in paths}
     for path in paths:
         # os.path says no to what may not be looked at, of which reading says more.

@@ -337,10 +337,13 @@ class TestFolders:
         assert f"error: {tmp_path / 'out' / 'deeper'}: cannot be made: File exists\n" in error
         assert "done: 2 written, 1 failed" in error
 
-    def test_a_file_named_twice_is_baked_once(self, lora: Path, tmp_path: Path, run: Run) -> None:
-        again = lora.parent / "." / lora.name
-        out = run.out("bake", lora, again, *HALF, "--out-dir", tmp_path / "out", "--json")
-        assert len(out.splitlines()) == 1
+    def test_what_is_named_twice_is_baked_once(
+        self, lora: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(lora.parent)
+        for named in ((lora, lora.parent / "." / lora.name, lora.name), (lora.parent, Path())):
+            out = run.out("bake", *named, *HALF, "--out-dir", tmp_path / "out", "--json", "--force")
+            assert len(out.splitlines()) == 1
 
     def test_of_several_an_existing_output_may_be_skipped(self, loras: Path, tmp_path: Path, run: Run) -> None:
         command = ("bake", loras, *HALF, "--out-dir", tmp_path / "out")
