@@ -183,7 +183,7 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     if output is None:
         return _foreseen(outcome, plan, recipe), None
     target = Target(plan, output, recipe.weights.preset, recipe.replace or recipe.in_place, recipe.update_metadata)
-    if recipe.skip_existing and os.path.exists(output):  # noqa: PTH110 - a name too long is not there
+    if recipe.skip_existing and os.path.lexists(output):
         return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
     if job.makes_folders:
         take_folder = check_folder if recipe.dry_run else make_folder

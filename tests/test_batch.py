@@ -801,6 +801,12 @@ class TestSkipping:
         assert facts["status"] == "skipped"
         assert not any("is kept" in warning for warning in facts["warnings"])
 
+    def test_a_link_that_leads_nowhere_is_kept_and_said(self, lora: Path, tmp_path: Path, run: Run) -> None:
+        (link := tmp_path / "a.safetensors").symlink_to("nowhere")
+        error = run.done("bake", lora, *HALF, "--out-dir", tmp_path, "--skip-existing")
+        assert f"is kept, though it cannot be read: {link}: no such file" in error
+        assert link.is_symlink()
+
     @pytest.mark.parametrize("existing", ["other weights", "another dtype", "no LoRA"])
     def test_one_that_is_something_else_is_said(self, existing: str, lora: Path, tmp_path: Path, run: Run) -> None:
         output = tmp_path / "a.safetensors"
