@@ -133,7 +133,7 @@ def name_problem(name: str, stem: str, added: str) -> str:
 
     The stem itself is taken as it is: this system has a file of that name already.
     """
-    if Path(name).name != name:
+    if not name or Path(name).name != name:
         return "is not a file name"
     if unsafe := _UNSAFE.search(added):
         return f"holds {unsafe[0]!r}, which not every system allows in names"

@@ -659,6 +659,7 @@ class TestSeveralPresets:
 
 # Names made of an input's stem and what was added to it.
 UNSAFE = {
+    "nothing": ("", "a", "", "is not a file name"),
     "a/b": ("a/b", "a", "/b", "is not a file name"),
     "a colon": ("a:b", "a", ":b", "holds ':'"),
     "a star": ("a*", "a", "*", "holds '*'"),
