@@ -11,7 +11,7 @@ from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from .errors import DeviceError, LbwError
+from .errors import DeviceError, LbwError, OutputError
 from .interrupts import uninterrupted
 from .jobs import RETRIES, Batch, Job, Watch, repeatable
 from .run import Outcome, failed, run
@@ -50,9 +50,12 @@ def run_batch(
     They are run as the loop over them goes on, none before it begins; what processes are at when it is left, they
     finish. Processes are started only for so many bytes that it pays. `say` is told, in words, what a cluster keeps
     waiting for; `watch` is told a job, and the share of it, from 0 to 1, that this machine has done, if it is a large
-    one. What is wrong with a file is in its outcomes. Raises DeviceError if a cluster cannot be reached.
+    one. What is wrong with a file is in its outcomes. Raises DeviceError if a cluster cannot be reached, OutputError if
+    it is to replace inputs.
     """
     if cluster:
+        if any(recipe.in_place for job in batch.jobs for _, recipe in job.outputs):
+            raise OutputError("a cluster may do a file twice, and in place would bake it twice", "name other outputs")
         yield from _on_cluster([for_cluster(job) for job in batch.jobs], cluster, say)
         return
     processes = _processes(batch, workers)

@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from lbw_bake import Naming, Recipe, Weights, make_batch, run_batch
 from lbw_bake.batch import _DASKS_LOGS, _ended, _silence, for_cluster
+from lbw_bake.errors import OutputError
 from lbw_bake.jobs import Job
 from lbw_bake.run import Outcome
 
@@ -95,6 +96,13 @@ def test_a_job_that_no_worker_survives_fails_alone(error: Exception, reason: str
     _, (outcome,) = _ended(future, job)
     assert (outcome.input, outcome.output, outcome.status) == (tmp_path / "a", tmp_path / "b", "failed")
     assert f"{tmp_path / 'a'}: was not done by the cluster: {reason}" in str(outcome.error)
+
+
+def test_no_cluster_replaces_inputs(loras: Path) -> None:
+    """What it does twice would be baked twice."""
+    batch = make_batch([loras], Recipe(Weights.of("*=0.5"), in_place=True), Naming(in_place=True))
+    with pytest.raises(OutputError, match="may do a file twice"):
+        next(run_batch(batch, cluster="tcp://127.0.0.1:1"))
 
 
 def test_failures_are_those_of_the_files(loras: Path, cluster: Any, tmp_path: Path, run: Run) -> None:
