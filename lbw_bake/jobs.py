@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 from .arguments import AnyPath, path_of, several
 from .atomic import check_folder, make_folder
-from .errors import FileFormatError, OutputError
+from .errors import FileFormatError, LbwError, OutputError
 from .folders import files_in
 from .metadata import records_in
 from .recipes import Recipe
@@ -242,14 +242,16 @@ def make_batch(
 
     Every input is baked by every recipe, which differ in weights alone. `include` and `exclude` are glob patterns for
     the files of folders, by their path in it or that of a folder they are in. Raises OutputError where an output has no
-    name, where two would be the same file, or would be found as inputs another time. What is wrong with an input is in
-    `Batch.problems`, or in what `run_batch` yields.
+    name, where two would be the same file, or would be found as inputs another time, and LbwError for patterns without
+    a folder. What is wrong with an input is in `Batch.problems`, or in what `run_batch` yields.
     """
     paths = [Path(path) for path in several(inputs)]
     recipes = [recipes] if isinstance(recipes, Recipe) else [*recipes]
     if not recipes:
         raise OutputError("nothing is to be done to the inputs", "give a recipe at least")
     include, exclude = tuple(several(include)), tuple(several(exclude))
+    if (include or exclude) and paths and all(map(os.path.isfile, paths)):
+        raise LbwError("include and exclude choose among the files of folders, and no input is one", "name a folder")
     found = list(find_inputs(paths, recursive=recursive, include=include, exclude=exclude))
     jobs = make_jobs([item for item in found if isinstance(item, Found)], recipes, naming)
     if naming.out_dir:

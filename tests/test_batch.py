@@ -274,6 +274,14 @@ class TestFolders:
         error = run.refused("bake", lora, empty, "-p", "MIDD", "--out-dir", tmp_path / "out")
         assert "done: 1 written, 1 failed" in error
 
+    @pytest.mark.parametrize("option", ["--include", "--exclude"])
+    def test_files_that_are_named_are_not_chosen_among(self, option: str, lora: Path, tmp_path: Path, run: Run) -> None:
+        """As where a shell made names of a pattern: all of them would be baked."""
+        before = lora.read_bytes()
+        assert "and no input is one\n" in run.refused("bake", lora, *HALF, "--in-place", option, "*old*")
+        assert lora.read_bytes() == before
+        assert "no such file" in run.refused("bake", tmp_path / "typo", *HALF, "--in-place", option, "*old*")
+
     def test_a_folder_without_a_match_says_where_else_to_look(self, loras: Path, tmp_path: Path, run: Run) -> None:
         command = ("bake", loras, *HALF, "--out-dir", tmp_path / "out", "--include", "*c.*")
         assert run.refused(*command).endswith("check --include and --exclude, or look deeper with --recursive\n")
