@@ -42,6 +42,9 @@ from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Array
 from .words import counted
 
+# Outputs of one rewrite at most, each an open file: well below the 256 that some systems allow.
+AT_ONCE = 64
+
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]
 

@@ -25,7 +25,7 @@ from .planning import agree
 from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
 from .remarks import name_remarks
-from .rewrite import Rewritten, Target, rewrite
+from .rewrite import AT_ONCE, Rewritten, Target, rewrite
 from .tensordata import TensorData
 from .weights import Options
 
@@ -92,8 +92,9 @@ def _attempt(job: Job, progress: Progress) -> list[Outcome]:
     except LbwError as error:
         return [_failed(job, output, error, began) for output, _ in job.outputs]
     planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
-    # What is streamed reads the input once for all outputs; what is truncated is computed for each by itself.
-    groups = [[one] for one in planned] if how.rank else [planned]
+    # What is streamed reads the input once for many outputs; what is truncated is computed for each by itself.
+    count = 1 if how.rank else AT_ONCE
+    groups = [planned[i : i + count] for i in range(0, len(planned), count)]
     outcomes: list[Outcome] = []
     for i, group in enumerate(groups):
         outcomes += _make(job, group, how, began, part_of(progress, i / len(groups), 1 / len(groups)))

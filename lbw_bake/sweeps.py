@@ -30,7 +30,7 @@ from .metadata import as_text
 from .planning import agree
 from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
-from .rewrite import Target, rewrite
+from .rewrite import AT_ONCE, Target, rewrite
 from .selectors import select
 from .sources import Weights
 from .tensordata import TensorData
@@ -41,8 +41,6 @@ from .words import size_text, some
 
 MANIFEST = "manifest.json"
 
-# Files written at a time, from one pass over the input: well below the 256 open files some systems allow.
-_OPEN = 64
 # What a prompt token, a list of them or a file system could take for something else.
 _UNSAFE_LABEL = re.compile(r"[^\w.\-]+")
 _UNSAFE_STEM = re.compile(r'[:<>=,"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+')
@@ -308,8 +306,8 @@ def write_sweep(
                 check_output(where / name, [source], replace=expected, model=model, among=not skip_existing)
         if dry_run:
             return
-        for first in range(0, len(files), _OPEN):
-            targets = [target(name) for name in files[first : first + _OPEN]]
+        for first in range(0, len(files), AT_ONCE):
+            targets = [target(name) for name in files[first : first + AT_ONCE]]
             part = part_of(tell, first / len(files), len(targets) / len(files))
             written = rewrite(targets, backend, strict=recipe.strict, verify=recipe.verify, progress=part)
             part(1.0)

@@ -640,6 +640,21 @@ class TestSeveralPresets:
         alone = tmp_path / f"a-{preset}.safetensors"
         assert (tmp_path / "together" / alone.name).read_bytes() == alone.read_bytes()
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs limits of a process")
+    def test_they_may_be_more_than_files_that_may_be_open(self, lora: Path, tmp_path: Path) -> None:
+        import resource
+
+        outputs = tuple((tmp_path / f"{i}.safetensors", Recipe(Weights.of(f"*={i / 200}"))) for i in range(200))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(outputs), hard))
+        try:
+            outcomes = batch_run.run(Job(lora, outputs))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert {outcome.status for outcome in outcomes} == {"baked"}
+        assert [outcome.output for outcome in outcomes] == [output for output, _ in outputs]
+        assert is_half(tmp_path / "100.safetensors")
+
     def test_a_name_may_hold_the_preset(self, lora: Path, tmp_path: Path, run: Run) -> None:
         options = ("-p", "MIDD", "--out-dir", tmp_path / "out", "--name", "{preset} of {stem}")
         run.done("bake", lora, *options)

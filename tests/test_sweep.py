@@ -193,7 +193,7 @@ class TestFiles:
         assert len({cell["file"] for cell in cells.values()}) == 1 + len(SD1_BLOCKS)
 
     def test_more_files_than_are_open_at_a_time(self, source: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("lbw_bake.sweeps._OPEN", 2)
+        monkeypatch.setattr("lbw_bake.sweeps.AT_ONCE", 2)
         manifest = swept(run, source, "--analyse")
         for cell in manifest["cells"]:
             expected = {block: float(block != cell["x"]) for block in SD1_BLOCKS}
