@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -111,6 +111,7 @@ def comment_lines(path: Path) -> int:
     return len(re.findall(r"^[ \t]*#", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
+@lru_cache(maxsize=4)  # every preset that a command names is looked for in the same few files
 def read_document(data: bytes, path: Path, kind: str | None = None) -> Document:
     """Read a preset file's content, of the given kind or the one it seems to be. Raises PresetError for no kind."""
     text = decode(data)
