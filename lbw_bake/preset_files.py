@@ -11,7 +11,7 @@ from pathlib import Path
 from .arguments import AnyPath, several
 from .atomic import claim, make_folder, write_file
 from .checks import Checked, validate
-from .errors import PresetError, WeightError, nearest, reading_hint
+from .errors import OutputError, PresetError, WeightError, nearest, reading_hint
 from .families import Family, family_named
 from .presets import Entry, Preset, builtin_path, user_path
 from .presets.editing import with_preset, without_preset
@@ -142,11 +142,20 @@ def _source(weights: Given) -> Source:
 @contextmanager
 def _claimed(path: Path) -> Iterator[bool]:
     """Keep others from changing the file meanwhile; whether there is one. Raises OutputError."""
-    if not os.path.isfile(path):  # noqa: PTH113 - never raises; of what is no file reading says more
-        yield False
+    if _is_file(path):
+        with claim(path):
+            yield True
         return
-    with claim(path):
-        yield True
+    try:
+        yield False
+    except OutputError:
+        if _is_file(path):
+            raise OutputError(f"{path}: another process has just made it", "run it again to add to that file") from None
+        raise
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - never raises; of what is no file reading says more
 
 
 def _text_of(path: Path) -> str:

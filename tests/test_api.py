@@ -380,6 +380,7 @@ def test_presets_added_at_once_exclude_each_other(before: str, tmp_path: Path, m
     except OutputError as error:
         refused.append(error)
     assert len(refused) == 1
+    assert re.search("about to replace it" if before else "has just made it", str(refused[0]))
     assert validate(path).presets == len(before.splitlines()) + 1
 
 
