@@ -51,8 +51,9 @@ def _doubtful(plan: Plan) -> Iterator[str]:
 
 def _of_a_relative(plan: Plan) -> Iterator[str]:
     weights, family = plan.weights, plan.weights.family
-    if weights.by_relative:
-        matched = [block for block in family.blocks if block not in weights.unlisted]
+    if weights.layout and weights.by_relative:
+        listed = family.lengths[weights.layout]
+        matched = [block for block in family.blocks if block in listed]
         yield f"{weights.layout} weights are not a layout of {family.name}; matched by name: {some(matched, 30)}"
 
 

@@ -228,17 +228,17 @@ def _weights_of(choices: Sequence[tuple[str, str]], starts: _Starts, at: float, 
         weights = [one.for_family(family) for one in asked]
     except VariableError as error:
         raise error.where(_SETTLING) from None
-    blocks = _combined([one.blocks for one in weights])
+    chosen: dict[str, float] = {}
     if (selector := by_kind.get(BLOCKS, by_kind.get(ANALYSE, FULL))) != FULL:
-        blocks |= dict.fromkeys(select(selector, family), at if value is None else value)
+        chosen = dict.fromkeys(select(selector, family), at if value is None else value)
     elif value is not None and asked[0].source == ONES:
-        blocks |= dict.fromkeys(family.blocks, value)
+        chosen = dict.fromkeys(family.blocks, value)
+    blocks = _combined([one.blocks for one in weights]) | chosen
     elements = tuple(element for one in weights for element in one.options.elements)
     added = parse_elements(by_kind[ELEMENTS]) if ELEMENTS in by_kind else ()
     unlisted = frozenset(weights[0].unlisted).intersection(*(one.unlisted for one in weights))
     options = replace(weights[0].options, elements=(*elements, *added))
-    unset = unlisted & {block for block, weight in weights[0].blocks.items() if blocks[block] == weight}
-    return FamilyWeights(family, blocks, weights[0].layout, unset, options=options)
+    return FamilyWeights(family, blocks, weights[0].layout, unlisted - chosen.keys(), options=options)
 
 
 def _combined(weights: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -384,10 +384,17 @@ def test_blocks_that_values_set_are_not_said_to_be_unlisted(source: Path, run: R
     assert not any(f"{block}," in line for line in said.splitlines() if "do not list" in line for block in listed)
 
 
-def test_and_those_that_nothing_sets_are(source: Path, run: Run) -> None:
-    said = run.done("sweep", source, "--x", "blocks=IN01", "--at", 1, "-w", ",".join("1" * 12), "-n")
-    (unlisted,) = (line.rpartition(": ")[2] for line in said.splitlines() if "do not list" in line)
-    assert set(unlisted.split(", ")) == {"IN02", *(f"OUT{i:02}" for i in range(6, 12))}
+@pytest.mark.parametrize("at", ["0", "1"])  # 0 is what blocks that the weights do not list weigh anyway
+def test_and_those_that_nothing_sets_are(at: str, source: Path, run: Run) -> None:
+    said = run.done("sweep", source, "--x", "blocks=IN01", "--at", at, "-w", ",".join("1" * 12), "-n").splitlines()
+    unlisted, matched = (
+        {*line.rpartition(": ")[2].split(", ")}
+        for part in ("do not list", "matched by name")
+        for line in said
+        if part in line
+    )
+    assert unlisted == {"IN02", *(f"OUT{i:02}" for i in range(6, 12))}
+    assert matched == {"BASE", "IN04", "IN05", "IN07", "IN08", "MID", *(f"OUT0{i}" for i in range(6))}
 
 
 @pytest.mark.parametrize("axis", ["blocks=IN04,OUT07", "values=0", "presets=ALL"])
