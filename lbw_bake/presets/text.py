@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .findings import Finding
@@ -12,18 +12,27 @@ from .findings import Finding
 WIDE_COLON, WIDE_COMMA = "\uff1a", "\uff0c"
 _SHOWN = 40  # characters of a piece
 
+Places = Sequence[tuple[int, int]]
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of one line: line and column count from 1. Where columns are unknown, parts keep that of the whole."""
+    """A part of one line: line and column count from 1. Where columns are unknown, parts keep that of the whole.
+
+    `places` are line and column of each character and of the end, if the text is spread over several lines.
+    """
 
     text: str
     line: int
     column: int = 1
     exact: bool = True
+    places: Places = ()
 
     def part(self, start: int, end: int | None = None) -> Piece:
         """The piece between two offsets."""
+        if self.places:
+            places = self.places[start : None if end is None else end + 1]
+            return Piece(self.text[start:end], *places[0], places=places)
         return Piece(self.text[start:end], self.line, self.column + start if self.exact else self.column, self.exact)
 
     def strip(self) -> Piece:

@@ -20,7 +20,7 @@ from ..weights import Element, Rules, Vector
 from .findings import Finding
 from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
 from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset, of_type
-from .text import WIDE_COLON, WIDE_COMMA, Piece
+from .text import WIDE_COLON, WIDE_COMMA, Piece, Places
 
 ENTRY_KEYS = (*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS)
 # Aliases make a small file large; presets need none.
@@ -95,6 +95,28 @@ def _syntax_error(error: yaml.YAMLError, text: str) -> Finding:
     if mark and any(wide in one for one in line for wide in (WIDE_COLON, WIDE_COMMA)):
         return _at("LBW103", mark, f"not valid YAML: {problem}; full-width punctuation nearby")
     return _at("LBW501", mark, f"not valid YAML: {problem}")
+
+
+def _places(text: str, raw: str, node: yaml.ScalarNode) -> Places:
+    """Where each character of a scalar on several lines stands, and its end; empty where escapes hide that.
+
+    YAML folds and cuts the spaces and line ends alone, so what is between them is the same, and in the same order.
+    """
+    first, column = node.start_mark.line + 1, node.start_mark.column
+    head = len(raw.splitlines()[0]) if node.style in ("|", ">") else len(node.style or "")
+    lines = (" " * (column + head) + raw[head:]).splitlines()
+    written = ((char, i, j) for i, line in enumerate(lines, first) for j, char in enumerate(line, 1) if char.strip())
+    places, end = [], (first, column + 1)
+    for char in text:
+        if not char.strip():
+            places.append(end)
+            continue
+        found, line, column = next(written, ("", *end))
+        if found != char:
+            return ()
+        places.append((line, column))
+        end = (line, column + 1)
+    return [*places, end]
 
 
 class _Reader:
@@ -239,11 +261,13 @@ class _Reader:
         return Piece("", node.start_mark.line + 1, node.start_mark.column + 1, exact=False)
 
     def _piece(self, node: yaml.Node) -> Piece | None:
-        """A scalar as written; columns inside it are known where it stands on one line without escapes."""
+        """A scalar as written; places inside it are known where it has no escapes."""
         if not isinstance(node, yaml.ScalarNode):
             return None
         text = str(node.value)
         raw = self._text[node.start_mark.index : node.end_mark.index]
+        if "\n" in raw and (places := _places(text, raw, node)):
+            return Piece(text, *places[0], places=places)
         offset = raw.find(text) if text and "\n" not in raw else -1
         column = node.start_mark.column + 1 + max(offset, 0)
         return Piece(text, node.start_mark.line + 1, column, exact=offset >= 0)
