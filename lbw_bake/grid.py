@@ -102,13 +102,8 @@ def assemble_grid(
         raise FileFormatError(images, f"holds none of the sweep's {len(wanted)} pictures", f"name them as {first}.png")
     check_output(picture, found.values(), replace=replace)
     tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
-    small = {name: _small(path, tile) for name, path in found.items()}
-    changed: dict[str, float] = {}
-    if plot.analysis:
-        changed = _changed(plot, found, threshold)
-        rows = _analysed(plot, small, changed, inverted=theme == "light")
-    else:
-        rows = _plotted(plot, small)
+    small, changed = _reduced(plot, found, tile, threshold)
+    rows = _analysed(plot, small, changed, inverted=theme == "light") if plot.analysis else _plotted(plot, small)
     content = BytesIO()
     _drawn(rows, THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
     write_file(picture, content.getbuffer(), replace=replace)
@@ -150,12 +145,6 @@ def _picture(folder: Path, name: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _small(path: Path, tile: int) -> Image:
-    image = _read(path)
-    image.thumbnail((tile, tile))
-    return image
-
-
 def _read(path: Path) -> Image:
     from PIL import Image
 
@@ -190,15 +179,28 @@ def _plotted(plot: Plot, small: Mapping[str, Image]) -> list[Row]:
     ]
 
 
-def _changed(plot: Plot, found: Mapping[str, Path], threshold: int) -> dict[str, float]:
-    """Block -> the share of pixels of the full LoRA's picture, in its own size, that are others without the block."""
-    paths = {label: found.get(plot.name(label)) for label in plot.labels["x"]}
-    path = paths.pop(FULL, None)
-    if path is None:
-        name = plot.name(FULL) or FULL
+def _reduced(
+    plot: Plot, found: Mapping[str, Path], tile: int, threshold: int
+) -> tuple[dict[str, Image], dict[str, float]]:
+    """The pictures by name, made smaller; of an analysis, block -> the share of pixels that change without the block.
+
+    They are read one at a time, each once: changes are those of its own size.
+    """
+    whole = plot.name(FULL)
+    if plot.analysis and whole not in found:
+        name = whole or FULL
         raise FileFormatError(Path(name), "is missing: the picture of the full LoRA", f"draw it as {name}.png")
-    full = _read(path)
-    return {label: _share(_difference(full, _read(path)), threshold) for label, path in paths.items() if path}
+    full = _read(found[whole]) if plot.analysis else None
+    small: dict[str, Image] = {}
+    shares: dict[str, float] = {}
+    for name, path in found.items():
+        image = full.copy() if full and name == whole else _read(path)
+        if full:
+            shares[name] = _share(_difference(full, image), threshold)
+        image.thumbnail((tile, tile))
+        small[name] = image
+    blocks = (label for label in plot.labels.get("x", ()) if label != FULL)
+    return small, {block: shares[plot.name(block)] for block in blocks if plot.name(block) in shares}
 
 
 def _analysed(plot: Plot, small: Mapping[str, Image], changed: Mapping[str, float], *, inverted: bool) -> list[Row]:

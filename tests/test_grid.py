@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,24 @@ def test_an_analysis_measures_pictures_in_their_own_size(tile: int, sweep: Calla
     pixels[:, ::2] += np.uint8(30)
     Image.fromarray(pixels).save(folder / f"{without}.png")
     assert run.json("sweep", "--grid", folder, "--tile", tile, "--json")["changed"] == {"MID": 0.5}
+
+
+def test_an_analysis_reads_each_picture_once(
+    sweep: Callable[..., Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep("--analyse")
+    for stem in files_of(folder).values():
+        draw(folder, stem, (100, 100, 100))
+    opened: list[str] = []
+    original = Image.open
+
+    def seen(path: Path, **options: Any) -> Any:
+        opened.append(path.stem)
+        return original(path, **options)
+
+    monkeypatch.setattr(Image, "open", seen)
+    run.done("sweep", "--grid", folder)
+    assert sorted(opened) == sorted(set(files_of(folder).values()))
 
 
 def test_an_analysis_needs_the_picture_of_the_whole(sweep: Callable[..., Path], run: Run) -> None:
