@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +21,7 @@ from .atomic import check_output, write_file
 from .axes import ANALYSE, FULL
 from .console import escape
 from .errors import FileFormatError, LbwError
-from .plots import THEMES, Theme, check
+from .plots import THEMES, Theme, check, font_for
 from .sweeps import MANIFEST
 from .words import shortened
 
@@ -50,10 +50,14 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """What became of the pictures: those missing by name; of an analysis, block -> share of pixels that change."""
+    """What became of the pictures: those missing by name; of an analysis, block -> share of pixels that change.
+
+    `escaped` are the letters of labels that no font has here.
+    """
 
     missing: tuple[str, ...]
     changed: Mapping[str, float]
+    escaped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,11 @@ def assemble_grid(
     tile = max(min(tile, _MOST // (_longest(plot) + 1)), _TILE)
     small, changed = _reduced(plot, found, tile, threshold)
     rows = _analysed(plot, small, changed, inverted=theme == "light") if plot.analysis else _plotted(plot, small)
+    font, lacking = font_for("".join(escape(label) for labels in plot.labels.values() for label in labels))
     content = BytesIO()
-    _drawn(rows, THEMES[theme]).save(content, _FORMATS[picture.suffix.lower()])
+    _drawn(rows, THEMES[theme], font, lacking).save(content, _FORMATS[picture.suffix.lower()])
     write_file(picture, content.getbuffer(), replace=replace)
-    return Assembled(tuple(name for name in wanted if name not in found), changed)
+    return Assembled(tuple(name for name in wanted if name not in found), changed, tuple(sorted(lacking)))
 
 
 def read_manifest(path: Path) -> Plot:
@@ -241,15 +246,19 @@ def _parts(labels: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(labels[i : i + each]) for i in range(0, len(labels), each)]
 
 
-def _drawn(rows: Sequence[Row], look: Theme) -> Image:
+def _drawn(rows: Sequence[Row], look: Theme, font_file: str | None, lacking: Collection[str]) -> Image:
+    """The whole picture; what the font lacks becomes its escape."""
     from PIL import Image, ImageDraw, ImageFont
+
+    escapes = str.maketrans({letter: ascii(letter)[1:-1] for letter in lacking})
 
     sizes = [picture.size for row in rows for picture in row.pictures if picture]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
-    font = ImageFont.load_default(max(width // 16, 11))
-    gap, line = max(width // 30, 6), int(max(width // 16, 11) * 1.6)
+    size = max(width // 16, 11)
+    font = ImageFont.truetype(font_file, size) if font_file else ImageFont.load_default(size)
+    gap, line = max(width // 30, 6), int(size * 1.6)
     letters = max(int(width / font.getlength("0")), 4)
-    sides = [shortened(escape(row.side), 2 * letters) for row in rows]
+    sides = [shortened(escape(row.side).translate(escapes), 2 * letters) for row in rows]
     margin = gap + int(max(map(font.getlength, sides)))
     margin += gap * (margin > gap)
     columns = max(len(row.pictures) for row in rows)
@@ -264,7 +273,7 @@ def _drawn(rows: Sequence[Row], look: Theme) -> Image:
         for i, picture in enumerate(row.pictures):
             left = margin + i * (width + gap)
             if row.captions:
-                caption = shortened(escape(row.captions[i]), letters)
+                caption = shortened(escape(row.captions[i]).translate(escapes), letters)
                 draw.text((left + width / 2, top + line * 0.4), caption, look.ink, font, anchor="mm")
             if picture:
                 corner = (left + (width - picture.width) // 2, bottom - height)

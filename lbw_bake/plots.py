@@ -72,6 +72,18 @@ def check(path: Path, formats: Collection[str] = FORMATS, needs: str = "matplotl
         raise LbwError(f"pictures need {needs}, which is not installed", 'pip install "lbw-bake[plot]"')
 
 
+def font_for(text: str) -> tuple[str | None, set[str]]:
+    """The file of the font that has most of a text's letters, and those it lacks; for ASCII any font will do: None."""
+    letters = {letter for letter in text if not letter.isascii()}
+    if not letters or find_spec("matplotlib") is None:
+        return None, letters
+    from matplotlib import font_manager
+
+    known = {(file := font_manager.findfont(font)): font_manager.get_font(file).get_charmap() for font in _installed()}
+    lacking = {file: {letter for letter in letters if ord(letter) not in codes} for file, codes in known.items()}
+    return min(lacking.items(), key=lambda each: len(each[1]))
+
+
 def draw(
     files: Sequence[Inspection], path: Path, *, elements: bool = False, theme: str = "light", replace: bool = False
 ) -> None:
@@ -94,13 +106,17 @@ def draw(
     write_file(path, picture.getbuffer(), replace=replace)
 
 
-def _settings(theme: Theme) -> Any:
-    """What the theme changes of matplotlib's settings."""
+def _installed() -> list[str]:
     from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [font for font in _FONTS if font in installed]
+
+
+def _settings(theme: Theme) -> Any:
+    """What the theme changes of matplotlib's settings."""
     return {
-        "font.family": [font for font in _FONTS if font in installed],
+        "font.family": _installed(),
         "font.size": 10,
         "text.parse_math": False,
         "svg.hashsalt": "lbw",

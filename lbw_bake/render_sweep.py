@@ -46,4 +46,7 @@ def assembled(made: Assembled, picture: Path, *, quiet: bool = False, json: bool
         return
     if made.missing:
         message("warning", f"{counted(len(made.missing), 'picture')} missing: {some(made.missing, 5)}")
+    if made.escaped:
+        letters = counted(len(made.escaped), "letter")
+        message("warning", f"no font here has {letters} of the labels, escaped: {some(made.escaped, 5)}")
     message("written", str(picture))

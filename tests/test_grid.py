@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import SD1_BLOCKS, Run, unet_lora, write
+
+from lbw_bake import plots
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -84,6 +87,39 @@ def test_a_missing_picture_leaves_a_gap_and_is_named(sweep: Callable[..., Path],
     draw(folder, first, (1, 2, 3), ".jpg")
     error = run.done("sweep", "--grid", folder)
     assert f"1 picture missing: {second}" in error
+
+
+class TestLetters:
+    """Labels of presets in any language: no two letters are drawn as one box."""
+
+    @staticmethod
+    def drawn(label: str, folder: Path, run: Run) -> tuple[bytes, str]:
+        """A grid of one picture of this label, and what was said of it."""
+        axes = {"x": {"kind": "presets", "cells": [label]}}
+        cells = [{"x": label, "y": None, "z": None, "file": "a.safetensors"}]
+        (folder / "manifest.json").write_text(json.dumps({"axes": axes, "cells": cells}), "utf-8")
+        draw(folder, "a", (1, 2, 3), size=(256, 64))
+        said = run.done("sweep", "--grid", folder, "--force")
+        return (folder / "grid.png").read_bytes(), said
+
+    def test_those_that_a_font_has_are_drawn(self, tmp_path: Path, run: Run) -> None:
+        pytest.importorskip("matplotlib")
+        pictures = [self.drawn(f"Ki\u1ec3m {letter}", tmp_path, run) for letter in "\u1ea7\u1ea9\u0416\u03a9"]
+        assert len({picture for picture, _ in pictures}) == len(pictures)
+        assert not any("no font" in said for _, said in pictures)
+
+    @pytest.mark.parametrize("installed", [True, False])
+    def test_others_are_escaped_and_said(
+        self, installed: bool, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not installed:
+            monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+        monkeypatch.setattr(plots, "_FONTS", ("DejaVu Sans",))
+        escaped = "\\u9854\\u9854"
+        plain = "" if not installed else "\u03a9"  # so that the font is the same one
+        picture, said = self.drawn(plain + "\u9854\u9854", tmp_path, run)
+        assert picture == self.drawn(plain + escaped, tmp_path, run)[0]
+        assert "no font here has 1 letter of the labels, escaped: \u9854" in said
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(60, 2), (2, 60)])
