@@ -64,8 +64,9 @@ class Report:
     @uninterrupted()  # what was counted is said at the end too
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._shown.close()
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
-        if self._several and not self._quiet and (interrupted or not kind):
+        unheard = kind is not None and issubclass(kind, OSError)  # who read stdout is gone, or there is no room for it
+        interrupted = unheard or (kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit))
+        if (self._several or unheard) and not self._quiet and (interrupted or not kind):
             said = [
                 f"{self._counts[status]} {words}"
                 for status, words in _SUMMARY.items()
@@ -108,10 +109,9 @@ class Report:
     @uninterrupted()  # what is counted is said
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""
-        for outcome in outcomes:
-            self._counts[outcome.status] += 1
-            if self._json:
-                print_json(outcome_json(outcome))
+        self._counts.update(outcome.status for outcome in outcomes)
+        for outcome in outcomes if self._json else ():
+            print_json(outcome_json(outcome))
         # Outputs of one input that fail, or are skipped, for the same reason say so once.
         for outcome in {str(one.error or one.note or i): one for i, one in enumerate(outcomes)}.values():
             if outcome.error or not self._quiet:

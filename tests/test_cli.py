@@ -541,6 +541,26 @@ class TestProcess:
             assert process.poll() is None
             process.kill()
 
+    @pytest.mark.parametrize("inputs", [1, 3])
+    def test_a_batch_that_nobody_listens_to_ends_and_says_what_it_wrote(
+        self, inputs: int, lora: Path, tmp_path: Path
+    ) -> None:
+        loras = [shutil.copy(lora, tmp_path / f"{i}.safetensors") for i in range(inputs)]
+        presets = ("-p", "MIDD", "-p", "OUTALL")
+        command = ("bake", *loras, "--out-dir", tmp_path / "out", *presets, "--json", "-j1")
+        with subprocess.Popen(
+            [sys.executable, "-m", "lbw_bake", *map(str, command)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout
+            process.stdout.close()
+            assert process.stderr
+            said = process.stderr.read()
+        assert len(list((tmp_path / "out").iterdir())) == 2
+        assert (process.returncode, said.splitlines()[0]) == (1, f"interrupted: 2 written, {2 * inputs - 2} left")
+
     @pytest.mark.skipif(not CHILDREN_LISTED, reason="needs the children that Linux can list")
     def test_a_batch_whose_workers_are_all_killed_ends(self, large_lora: Path, scratch: Path) -> None:
         with started_batch(large_lora, scratch, 2) as process:
