@@ -53,6 +53,13 @@ def analysis(lora: Lora, family: Family, blocks: Axis | None) -> Axis:
     return Axis(ANALYSE, (FULL, *labels))
 
 
+def _values(cell: str, _: Family) -> list[str]:
+    try:
+        return [number_text(parse_number(cell, "a value"))]
+    except WeightError as error:
+        raise WeightError(error.message, "write every value, as values=0,0.25,0.5,0.75,1") from None
+
+
 def _blocks(cell: str, family: Family) -> list[str]:
     """A selector, or one for each block of a layout: `17ALL`. Raises WeightError."""
     match = _ALL.fullmatch(cell)
@@ -79,7 +86,7 @@ def _elements(cell: str, family: Family) -> list[str]:
 
 # Kind -> the labels of a cell as written, once it is known to have a meaning.
 _CELLS: dict[str, Callable[[str, Family], list[str]]] = {
-    VALUES: lambda cell, _: [number_text(parse_number(cell, "a value"))],
+    VALUES: _values,
     BLOCKS: _blocks,
     PRESETS: lambda cell, _: [cell],
     ELEMENTS: _elements,

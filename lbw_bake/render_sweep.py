@@ -22,7 +22,9 @@ def planned(sweep: Sweep, *, quiet: bool = False) -> None:
         return
     for warning in sweep.warnings:
         message("warning", f"{sweep.lora.file.path}: {warning}")
-    axes = " x ".join(f"{len(axis.labels)} {axis.kind}" for axis in sweep.axes.values() if axis.kind != ANALYSE)
+    axes = " x ".join(
+        counted(len(axis.labels), axis.kind.removesuffix("s")) for axis in sweep.axes.values() if axis.kind != ANALYSE
+    )
     cells, files = counted(len(sweep.cells), "cell"), counted(len(sweep.files), "file")
     message("sweep", f"{axes or 'analysis'}: {cells}, {files}, {size_text(sweep.nbytes)}")
 

@@ -56,7 +56,7 @@ SLIPS = (
     Slip(rf"{_N}(?:{_GAP}{_N})+", "separate the values with commas: {}", _GAP, ","),
     Slip(rf"[\[(]\s*{_N}.*", "write the values without brackets"),
     Slip(rf"[\w-]+\s*:\s*{_N}(?:[\s,]+[\w-]+\s*:\s*{_N})*", "write {}", r"\s*:\s*", "="),
-    Slip(r"\w+(?:\.\.+|[~:\u2013])\w+", "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
+    Slip(r"[^\W\d]\w*(?:\.\.+|[~:\u2013])\w+", "write the range as {}", r"\.\.+|[~:\u2013]", "-"),
 )
 NAME_SLIPS = (
     *SLIPS,

@@ -343,6 +343,7 @@ WRONG = {
     "an unknown kind": (["--x", "value=0,1"], "did you mean values?"),
     "an empty cell": (["--x", "values=0,,1"], "empty cell"),
     "no number": (["--x", "values=0,one"], "'one'"),
+    "a range of values": (["--x", "values=0..1"], "write every value, as values=0,0.25"),
     "an unknown block": (["--x", "blocks=BASE,IN99"], "no block 'IN99'"),
     "an unknown layout": (["--x", "blocks=61ALL"], "17ALL, 20ALL, 26ALL"),
     "an unknown preset": (["--x", "presets=MIDE"], "did you mean MIDD?"),
@@ -369,6 +370,10 @@ def test_what_has_no_meaning_is_refused(args: list[str], said: str, source: Path
     assert (code, out) == (1, "")
     assert said in error
     assert not (source.parent / "plot").exists()
+
+
+def test_a_plot_of_one_is_said_to_be_one(source: Path, run: Run) -> None:
+    assert run.done("sweep", source, "--x", "blocks=MID", "-n").startswith("sweep: 1 block: 1 cell, 1 file, ")
 
 
 def test_what_modifies_the_base_weights_modifies_presets_of_an_axis_too(source: Path, run: Run) -> None:

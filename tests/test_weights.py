@@ -376,6 +376,7 @@ class TestCommandLine:
         "IN04:0.5": "write IN04=0.5",
         "IN04-IN08: 0.5, MID:1": "write IN04-IN08=0.5",
         "IN04:0.5 MID:1": "write IN04=0.5 MID=1",
+        "IN04=0..1": "write a decimal number like 0.5",
         "IN04..IN08=0.5": "write the range as IN04-IN08",
         "IN04~IN08=0.5": "write the range as IN04-IN08",
         "IN04:IN08=0.5 MID=1": "write the range as IN04-IN08",
