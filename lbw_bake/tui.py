@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from rich.cells import cell_len, set_cell_size
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -159,12 +160,13 @@ class Mixer(App[Mix]):
     #said Horizontal { height: auto; }
     #said Static { width: 1fr; }
     #said Label { width: 9; text-style: bold; }
-    #help { height: 1; padding: 0 1; color: $text-muted; }
+    #help { height: auto; padding: 0 1; color: $text-muted; }
     ModalScreen { align: center middle; }
     .dialog {
         width: 90%; max-width: 100; height: auto; max-height: 80%; border: round $primary; padding: 0 1;
         background: $surface;
     }
+    .dialog Label { width: 100%; }
     OptionList { height: auto; max-height: 100%; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -194,7 +196,7 @@ class Mixer(App[Mix]):
                 with Horizontal():
                     yield Label(f"{name}:")
                     yield Static(text, id=name, markup=False)
-        yield Static(id="help", markup=False)
+        yield Static(f"moves {start.present[0]}: {_KEYS}", id="help", markup=False)  # as high as it will be
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -280,9 +282,9 @@ class Mixer(App[Mix]):
         except LbwError as error:
             self.push_screen(Said(error_lines(error)))
             return
-        width = max((len(preset.name) for preset, _ in fitting), default=0)
+        width = max((cell_len(preset.name) for preset, _ in fitting), default=0)
         rows = [
-            f"{preset.name:{width}}  {preset_bars(preset, self.mix.family)}  {preset.description}"
+            f"{set_cell_size(preset.name, width)}  {preset_bars(preset, self.mix.family)}  {preset.description}"
             for preset, _ in fitting
         ]
         chosen = await self.push_screen_wait(Choose("Start from a preset", rows))

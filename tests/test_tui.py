@@ -21,6 +21,7 @@ from conftest import MODULE, SD1_BLOCKS, BakeFile, Run, kohya_lora, unet_lora, w
 
 pytest.importorskip("textual", reason="needs textual")
 
+from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -237,6 +238,44 @@ def test_a_preset_file_that_breaks_meanwhile_is_said(source: Path, presets: Path
         await pilot.press("p")
         await pilot.pause()
         assert "error: " in shown(app, "#lines")
+
+    mix_by(source, hands, presets=presets)
+
+
+def drawn(app: Mixer) -> list[str]:
+    """What the screen shows, line by line."""
+    return [line.text for line in app.screen._compositor.render_strips()]
+
+
+@pytest.mark.parametrize("width", [50, 60])
+def test_a_narrow_screen_shows_every_word(width: int, source: Path, presets: Path) -> None:
+    def words(app: Mixer) -> str:
+        return " ".join(re.sub("[^ -~]", " ", " ".join(drawn(app))).split())
+
+    async def hands(app: Mixer, pilot: Pilot[Mix]) -> None:
+        await pilot.pause()
+        keys = words(app)
+        await pilot.press("s")
+        await pilot.pause()
+        said = words(app)
+        await pilot.press("escape")
+        assert "block mouse" in keys
+        assert "named:" in said
+        assert " cancel" in said
+
+    mix_by(source, hands, presets=presets, size=(width, 30))
+
+
+def test_presets_to_start_from_stand_in_columns(source: Path, presets: Path) -> None:
+    presets.write_text(PRESETS + "\u9854\u9854: {'*': 1}\nA: {'*': 1}\n", encoding="utf-8")
+
+    async def hands(app: Mixer, pilot: Pilot[Mix]) -> None:
+        await pilot.press("p")
+        await pilot.pause()
+        rows = [line for line in drawn(app) if re.search("FACE|\u9854| A ", line)]
+        await pilot.press("escape")
+        assert len(rows) == 3
+        assert len({cell_len(re.split("[\u2581-\u2588]", row)[0]) for row in rows}) == 1
 
     mix_by(source, hands, presets=presets)
 
