@@ -43,6 +43,9 @@ def _shown(what: str, total: float, *columns: ProgressColumn) -> Iterator[Progre
     shown = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
     bar = Progress(*shown, console=Console(stderr=True), transient=True, redirect_stdout=False)
     bar.add_task(what, total=total)
+    if bar.console.is_dumb_terminal:  # rich would not draw there, but wrap lines at the width that it supposes
+        yield bar
+        return
     try:
         with uninterrupted():  # or the thread that draws it could get Ctrl-C, and nothing here would wake
             bar.start()

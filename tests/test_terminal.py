@@ -87,6 +87,16 @@ def test_colours_can_be_refused(loras: Path, on_terminal: OnTerminal) -> None:
     assert "\x1b[3" not in on_terminal(*command, NO_COLOR="1")
 
 
+def test_a_dumb_terminal_gets_whole_lines_and_nothing_that_drives_others(loras: Path, on_terminal: OnTerminal) -> None:
+    source = (loras / "a.safetensors").rename(loras / f"{'a' * 100}.safetensors")
+    screen = on_terminal("bake", loras, "-w", "*=0.5", "--out-dir", loras.parent / "out", NO_COLOR="", TERM="dumb")
+    assert "\x1b" not in screen
+    assert "\u2501" not in screen
+    said = screen.splitlines()
+    assert len(said) == 4
+    assert source.name in said[0]
+
+
 def test_what_programs_read_does_not_go_to_the_terminal(loras: Path, on_terminal: OnTerminal, tmp_path: Path) -> None:
     found = tmp_path / "outcomes.jsonl"
     script = f"import subprocess, sys; subprocess.run(sys.argv[1:], stdout=open({str(found)!r}, 'wb'), check=True)"
