@@ -16,6 +16,7 @@ from pathlib import Path
 import lbw_bake  # whose names are imported when somebody looks at the types of these functions
 
 from .arguments import AnyPath, path_of, several
+from .console import is_dumb
 from .errors import LbwError, VariableError
 from .families import Family
 from .progress import Progress, silent, unhandled
@@ -175,7 +176,7 @@ def _require_terminal() -> None:
     """Raise LbwError where no sliders can be shown."""
     if find_spec("textual") is None:
         raise LbwError("lbw mix needs textual, which is not installed", 'pip install "lbw-bake[tui]"')
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or is_dumb():
         raise LbwError(
             "lbw mix needs a terminal to show its sliders on",
             "give the weights to lbw bake as --preset NAME or --weights VECTOR",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .console import is_dumb
 from .interrupts import uninterrupted
 from .progress import silent
 
@@ -43,7 +44,7 @@ def _shown(what: str, total: float, *columns: ProgressColumn) -> Iterator[Progre
     shown = (TextColumn("{task.description}"), *columns, TimeRemainingColumn())
     bar = Progress(*shown, console=Console(stderr=True), transient=True, redirect_stdout=False)
     bar.add_task(what, total=total)
-    if bar.console.is_dumb_terminal:  # rich would not draw there, but wrap lines at the width that it supposes
+    if is_dumb():  # rich would not draw there, but wrap lines at the width that it supposes
         yield bar
         return
     try:

@@ -104,10 +104,15 @@ def message(label: str, text: str) -> None:
 def paint(label: str, text: str, *, stdout: bool = False) -> str:
     """The text in the colour of the label, where the stream is a terminal that takes it and NO_COLOR is not set."""
     stream = sys.stdout if stdout else sys.stderr
-    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
+    refused = os.environ.get("NO_COLOR") or is_dumb()
     if label in _STYLES and stream.isatty() and not refused and _takes_colours(stream.fileno()):
         return f"{_STYLES[label]}{text}\x1b[0m"
     return text
+
+
+def is_dumb() -> bool:
+    """Whether terminals here are said to print escapes as they are: those of editors."""
+    return os.environ.get("TERM") in ("dumb", "unknown")
 
 
 @cache

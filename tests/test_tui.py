@@ -362,6 +362,12 @@ class TestCommand:
         assert "needs a terminal" in error
         assert "hint: give the weights to lbw bake" in error
 
+    def test_nor_does_a_dumb_one_get_sliders(self, source: Path) -> None:
+        code, out, seen = self.on_a_terminal(source, keys=b"q", TERM="dumb")
+        assert (code, out) == (1, "")
+        assert seen.startswith(b"error: lbw mix needs a terminal")
+        assert b"\x1b" not in seen
+
     def test_without_textual_it_says_what_to_install(
         self, source: Path, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
