@@ -48,6 +48,10 @@ AT_ONCE = 64
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]
 
+# Fewer bytes are not left to the kernel: btrfs and NFS have each of its copies wait until what was written before is on
+# the disk, or at the server.
+_SHORT = PIECE // 8
+
 # Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
 
@@ -320,8 +324,11 @@ class _Writer:
     def _copy_run(self) -> None:
         start, end = self._run
         for position in range(start, end, self._step):
-            stop = min(position + self._step, end)
-            self._sink.insert(stop - position, partial(self._output.copy, position, stop))
+            nbytes = min(self._step, end - position)
+            if nbytes < _SHORT:
+                self._data.read_into(self.room(nbytes), position)
+            else:
+                self._sink.insert(nbytes, partial(self._output.copy, position, position + nbytes))
         self._run = (0, 0)
 
 

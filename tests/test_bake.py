@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -504,6 +506,26 @@ class TestFile:
         tensors = kohya_lora(NAMES) | {f"{MODULE}.diff_b": np.zeros((0,), np.float16)}
         assert bake_tensors(tensors, "-w", f"*={weight}")[f"{MODULE}.diff_b"].shape == (0,)
 
+    @pytest.mark.parametrize("presets", [("NONE",), ("ALL",), ("MIDD", "OUTALL")], ids=" ".join)
+    def test_only_long_runs_are_left_to_the_kernel(
+        self, presets: tuple[str, ...], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Some file systems have each of its copies wait for the disk."""
+        source = write(
+            tmp_path / "a.safetensors", kohya_lora([*NAMES, "unet_output_blocks_3_1_proj_in"], width=1 << 16)
+        )
+        asked = []
+
+        def refuse(_: int, __: int, count: int, **___: int) -> int:
+            asked.append(count)
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+        monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+        options = [option for preset in presets for option in ("-p", preset)]
+        run.done("bake", source, *options, "--out-dir", tmp_path / "out", "--name", "{preset}", "--family", "sd1")
+        assert asked
+        assert min(asked) >= 128 * 1024
+
     def test_the_input_stays_as_it_was(self, lora: Path, bake_file: BakeFile) -> None:
         before = lora.read_bytes(), lora.stat().st_mtime_ns
         bake_file(lora, "-p", "MIDD")
@@ -564,6 +586,22 @@ class TestSourceThatChanges:
 
         with pytest.raises(FileFormatError, match=r"a\.safetensors: became shorter while it was read"):
             bake_while(shrink)
+
+    @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the kernel copies nothing here")
+    def test_a_source_that_shrinks_while_the_kernel_copies(
+        self, lora: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copy = os.copy_file_range
+
+        def shrink_and_copy(*given: int, **where: int) -> int:
+            os.truncate(lora, lora.stat().st_size // 2)
+            return copy(*given, **where)
+
+        monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
+        monkeypatch.setattr(os, "copy_file_range", shrink_and_copy)
+        error = run.refused("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
+        assert "a.safetensors: became shorter while it was read" in error
+        assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
     def test_a_source_that_is_written_to(
         self, source: Path, bake_while: Callable[[Callable[[], object]], None]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import Run, kohya_lora, write
 
-from lbw_bake import atomic, temporary, tensordata
+from lbw_bake import atomic, rewrite, temporary, tensordata
 
 SHORT = 0  # no error: the system takes or gives less than it was asked to
 KINDS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EINTR": errno.EINTR, "short": SHORT}
@@ -104,6 +104,7 @@ def disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         for module in (atomic, temporary, tensordata):
             patch.setattr(module, "FileIO", File)
         patch.setattr(io, "open", opened)
+        patch.setattr(rewrite, "_SHORT", 0)
         for name in CALLS:
             if hasattr(os, name):
                 patch.setattr(os, name, counted(name, getattr(os, name)))
