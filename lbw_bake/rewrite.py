@@ -316,10 +316,13 @@ class _Writer:
 
     def _extend_run(self, tensor: Tensor) -> None:
         start, end = self._run
-        if end != self._offset + tensor.start or end - start >= self._step:
+        if end != self._offset + tensor.start:
             self._copy_run()
             start = self._offset + tensor.start
-        self._run = (start, self._offset + tensor.end)
+        end = self._offset + tensor.end
+        self._run = (start, end)
+        if end - start >= self._step:  # now: whoever is told of progress takes what was begun for written
+            self._copy_run()
 
     def _copy_run(self) -> None:
         start, end = self._run

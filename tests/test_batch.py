@@ -502,6 +502,22 @@ class TestProgress:
             assert len(shares) >= (4 if verify else 2)
             assert 0.6 < shares[-1] <= 1
 
+    @pytest.mark.parametrize("weights", ["*=1", "MID=0.5"])
+    def test_what_is_told_as_done_is_written_but_for_a_few_pieces(
+        self, weights: str, large: Path, tmp_path: Path
+    ) -> None:
+        recipe = Recipe(Weights.parse(weights, options=Options(rest=1)))
+        (tmp_path / "out").mkdir()
+        told = []
+
+        def tell(_: Job, share: float) -> None:
+            (written,) = (tmp_path / "out").iterdir()
+            told.append(share * large.stat().st_size - written.stat().st_size)
+
+        list(run_batch(make_batch(large, recipe, Naming(out_dir=tmp_path / "out")), watch=tell))
+        assert told
+        assert max(told) < 8 << 20
+
     def test_a_file_is_finished_though_nobody_watches_any_longer(
         self, lora: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
