@@ -91,18 +91,20 @@ def _attempt(job: Job, progress: Progress) -> list[Outcome]:
         lora = read_lora(job.input, how.family)
     except LbwError as error:
         return [_failed(job, output, error, began) for output, _ in job.outputs]
-    planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
     # What is streamed reads the input once for many outputs; what is truncated is computed for each by itself.
     count = 1 if how.rank else AT_ONCE
-    groups = [planned[i : i + count] for i in range(0, len(planned), count)]
     outcomes: list[Outcome] = []
-    for i, group in enumerate(groups):
-        outcomes += _make(job, group, how, began, part_of(progress, i / len(groups), 1 / len(groups)))
+    for first in range(0, len(job.outputs), count):
+        group = replace(job, outputs=job.outputs[first : first + count])
+        done, share = first / len(job.outputs), len(group.outputs) / len(job.outputs)
+        outcomes += _make(group, lora, began, part_of(progress, done, share))
     return outcomes
 
 
-def _make(job: Job, planned: Sequence[Planned], how: Recipe, began: float, progress: Progress) -> list[Outcome]:
-    """Write the outputs that are to be written, all of them or none."""
+def _make(job: Job, lora: Lora, began: float, progress: Progress) -> list[Outcome]:
+    """Decide about the outputs, and write those that are to be written, all of them or none."""
+    planned = [_plan(job, output, recipe, lora, began) for output, recipe in job.outputs]
+    how = job.outputs[0][1]
     targets = [target for _, target in planned if target]
     if not targets:
         return [outcome for outcome, _ in planned]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from safetensors.numpy import load_file
 import lbw_bake.run as batch_run
 from lbw_bake import LbwError, Naming, Options, Recipe, Weights, make_batch, make_sweep, merge, run_batch, write_sweep
 from lbw_bake.jobs import Job, folded, name_problem, repeatable
+from lbw_bake.plan import Plan
+from lbw_bake.rewrite import Rewritten
 
 ORIGINAL = unet_lora()
 HALF = ("-w", "*=0.5")
@@ -670,6 +673,28 @@ class TestSeveralPresets:
         assert {outcome.status for outcome in outcomes} == {"baked"}
         assert [outcome.output for outcome in outcomes] == [output for output, _ in outputs]
         assert is_half(tmp_path / "100.safetensors")
+
+    def test_no_more_are_planned_than_are_written_at_once(
+        self, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Or memory would grow with their number."""
+        rewrite, planned = batch_run.rewrite, []
+
+        def plans() -> int:
+            return sum(type(each) is Plan for each in gc.get_objects())
+
+        def counted(*given: Any, **options: Any) -> Rewritten:
+            planned.append(plans())
+            return rewrite(*given, **options)
+
+        gc.collect()
+        before = plans()
+        monkeypatch.setattr(batch_run, "AT_ONCE", 2)
+        monkeypatch.setattr(batch_run, "rewrite", counted)
+        outputs = tuple((tmp_path / f"{i}.safetensors", Recipe(Weights.of(f"*={i / 5}"))) for i in range(5))
+        assert {outcome.status for outcome in batch_run.run(Job(lora, outputs))} == {"baked"}
+        assert len(planned) == 3
+        assert max(planned) <= before + 2
 
     def test_a_name_may_hold_the_preset(self, lora: Path, tmp_path: Path, run: Run) -> None:
         options = ("-p", "MIDD", "--out-dir", tmp_path / "out", "--name", "{preset} of {stem}")
