@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import MORE_FILES, OutputError
 from .temporary import clear_leftovers_once, lock, temporary_file
 
 _HINTS = {
@@ -23,6 +23,7 @@ _HINTS = {
     errno.ENOENT: "create the folder first",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "raise the file size limit (ulimit -f)",
+    errno.EMFILE: MORE_FILES,
 }
 
 

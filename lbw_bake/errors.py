@@ -131,19 +131,24 @@ class StrictError(LbwError):
         super().__init__(f"{path}: {'; '.join(warnings)}", "leave out --strict to go on in spite of warnings")
 
 
-# What to do about a path that the system refuses to read, where its permissions are not the matter.
+# What to do about a process that has as many open files as it may.
+MORE_FILES = "raise the limit of open files (ulimit -n)"
+
+# What to do about a path that the system refuses to read, where the disk is not the matter.
 _UNREADABLE = {
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
     errno.ENOENT: "check the path; quote names that hold spaces",
     errno.ELOOP: "the link leads back to itself; make it anew, or name the file",
     errno.ENAMETOOLONG: "no file can have so long a name; check the path",
     errno.ENOTDIR: "what the path has for a folder is a file; check the path",
-    errno.EIO: "check the disk",
+    errno.EMFILE: MORE_FILES,
 }
 
 
 def reading_hint(error: OSError) -> str:
     """What to do next about a path that cannot be read."""
-    return _UNREADABLE.get(error.errno or 0, "check its permissions")
+    return _UNREADABLE.get(error.errno or 0, "check the disk")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

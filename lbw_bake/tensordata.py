@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FileFormatError
+from .errors import FileFormatError, reading_hint
 from .scaling import FLOATS, Bytes, Multiply, Survey, numpy_dtype, survey
 from .tensorfile import Tensor, TensorFile
 
@@ -127,4 +127,4 @@ class TensorData:
             raise FileFormatError(self._source.path, "changed while it was read", "run it again")
 
     def _unreadable(self, error: OSError) -> FileFormatError:
-        return FileFormatError(self._source.path, f"cannot be read: {error.strerror}", "check the disk and permissions")
+        return FileFormatError(self._source.path, f"cannot be read: {error.strerror}", reading_hint(error))

@@ -96,7 +96,7 @@ def read_header(path: Path) -> TensorFile:
         _judge(path, first)
         metadata, tensors = _parsed(header)
     except OSError as error:
-        raise FileFormatError(path, f"cannot be read: {error.strerror}", "check the disk and permissions") from error
+        raise FileFormatError(path, f"cannot be read: {error.strerror}", reading_hint(error)) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileFormatError(path, f"the header cannot be read: {error}", _AGAIN) from error
     return TensorFile(path, tensors, metadata, _LENGTH_BYTES + length, status.st_size, status.st_mtime_ns)

@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import Run, bound_by_permissions, called, lbw, measured, python, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake import atomic, temporary
+from lbw_bake import atomic, temporary, tensordata
 from lbw_bake.atomic import atomic_write, claim, make_room, write_all
 from lbw_bake.errors import OutputError
 from lbw_bake.temporary import TEMPORARY_SUFFIX
@@ -236,8 +237,8 @@ def test_a_full_disk_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, _ = target
-    source = write(tmp_path_factory.mktemp("input") / "a.safetensors", unet_lora())
     monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
+    source = write(tmp_path_factory.mktemp("input") / "a.safetensors", unet_lora())
     before = content_of(path.parent)
     with largest_file(source.stat().st_size // 2):
         error = run.refused("bake", source, "-o", path, "--force", *options)
@@ -276,6 +277,19 @@ def test_of_several_outputs_the_one_that_cannot_be_written_is_named(
     assert threading.active_count() == threads
     assert f"error: {tmp_path / f'a-{full}.safetensors'}: cannot be written: {os.strerror(errno.ENOSPC)}" in error
     assert content_of(tmp_path).keys() == {"a.safetensors"}
+
+
+@pytest.mark.parametrize("opener", [temporary, tensordata], ids=["output", "input"])
+def test_too_many_open_files_are_said_with_the_limit_to_raise(
+    opener: ModuleType, lora: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(opener, "FileIO", refuse)
+    error = run.refused("bake", lora, "-w", "*=0.5", "-o", tmp_path / "b.safetensors")
+    assert os.strerror(errno.EMFILE) in error
+    assert "hint: raise the limit of open files (ulimit -n)" in error
 
 
 @pytest.fixture
