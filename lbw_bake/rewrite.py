@@ -42,7 +42,7 @@ from .tensorfile import Header, Tensor, TensorFile, read_header
 from .updates import Array
 from .words import counted
 
-# Outputs of one rewrite at most, each an open file: well below the 256 that some systems allow.
+# Outputs of one rewrite at most, each with two open files: well below the 256 that some systems allow.
 AT_ONCE = 64
 
 # A tensor to be written, and its bytes in pieces.
@@ -217,13 +217,13 @@ class _Output:
             write_all(self.file, data)
 
     def copy(self, start: int, end: int) -> None:
-        """Append a range of the input: the kernel copies it, as far as it can. Raises OutputError, FileFormatError."""
+        """Append a range of the input; the kernel copies it, as far as it can. Raises OutputError, FileFormatError."""
         for piece in self.source.between(self.source.kernel_copy(start, end, self.file), end):
             self.write(piece.data)
 
 
 class _Writer:
-    """One output while it is written. Tensors that are copied are no more than read, a whole run of them at once."""
+    """One output while it is written. Tensors that follow one another and are copied are one run, copied at once."""
 
     def __init__(
         self,

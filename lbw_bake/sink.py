@@ -36,7 +36,8 @@ class Sink:
         # The other buffers, the oldest first, and how many had been handed over with each.
         self._handed: deque[tuple[Bytes, int]] = deque([(self._buffer, 0)] * (_BUFFERS - 1))
         self._count = 0
-        # What is handed over with the buffer: parts, and what was filled since the last of them.
+        # What is handed over next: parts, where in the buffer the one begins that is being filled, and how many bytes
+        # are written by what was inserted.
         self._parts: list[Part] = []
         self._begun = self._inserted = 0
 
