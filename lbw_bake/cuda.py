@@ -63,6 +63,8 @@ def _missing() -> str:
         return "torch finds no CUDA device"
     try:  # one that is there may be taken, or be too old or too new for what this torch was built for
         torch.ones(1, device="cuda").sum().item()
+    except torch.OutOfMemoryError:
+        return ""  # whoever uses it has another way where there is no room
     except RuntimeError as error:
         return f"torch finds a CUDA device that it cannot use ({str(error).splitlines()[0]})"
     return ""

@@ -140,12 +140,12 @@ def test_a_sweep_is_not_planned_for_a_cuda_that_is_not_there(lora: Path, run: Ru
     assert "no CUDA device" in run.refused("sweep", lora, "--x", "blocks=MID", "--device", "cuda", "--dry-run")
 
 
-@pytest.fixture
-def unusable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(params=[RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")])
+def unusable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """There is a device, but none that this torch could compute on."""
 
     def refuse(*_: object, **__: object) -> object:
-        raise RuntimeError("CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA")
+        raise request.param
 
     cuda._missing.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -165,6 +165,13 @@ def test_a_device_that_torch_cannot_use_is_refused_with_its_reason(lora: Path, t
 def test_auto_does_not_take_a_device_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "driver_present", lambda: True)
     assert choose_backend("auto", 1 << 50) == ("cpu", CPU)
+
+
+@pytest.mark.usefixtures("unusable")
+@pytest.mark.parametrize("unusable", [torch.OutOfMemoryError("CUDA out of memory")], indirect=True)
+def test_a_device_that_is_full_for_now_is_one() -> None:
+    """Or a program that once met a full one would be without it ever after."""
+    assert cuda.algebra_device("auto") == cuda.algebra_device("cuda") == "cuda"
 
 
 @pytest.mark.parametrize("room", [True, False])
