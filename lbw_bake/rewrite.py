@@ -249,8 +249,8 @@ class _Writer:
         # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
         self._output = _Output(target.output, self._file, size, reading.enter_context(TensorData(source)))
         self._sink = Sink(min(step, source.size), self._output.write, *hashing, backend=backend)
-        self.copy, self.room = self._sink.put, self._sink.room
         reading.callback(self._sink.close)
+        self.copy, self.room = self._sink.put, self._sink.room
         self._offset = source.data_start
         self._run = (0, 0)
         self._vanished: defaultdict[str, Array] = defaultdict(lambda: np.zeros(2, np.int64))

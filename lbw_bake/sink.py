@@ -31,7 +31,6 @@ class Sink:
     def __init__(self, size: int, *consumers: Consumer, backend: Backend = CPU) -> None:
         self._size, self._filled = size, 0
         self._backend = backend
-        self._threads = [_Thread(consumer, backend.wait) for consumer in consumers]
         self._buffer: Bytes = np.empty(0, np.uint8)
         # The other buffers, the oldest first, and how many had been handed over with each.
         self._handed: deque[tuple[Bytes, int]] = deque([(self._buffer, 0)] * (_BUFFERS - 1))
@@ -40,6 +39,8 @@ class Sink:
         # are written by what was inserted.
         self._parts: list[Part] = []
         self._begun = self._inserted = 0
+        # Last: until it is there to be closed, an interrupt would leave them waiting for ever.
+        self._threads = [_Thread(consumer, backend.wait) for consumer in consumers]
 
     def room(self, nbytes: int) -> Bytes:
         """The next bytes, so many, to be filled before anything else is asked for."""
