@@ -48,9 +48,9 @@ AT_ONCE = 64
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]
 
-# Fewer bytes are not left to the kernel: btrfs and NFS have each of its copies wait until what was written before is on
-# the disk, or at the server.
-_SHORT = PIECE // 8
+# From so many bytes on the kernel copies a run of tensors. Of fewer it would not be worth the wait: btrfs and NFS begin
+# a copy when what was written before is on the disk, or at the server.
+_LONG = 8 * PIECE
 
 # Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
@@ -196,15 +196,11 @@ def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class _Output:
-    """A file whose final size is known, and how much of that the system has reserved on the disk so far.
-
-    `source` is the input it may be copied from, open for nobody else: the thread that writes also copies.
-    """
+    """A file whose final size is known, and how much of that the system has reserved on the disk so far."""
 
     path: Path
     file: FileIO
     size: int
-    source: TensorData
     room: int = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -215,11 +211,6 @@ class _Output:
                 self.room = min(position + len(data) + _ROOM, self.size)
                 make_room(self.file, position, self.room)
             write_all(self.file, data)
-
-    def copy(self, start: int, end: int) -> None:
-        """Append a range of the input; the kernel copies it, as far as it can. Raises OutputError, FileFormatError."""
-        for piece in self.source.between(self.source.kernel_copy(start, end, self.file), end):
-            self.write(piece.data)
 
 
 class _Writer:
@@ -247,7 +238,8 @@ class _Writer:
         header = self._encoded_header()
         size = len(header) + sum(tensor.nbytes for tensor in self._layout.values())
         # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
-        self._output = _Output(target.output, self._file, size, reading.enter_context(TensorData(source)))
+        self._output = _Output(target.output, self._file, size)
+        self._copies = reading.enter_context(TensorData(source))  # read by the thread that writes
         self._sink = Sink(min(step, source.size), self._output.write, *hashing, backend=backend)
         reading.callback(self._sink.close)
         self.copy, self.room = self._sink.put, self._sink.room
@@ -321,17 +313,16 @@ class _Writer:
             start = self._offset + tensor.start
         end = self._offset + tensor.end
         self._run = (start, end)
-        if end - start >= self._step:  # now: whoever is told of progress takes what was begun for written
+        if end - start >= _LONG:  # now: whoever is told of progress takes what was begun for written
             self._copy_run()
 
     def _copy_run(self) -> None:
         start, end = self._run
+        if end - start >= _LONG:
+            self._sink.drain()
+            start = self._data.kernel_copy(start, end, self._file)
         for position in range(start, end, self._step):
-            nbytes = min(self._step, end - position)
-            if nbytes < _SHORT:
-                self._data.read_into(self.room(nbytes), position)
-            else:
-                self._sink.insert(nbytes, partial(self._output.copy, position, position + nbytes))
+            self._sink.fill(min(self._step, end - position), partial(self._copies.read_into, position=position))
         self._run = (0, 0)
 
 

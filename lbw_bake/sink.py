@@ -5,6 +5,7 @@ from __future__ import annotations
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -13,8 +14,8 @@ from .scaling import CPU, Backend, Bytes
 
 Consumer = Callable[[memoryview], object]
 
-# Bytes for the consumers, or something that is done in their place.
-Part = memoryview | Callable[[], object]
+# What is handed over: what fills rooms that are still empty, and all rooms of a buffer together.
+Full = tuple[list[Callable[[], object]], memoryview]
 
 # One buffer is filled, one consumed, and one waits for whoever is quicker.
 _BUFFERS = 3
@@ -35,10 +36,7 @@ class Sink:
         # The other buffers, the oldest first, and how many had been handed over with each.
         self._handed: deque[tuple[Bytes, int]] = deque([(self._buffer, 0)] * (_BUFFERS - 1))
         self._count = 0
-        # What is handed over next: parts, where in the buffer the one begins that is being filled, and how many bytes
-        # are written by what was inserted.
-        self._parts: list[Part] = []
-        self._begun = self._inserted = 0
+        self._fills: list[Callable[[], object]] = []
         # Last: until it is there to be closed, an interrupt would leave them waiting for ever.
         self._threads = [_Thread(consumer, backend.wait) for consumer in consumers]
 
@@ -57,16 +55,10 @@ class Sink:
             part = data[start : start + self._size]
             self.room(len(part))[:] = part
 
-    def insert(self, nbytes: int, write: Callable[[], object]) -> None:
-        """Let something else write the next bytes, so many: it is called once those before them are consumed.
-
-        The thread of the consumer calls it; so it is for sinks that have just one.
-        """
-        self._end_part()
-        self._parts.append(write)
-        self._inserted += nbytes
-        if self._inserted >= self._size:
-            self._hand_over()
+    def fill(self, nbytes: int, fill: Callable[[Bytes], object]) -> None:
+        """Have the next room, of so many bytes, filled by the consumer's thread: only for a sink that has just one."""
+        room = self.room(nbytes)
+        self._fills.append(partial(fill, room))
 
     def drain(self) -> None:
         """Hand over what there is, and wait until all is consumed."""
@@ -81,22 +73,16 @@ class Sink:
 
     def _hand_over(self) -> None:
         """Give the consumers what there is, and go on with the oldest buffer once everybody is done with it."""
-        self._end_part()
-        if self._parts:
+        if self._filled:
+            full = self._fills, self._buffer[: self._filled].data
             for thread in self._threads:
-                thread.give(self._parts)
+                thread.give(full)
             self._count += 1
             self._handed.append((self._buffer, self._count))
             buffer, count = self._handed[0]
             self._wait_for(count)
             self._handed.popleft()
-            self._buffer, self._parts = buffer, []
-            self._filled = self._begun = self._inserted = 0
-
-    def _end_part(self) -> None:
-        if self._filled > self._begun:
-            self._parts.append(self._buffer[self._begun : self._filled].data)
-            self._begun = self._filled
+            self._buffer, self._filled, self._fills = buffer, 0, []
 
     def _wait_for(self, count: int) -> None:
         for thread in self._threads:
@@ -104,21 +90,21 @@ class Sink:
 
 
 class _Thread:
-    """A thread that gives parts to a consumer.
+    """A thread that gives data to a consumer.
 
     It is spoken to through queues that know no Python: an interrupt, which may come between any two steps, would leave
     a lock of futures or conditions taken, and everybody waiting for it.
     """
 
     def __init__(self, consumer: Consumer, wait: Callable[[], None]) -> None:
-        self._given: SimpleQueue[list[Part] | None] = SimpleQueue()
+        self._given: SimpleQueue[Full | None] = SimpleQueue()
         self._done: SimpleQueue[BaseException | bool] = SimpleQueue()
         self._count = 0
         start_new_thread(_consume, (self._given, self._done, wait, consumer))
 
-    def give(self, parts: list[Part]) -> None:
-        """Have it consume them when it is done with what it was given before."""
-        self._given.put(parts)
+    def give(self, full: Full) -> None:
+        """Have it consume data when it is done with what it was given before."""
+        self._given.put(full)
 
     def wait_for(self, count: int) -> None:
         """Wait until it has consumed so many. Raises what the consumer raised."""
@@ -136,20 +122,19 @@ class _Thread:
 
 
 def _consume(
-    given: SimpleQueue[list[Part] | None],
+    given: SimpleQueue[Full | None],
     done: SimpleQueue[BaseException | bool],
     wait: Callable[[], None],
     consumer: Consumer,
 ) -> None:
-    """Tell of all parts consumed True or what was raised, and False at the end."""
-    while (parts := given.get()) is not None:
+    """Tell of everything consumed True or what was raised, and False at the end."""
+    while (full := given.get()) is not None:
+        fills, data = full
         try:
             wait()
-            for part in parts:
-                if isinstance(part, memoryview):
-                    consumer(part)
-                else:
-                    part()
+            for fill in fills:
+                fill()
+            consumer(data)
         except BaseException as error:  # noqa: BLE001 - whoever waits for it raises it
             done.put(error)
         else:

@@ -237,7 +237,7 @@ def test_a_full_disk_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, _ = target
-    monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
+    monkeypatch.setattr("lbw_bake.rewrite._LONG", 0)
     source = write(tmp_path_factory.mktemp("input") / "a.safetensors", unet_lora())
     before = content_of(path.parent)
     with largest_file(source.stat().st_size // 2):

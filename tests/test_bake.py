@@ -514,17 +514,18 @@ class TestFile:
         source = write(
             tmp_path / "a.safetensors", kohya_lora([*NAMES, "unet_output_blocks_3_1_proj_in"], width=1 << 16)
         )
-        asked = []
+        asked, long = [], 128 * 1024
 
         def refuse(_: int, __: int, count: int, **___: int) -> int:
             asked.append(count)
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
         monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+        monkeypatch.setattr("lbw_bake.rewrite._LONG", long)
         options = [option for preset in presets for option in ("-p", preset)]
         run.done("bake", source, *options, "--out-dir", tmp_path / "out", "--name", "{preset}", "--family", "sd1")
         assert asked
-        assert min(asked) >= 128 * 1024
+        assert min(asked) >= long
 
     def test_the_input_stays_as_it_was(self, lora: Path, bake_file: BakeFile) -> None:
         before = lora.read_bytes(), lora.stat().st_mtime_ns
@@ -597,7 +598,7 @@ class TestSourceThatChanges:
             os.truncate(lora, lora.stat().st_size // 2)
             return copy(*given, **where)
 
-        monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
+        monkeypatch.setattr("lbw_bake.rewrite._LONG", 0)
         monkeypatch.setattr(os, "copy_file_range", shrink_and_copy)
         error = run.refused("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
         assert "a.safetensors: became shorter while it was read" in error

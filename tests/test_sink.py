@@ -6,9 +6,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
 
 import numpy as np
 import pytest
@@ -57,35 +56,26 @@ def test_drained_bytes_are_consumed_before_others_follow() -> None:
             assert bytes(got[before:]) == piece.tobytes()
 
 
-def test_what_is_inserted_is_written_in_its_place() -> None:
-    got, wanted = bytearray(), bytearray()
-    with closing(Sink(SIZE, slow(got, 4))) as sink:
+def test_the_consumer_can_fill_rooms_itself() -> None:
+    """In their places, while others are filled at once."""
+    got, wanted, chance = bytearray(), bytearray(), random.Random(4)
+
+    def filling(piece: np.ndarray) -> Callable[[Bytes], object]:
+        def fill(room: Bytes) -> None:
+            time.sleep(chance.choice((0, 0, 0.002)))
+            room[:] = piece
+
+        return fill
+
+    with closing(Sink(SIZE, slow(got, 5))) as sink:
         for number, piece in enumerate(pieces()):
             wanted += piece.tobytes()
             if number % 3:
-                sink.insert(len(piece), partial(got.extend, piece.tobytes()))
+                sink.fill(len(piece), filling(piece))
             else:
                 sink.put(piece)
         sink.drain()
     assert got == wanted
-
-
-def test_nobody_inserts_far_more_than_is_written() -> None:
-    """Or a bar would be at its end, and an interrupt would wait, while the disk has hardly begun."""
-    written, inserted = 0, 0
-
-    def write() -> None:
-        nonlocal written
-        time.sleep(0.001)
-        written += SIZE // 3
-
-    with closing(Sink(SIZE, lambda _: None)) as sink:
-        for _ in range(60):
-            sink.insert(SIZE // 3, write)
-            inserted += SIZE // 3
-            assert inserted - written <= 4 * SIZE
-        sink.drain()
-        assert written == inserted
 
 
 class Later(Backend):
@@ -134,9 +124,9 @@ def test_what_a_consumer_raises_reaches_who_drains() -> None:
             sink.drain()
 
 
-def test_what_an_inserted_write_raises_reaches_who_drains() -> None:
+def test_what_filling_raises_reaches_who_drains() -> None:
     with closing(Sink(SIZE, lambda _: None)) as sink:
-        sink.insert(1, partial(full, memoryview(b"")))
+        sink.fill(1, lambda room: full(room.data))
         with pytest.raises(OSError, match="No space left"):
             sink.drain()
 
@@ -173,7 +163,7 @@ for steps in count(1):
     try:
         for _ in range(5):
             sink.room(4)
-            sink.insert(4, lambda: None)
+            sink.fill(4, lambda room: None)
         break
     except KeyboardInterrupt:
         pass
