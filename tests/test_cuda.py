@@ -174,15 +174,15 @@ def test_a_device_that_is_full_for_now_is_one() -> None:
     assert cuda.algebra_device("auto") == cuda.algebra_device("cuda") == "cuda"
 
 
-@pytest.mark.parametrize("room", [True, False])
-def test_linear_algebra_goes_where_there_is_room(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError(), RuntimeError("CUSOLVER_STATUS_ALLOC_FAILED")])
+def test_linear_algebra_goes_where_there_is_room(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def compute(device: str) -> str:
-        if device == "cuda" and not room:
-            raise torch.OutOfMemoryError
+        if device == "cuda" and error:
+            raise error
         return device
 
     monkeypatch.setattr(cuda, "algebra_device", lambda _: "cuda")
-    assert with_room("auto", compute) == ("cuda" if room else "cpu")
+    assert with_room("auto", compute) == ("cpu" if error else "cuda")
 
 
 @pytest.mark.parametrize("nbytes", [0, 1 << 20])
