@@ -158,7 +158,7 @@ def mix(
     from .planning import agree
     from .presets import load_presets
     from .recipes import Recipe
-    from .tui import Desk, Mixer
+    from .tui import Mixer
 
     lora = read_lora(Path(path), family)
     load_presets(presets)  # what is wrong with them is better said now than when they are asked for
@@ -169,7 +169,7 @@ def mix(
     except VariableError as error:
         raise error.where({}) from None
     with _stdout_on_terminal():
-        return Mixer(Desk(lora, start, recipe, path_of(presets))).run()
+        return Mixer(lora, start, recipe, path_of(presets)).run()
 
 
 def _require_terminal() -> None:

@@ -44,16 +44,6 @@ _REPLACE = "replace what is there (--force)"
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """What is mixed: a file, where its sliders start, how it is baked, and the presets file that was named."""
-
-    lora: Lora
-    start: Mix
-    recipe: Recipe
-    presets: Path | None
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """What was entered, and whether it may replace what is there."""
 
@@ -150,7 +140,10 @@ class Choose(ModalScreen[int | None]):
 
 
 class Mixer(App[Mix]):
-    """The mixer; it returns the mix it is left with, None if it was interrupted."""
+    """The mixer of a file; it returns the mix it is left with, None if it was interrupted.
+
+    `start` is where its sliders start, `recipe` how it is baked, `presets` the presets file that was named.
+    """
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
@@ -180,23 +173,22 @@ class Mixer(App[Mix]):
         Binding("ctrl+c", "interrupt", show=False),
     ]
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, lora: Lora, start: Mix, recipe: Recipe, presets: Path | None) -> None:
         super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
-        self._desk = desk
+        self._lora, self._start, self._recipe, self._presets = lora, start, recipe, presets
 
     def compose(self) -> ComposeResult:
         """Everything on the screen."""
-        start = self._desk.start
-        label = max(5, *map(len, start.present))
+        label = max(5, *map(len, self._start.present))
         yield Static(id="title", markup=False)
         yield Heading(label)
-        yield Sliders(start, label)
+        yield Sliders(self._start, label)
         with Vertical(id="said"):
-            for name, text in self._said(start).items():
+            for name, text in self._said(self._start).items():
                 with Horizontal():
                     yield Label(f"{name}:")
                     yield Static(text, id=name, markup=False)
-        yield Static(f"moves {start.present[0]}: {_KEYS}", id="help", markup=False)  # as high as it will be
+        yield Static(f"moves {self._start.present[0]}: {_KEYS}", id="help", markup=False)  # as high as it will be
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -223,7 +215,7 @@ class Mixer(App[Mix]):
         return {"weights": mixer.text(mix), "prompt": escape(token)}
 
     def _token(self, mix: Mix) -> str | None:
-        return mixer.token(mix, self._desk.lora.file.path.stem)
+        return mixer.token(mix, self._lora.file.path.stem)
 
     def _static(self, name: str) -> Static:
         return self.screen_stack[0].query_one(name, Static)
@@ -233,7 +225,7 @@ class Mixer(App[Mix]):
         return self.screen_stack[0].query_one(Sliders)
 
     def _title(self, remark: str) -> None:
-        name, title = self._desk.lora.file.path.name, self.mix.family.title
+        name, title = self._lora.file.path.name, self.mix.family.title
         self._static("#title").update(escape("; ".join(filter(None, (f"{name}: {title}", remark)))))
 
     @work(thread=True)
@@ -242,14 +234,14 @@ class Mixer(App[Mix]):
         worker = get_current_worker()
         found = []
         try:
-            for facts in measured(self._desk.lora):
+            for facts in measured(self._lora):
                 if worker.is_cancelled:
                     return
                 found.append(facts)
         except LbwError as error:
             self.call_from_thread(self._title, error.message)
             return
-        self.call_from_thread(self._show_norms, inspection_of(self._desk.lora, found))
+        self.call_from_thread(self._show_norms, inspection_of(self._lora, found))
 
     def _show_norms(self, facts: Inspection) -> None:
         blocks = facts.blocks
@@ -278,7 +270,7 @@ class Mixer(App[Mix]):
     async def action_presets(self) -> None:
         """Start from a preset."""
         try:
-            fitting = [*mixer.fitting(self.mix, load_presets(self._desk.presets).values())]
+            fitting = [*mixer.fitting(self.mix, load_presets(self._presets).values())]
         except LbwError as error:
             self.push_screen(Said(error_lines(error)))
             return
@@ -295,7 +287,7 @@ class Mixer(App[Mix]):
     async def action_save(self) -> None:
         """Save the mix as a preset."""
         try:
-            path = own_path(self._desk.presets)
+            path = own_path(self._presets)
             answer = await self.push_screen_wait(Ask(f"Save as a preset of {path}, named:"))
             if answer:
                 name, weights = answer.text, mixer.text(self.mix)
@@ -307,7 +299,7 @@ class Mixer(App[Mix]):
     @work
     async def action_bake(self) -> None:
         """Bake the mix."""
-        path = self._desk.lora.file.path
+        path = self._lora.file.path
         answer = await self.push_screen_wait(Ask("Bake to:", str(path.with_name(f"{path.stem}-mix{path.suffix}"))))
         if answer:
             said = Said([("baking", answer.text)])
@@ -317,10 +309,9 @@ class Mixer(App[Mix]):
     @work(thread=True)
     def write(self, answer: Answer, said: Said) -> None:
         """Bake, aside, and say what came of it."""
-        path, recipe = self._desk.lora.file.path, self._desk.recipe
         output = Path(answer.text).expanduser()
         try:
-            job = mixer.job_of(self.mix, path, output, recipe, replacing=answer.replacing)
+            job = mixer.job_of(self.mix, self._lora.file.path, output, self._recipe, replacing=answer.replacing)
             lines = [line for outcome in run(job) for line in outcome_lines(outcome)]
         except LbwError as error:
             lines = [*error_lines(error)]

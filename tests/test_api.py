@@ -528,7 +528,7 @@ def test_the_sliders_start_at_a_preset_of_the_file_that_is_named(
     tui = pytest.importorskip("lbw_bake.tui")
     (tmp_path / "p.yaml").write_text("FACE: {MID: 0.5}\n")
     monkeypatch.setattr(lbw_bake.api, "_require_terminal", lambda: None)
-    monkeypatch.setattr(tui.Mixer, "run", lambda self: self._desk.start)
+    monkeypatch.setattr(tui.Mixer, "run", lambda self: self._start)
     left = mix(lora, "FACE", presets=tmp_path / "p.yaml")
     assert left is not None
     assert left.weights["MID"] == 0.5

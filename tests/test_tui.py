@@ -32,7 +32,7 @@ from lbw_bake.presets import load_presets
 from lbw_bake.recipes import Recipe
 from lbw_bake.sliders import Slider, position_of
 from lbw_bake.sources import Weights
-from lbw_bake.tui import Desk, Mixer, Said
+from lbw_bake.tui import Mixer, Said
 from lbw_bake.weights import resolve
 
 Hands = Callable[[Mixer, "Pilot[Mix]"], Awaitable[None]]
@@ -54,7 +54,7 @@ def presets(tmp_path: Path) -> Path:
 def mix_by(source: Path, hands: Hands, *, presets: Path | None = None, size: tuple[int, int] = (80, 24)) -> Mix | None:
     """Open the mixer on a file, let hands work, and return the mix it is left with."""
     lora = read_lora(source)
-    app = Mixer(Desk(lora, mixer.mix_of(lora), Recipe(Weights()), presets))
+    app = Mixer(lora, mixer.mix_of(lora), Recipe(Weights()), presets)
 
     async def session() -> None:
         async with app.run_test(size=size) as pilot:
