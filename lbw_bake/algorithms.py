@@ -7,7 +7,7 @@ product squares the weight, and `alpha` is read differently by different loaders
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -107,14 +107,10 @@ def present(either: str, roles: Collection[str]) -> str | None:
     return next((role for role in either.split("|") if role in roles), None)
 
 
-def carriers_among(roles: Iterable[str], column: str) -> tuple[str, ...]:
-    """The roles that take a factor: one of each product, by a column of `Product`, and the additive ones."""
-    return _carriers(frozenset(roles), column)
-
-
 @cache
-def _carriers(roles: frozenset[str], column: str) -> tuple[str, ...]:
-    algorithm = _algorithm_of(roles)
+def carriers_among(roles: frozenset[str], column: str) -> tuple[str, ...]:
+    """The roles that take a factor: one of each product, by a column of `Product`, and the additive ones."""
+    algorithm = algorithm_of(roles)
     factors = [present(getattr(product, column), roles) for product in (algorithm.products if algorithm else ())]
     return tuple(role for role in (*factors, *ADDITIVE) if role in roles and role is not None)
 
@@ -152,17 +148,13 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "a2", "embedding_a", "q_layer")
 
 
-def algorithm_of(roles: Collection[str]) -> Algorithm | None:
+@cache
+def algorithm_of(roles: frozenset[str]) -> Algorithm | None:
     """The algorithm of a module with these roles, or None if they make up no known one.
 
     Two that exclude each other under one name are an algorithm of their own, which only removal makes neutral: some
     loaders take the one, some the other.
     """
-    return _algorithm_of(frozenset(roles))
-
-
-@cache
-def _algorithm_of(roles: frozenset[str]) -> Algorithm | None:
     owners = [algorithm for algorithm in ALGORITHMS if algorithm.owns(roles)]
     owners = [owner for owner in owners if not any(set(owner.requires) < set(other.requires) for other in owners)]
     rivals = [owner for owner in owners if owner.products or owner.matrices or not owner.exact]

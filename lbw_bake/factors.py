@@ -47,8 +47,8 @@ def weigh(
 
 def _neutralise(module: Module, edits: dict[str, Edit]) -> str:
     """Weight 0: zeros where trainers start with zeros; modules no value makes neutral are removed."""
-    algorithm = module.algorithm
-    values = dict.fromkeys(carriers_among(module.tensors, "grow"), 0.0) if algorithm.exact else algorithm.neutral
+    algorithm, roles = module.algorithm, frozenset(module.tensors)
+    values = dict.fromkeys(carriers_among(roles, "grow"), 0.0) if algorithm.exact else algorithm.neutral
     if values is None or "magnitude" in module.tensors:
         edits |= {tensor.name: Drop() for tensor in module.all_tensors}
         return REMOVED
@@ -76,7 +76,7 @@ def _scale(module: Module, weight: float, dtype: str | None, look: Look, edits: 
     _turn_back(module, weight, edits)
     treated = set(edits)
     columns = ("shrink", "grow") if abs(weight) < 1 else ("grow", "shrink")
-    choices = [carriers_among(module.tensors, column) for column in columns]
+    choices = [carriers_among(frozenset(module.tensors), column) for column in columns]
     narrow = [tensor for group in module.tensors.values() for tensor in group if tensor.dtype in FLOAT8]
     widened = {}
     if dtype is None and narrow and (treated or not _exact(module, choices[0], weight, look)):

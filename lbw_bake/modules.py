@@ -100,7 +100,7 @@ def group_modules(tensors: Iterable[Tensor]) -> Grouping:
             by_stem[key.stem][key.role].append(tensor)
     modules: list[Module] = []
     for stem, roles in by_stem.items():
-        if (algorithm := algorithm_of(roles)) is None:
+        if (algorithm := algorithm_of(frozenset(roles))) is None:
             unknown.extend(tensor for group in roles.values() for tensor in group)
         else:
             groups = {role: tuple(group) for role, group in roles.items()}

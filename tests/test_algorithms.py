@@ -128,14 +128,14 @@ def test_every_algorithm_has_a_row_or_is_treated_apart() -> None:
 
 
 def test_no_algorithm_is_none() -> None:
-    assert algorithm_of({"alpha", "dora_scale"}) is None
+    assert algorithm_of(frozenset({"alpha", "dora_scale"})) is None
 
 
 @pytest.mark.parametrize(
     "other", ["hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "oft_blocks", "set_weight", "a1 a2 b1 b2"]
 )
 def test_two_algorithms_under_one_name_are_none_that_a_factor_scales(other: str) -> None:
-    algorithm = algorithm_of({"down", "up", "alpha", *other.split()})
+    algorithm = algorithm_of(frozenset({"down", "up", "alpha", *other.split()}))
     assert algorithm
     assert not algorithm.exact
     assert not algorithm.products
@@ -154,4 +154,4 @@ def test_a_module_of_two_algorithms_is_refused_or_removed_never_half_baked(tmp_p
 
 def test_what_adds_to_a_product_is_of_its_algorithm() -> None:
     for addition in ("diff", "diff_b", "w_norm", "bias", "norm_scale"):
-        assert algorithm_of({"down", "up", addition}) is algorithm_of({"down", "up"})
+        assert algorithm_of(frozenset({"down", "up", addition})) is algorithm_of(frozenset({"down", "up"}))

@@ -20,7 +20,7 @@ from lbw_bake.families import family_named
 from lbw_bake.keys import DENOISER, parse_key
 from lbw_bake.modules import Module
 
-LORA = algorithm_of({"up", "down"})
+LORA = algorithm_of(frozenset({"up", "down"}))
 
 
 def module(name: str) -> Module:
