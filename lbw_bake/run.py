@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .atomic import check_folder, check_output, make_folder
@@ -112,20 +113,11 @@ def _make(job: Job, lora: Lora, began: float, progress: Progress) -> list[Outcom
         device, written = _write(targets, how, job.share, progress)
     except LbwError as error:
         return [_failed(job, outcome.output, error, began) if target else outcome for outcome, target in planned]
-    seconds = time.perf_counter() - began
     sizes = iter(written.sizes)
+    seconds = time.perf_counter() - began
+    baked = partial(replace, status=BAKED, seconds=seconds, device=device, verified=how.verify)
     return [
-        replace(
-            outcome,
-            status=BAKED,
-            nbytes=next(sizes),
-            seconds=seconds,
-            device=device,
-            verified=how.verify,
-            warnings=(*outcome.warnings, *written.warnings),
-        )
-        if target
-        else outcome
+        baked(outcome, nbytes=next(sizes), warnings=(*outcome.warnings, *written.warnings)) if target else outcome
         for outcome, target in planned
     ]
 
