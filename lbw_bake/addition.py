@@ -171,12 +171,9 @@ def _made(name: str, array: Array, dtype: str) -> Made:
 def _does_not_add(addend: Addend) -> NotBakeableError:
     module, odd = addend.module, _odd(addend.module)
     what = f"{module.algorithm_name} with {', '.join(odd)}" if module.linear and odd else module.algorithm_name
-    return NotBakeableError(
-        f"{addend.path}: {module.name} is {what}, which does not add up",
-        "leave one of the files out"
-        if module.linear
-        else "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT",
-    )
+    based = "DoRA and OFT do as full differences: give their base model as --base CHECKPOINT"
+    hint = "leave one of the files out" if module.linear else based
+    return NotBakeableError(f"{addend.path}: {module.name} is {what}, which does not add up", hint)
 
 
 def _odd(module: Module) -> list[str]:

@@ -97,25 +97,17 @@ def _known_kind(file: TensorFile) -> str:
 def _refuse(lora: Lora, family: Family | str | None) -> None:
     path, modules = lora.file.path, lora.grouping.modules
     adapters = [module for module in modules if not module.algorithm.fixed]
-    first = lora.file.tensors[0].name
     if not adapters:
         names = [tensor.name for tensor in lora.file.tensors]
-        like = (
-            "an adapter of another kind"
-            if any(map(_OTHER_ADAPTERS.search, names))
-            else "a checkpoint or another kind of model"
-        )
+        strange = any(map(_OTHER_ADAPTERS.search, names))
+        like = "an adapter of another kind" if strange else "a checkpoint or another kind of model"
         raise NotALoraError(
             path,
-            f"holds no LoRA module among its {len(names)} tensors (the first is {first}); it looks like {like}",
+            f"holds no LoRA module among its {len(names)} tensors (the first is {names[0]}); it looks like {like}",
             "give a LoRA or LyCORIS file",
         )
-    where = (
-        f"in a block of {lora.candidates[0].name}"
-        if family
-        else f"in a block of any family lbw knows ({', '.join(FAMILIES)})"
-    )
+    which = lora.candidates[0].name if family else f"any family lbw knows ({', '.join(FAMILIES)})"
     raise UnknownFamilyError(
-        f"{path}: none of its {len(adapters)} modules (the first is {adapters[0].name}) falls {where}",
+        f"{path}: none of its {len(adapters)} modules (the first is {adapters[0].name}) falls in a block of {which}",
         "lbw inspect shows what is in it; --family names the family",
     )
