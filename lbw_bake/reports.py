@@ -112,17 +112,11 @@ def _sarif_rule(rule: Rule) -> dict[str, Any]:
 
 def _sarif_result(path: Path, finding: Finding) -> dict[str, Any]:
     uri = path.resolve().as_uri() if path.is_absolute() else quote(path.as_posix())
+    region = {"startLine": finding.line, "startColumn": finding.column}
     return {
         "ruleId": finding.code,
         "ruleIndex": list(RULES).index(finding.code),
         "level": finding.rule.severity,
         "message": {"text": f"{finding.message}; {finding.remedy}"},
-        "locations": [
-            {
-                "physicalLocation": {
-                    "artifactLocation": {"uri": uri},
-                    "region": {"startLine": finding.line, "startColumn": finding.column},
-                }
-            }
-        ],
+        "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri}, "region": region}}],
     }
