@@ -17,9 +17,7 @@ from .temporary import clear_leftovers_once, lock, temporary_file
 _HINTS = {
     errno.ENOSPC: "make room on the disk and run it again",
     errno.EDQUOT: "make room in your quota and run it again",
-    errno.EACCES: "choose a folder you may write to",
-    errno.EPERM: "choose a folder you may write to",
-    errno.EROFS: "choose a folder you may write to",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder you may write to"),
     errno.ENOENT: "create the folder first",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "raise the file size limit (ulimit -f)",

@@ -125,11 +125,7 @@ class Header:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._entries = _json(
             {
-                tensor.name: {
-                    "dtype": tensor.dtype,
-                    "shape": tensor.shape,
-                    "data_offsets": (tensor.start, tensor.end),
-                }
+                tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (tensor.start, tensor.end)}
                 for tensor in tensors
             }
         )
@@ -171,9 +167,7 @@ _MAGIC = {
     **{bytes((0x80, protocol)): ("a Python pickle", _CONVERT) for protocol in (2, 3, 4, 5)},
     b"GGUF": ("a GGUF file", _CONVERT),
     b"version ": ("a Git LFS pointer", "fetch the file it points to with git lfs pull"),
-    b"<!DOCTYP": ("a web page", "download the file itself"),
-    b"<!doctyp": ("a web page", "download the file itself"),
-    b"<html": ("a web page", "download the file itself"),
+    **dict.fromkeys((b"<!DOCTYP", b"<!doctyp", b"<html"), ("a web page", "download the file itself")),
 }
 
 _UNKNOWN_DTYPE = re.compile("unknown variant `([^`]*)`")

@@ -32,10 +32,7 @@ def preset_schema() -> dict[str, Any]:
                 "description": "A number, R or U (drawn by --seed), X (--x), A or B (--a, --b).",
                 "anyOf": [{"type": "number"}, {"type": "string", "pattern": f"^{_VALUE}$"}],
             },
-            "text": {
-                "type": "string",
-                "anyOf": [{"pattern": pattern} for pattern in (_VECTOR, _RULES, _POSITIONS)],
-            },
+            "text": {"type": "string", "anyOf": [{"pattern": pattern} for pattern in (_VECTOR, _RULES, _POSITIONS)]},
             "rules": {
                 "description": "Blocks and ranges with a weight each; * means every block not named.",
                 "type": "object",
