@@ -182,16 +182,9 @@ def _legend(axes: Axes, files: Sequence[Inspection], parts: Mapping[str, str], t
             for i, name in enumerate(told_apart(facts.lora.file.path for facts in files))
         ]
     if len(entries) > 1:
-        axes.figure.legend(
-            [Patch(color=colour) for _, colour in entries],
-            [label for label, _ in entries],
-            loc="outside lower left",
-            ncols=6,
-            frameon=False,
-            fontsize=9,
-            handlelength=1,
-            handleheight=1,
-        )
+        patches = [Patch(color=colour, label=label) for label, colour in entries]
+        square = {"handlelength": 1, "handleheight": 1}
+        axes.figure.legend(handles=patches, loc="outside lower left", ncols=6, frameon=False, fontsize=9, **square)
 
 
 def _title(files: Sequence[Inspection], *, elements: bool) -> tuple[str, str]:
