@@ -17,7 +17,8 @@ _ELEMENT = r"^[^:]*:[^:]*:[^:]*(?:[,\n][^:]*:[^:]*:[^:]*)*$"
 
 def preset_schema() -> dict[str, Any]:
     """The JSON Schema of presets.yaml, draft 2020-12."""
-    source = {"$ref": "#/$defs/source"}
+    source, value, text, rules = ({"$ref": f"#/$defs/{name}"} for name in ("source", "value", "text", "rules"))
+    element = {"type": "string", "pattern": _ELEMENT}
     families = {name: {"description": family.title, **source} for name, family in FAMILIES.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -37,23 +38,20 @@ def preset_schema() -> dict[str, Any]:
                 "description": "Blocks and ranges with a weight each; * means every block not named.",
                 "type": "object",
                 "propertyNames": {"pattern": _SELECTOR},
-                "additionalProperties": {"$ref": "#/$defs/value"},
+                "additionalProperties": value,
                 "minProperties": 1,
             },
             "source": {
                 "anyOf": [
-                    {"$ref": "#/$defs/text"},
-                    {"$ref": "#/$defs/rules"},
-                    {"type": "array", "items": {"$ref": "#/$defs/value"}, "minItems": 2},
-                    {"type": "array", "items": {"$ref": "#/$defs/text"}, "minItems": 1},
+                    text,
+                    rules,
+                    {"type": "array", "items": value, "minItems": 2},
+                    {"type": "array", "items": text, "minItems": 1},
                 ]
             },
             "elements": {
                 "description": "Other weights for some layers of some blocks: BLOCKS:WORDS:WEIGHT.",
-                "anyOf": [
-                    {"type": "string", "pattern": _ELEMENT},
-                    {"type": "array", "items": {"type": "string", "pattern": _ELEMENT}, "minItems": 1},
-                ],
+                "anyOf": [element, {"type": "array", "items": element, "minItems": 1}],
             },
             "families": {
                 "type": "object",
