@@ -150,7 +150,7 @@ class Family:
     def block_of(self, path: str) -> str | None:
         """The block of a module of the denoiser."""
         block = self._block_by_rules(path)
-        return block if block in self._known_blocks else None
+        return block if block in (*self.blocks, OTHER) else None
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
     def widths_of(self, component: str, path: str) -> Widths | None:
@@ -175,10 +175,6 @@ class Family:
         return bool(self.claims) and any(re.match(self.claims, name, re.IGNORECASE) for name in names)
 
     # Regular expressions are compiled when they are first needed: there are many families, and a file is of one.
-
-    @cached_property
-    def _known_blocks(self) -> frozenset[str]:
-        return frozenset((*self.blocks, OTHER))
 
     @cached_property
     def _block_by_rules(self) -> Callable[[str], str | None]:
