@@ -1,7 +1,4 @@
-"""Results for people and for programs: tables, one-line messages, JSON. Nothing here decides anything.
-
-rich is imported where a table is drawn: the commands that print a line start faster without it (see `console`).
-"""
+"""Results for people and for programs: tables, one-line messages, JSON. Nothing here decides anything."""
 
 from __future__ import annotations
 
