@@ -135,9 +135,8 @@ def add(layer: Layer, form: Form) -> Sum:
     total, lost = _product(layer, addends, summed, form)
     names = _factor_names(layer, addends, form)
     # PEFT's bias stays beside a product whose names have a place for it.
-    if "up_bias" in summed and not (
-        total and _name_of("up_bias", layer) == f"{names['up'].removesuffix('weight')}bias"
-    ):
+    beside = total and _name_of("up_bias", layer) == f"{names['up'].removesuffix('weight')}bias"
+    if "up_bias" in summed and not beside:
         _put(summed, "diff_b", summed.pop("up_bias"))
     if total:  # loaders multiply these by alpha / rank with the product
         summed |= {role: summed[role] * form.unloaded(total.rank) for role in INSIDE if role in summed}

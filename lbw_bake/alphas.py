@@ -76,9 +76,8 @@ def _peft_scale(module: Module, config: Mapping[str, Any]) -> float:
 
     if (rank := module.rank or said(("r",), "rank_pattern", None)) is None:
         return 1.0
-    return float(said(_ALPHAS, "alpha_pattern", rank)) / (
-        math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank
-    )
+    alpha = float(said(_ALPHAS, "alpha_pattern", rank))
+    return alpha / (math.sqrt(rank) if config.get(f"{prefix}use_rslora") else rank)
 
 
 def _fits(pattern: str, name: str) -> bool:

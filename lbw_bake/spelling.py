@@ -93,11 +93,10 @@ def spelling_of(files: Sequence[tuple[Path, Placed]], family: Family) -> Spellin
         one, name = next((path, name) for path, name, _ in names if "." not in name)
         strange = missing or [family.denoiser]
         other, dots = next((path, name) for path, name, component in names if "." in name and component in strange)
+        first = f"name a file first that has kohya's names of the {' and the '.join(missing)}"
         raise NotBakeableError(
             f"{one} names modules as kohya does ({name}), {other} as diffusers or PEFT do ({dots})",
-            f"name a file first that has kohya's names of the {' and the '.join(missing)}"
-            if missing
-            else "convert one of them to the other spelling first",
+            first if missing else "convert one of them to the other spelling first",
         )
     return Spelling(family, prefixes, family.denoiser if mixed or fused else None)
 
