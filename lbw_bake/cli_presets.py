@@ -126,13 +126,7 @@ def add(
 
     refuse((weights is None and not element, "WEIGHTS", "give a vector, block rules or --element"))
     saved = add_preset(
-        name,
-        weights,
-        family=family,
-        elements=element or (),
-        description=description,
-        presets=presets,
-        replace=force,
+        name, weights, family=family, elements=element or (), description=description, presets=presets, replace=force
     )
     for label, text in render_presets.saved_lines(name.strip(), saved):
         console.message(label, text)

@@ -79,7 +79,6 @@ _OTHER_KINDS = (
     ),
 )
 
-
 # What PEFT names the tensors of adapters that are neither LoRA nor LyCORIS: IA3, OFT, BOFT, HRA.
 _OTHER_ADAPTERS = re.compile(r"\.(?:ia3_l|oft_[rRs]|boft_[RsP]|hra_u)(?:\.|$)")
 

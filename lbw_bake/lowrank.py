@@ -150,6 +150,5 @@ def _with_kernel(down: Array, kernel: Kernel) -> Array:
     return down.reshape(len(down), -1, *kernel) if fits else down
 
 
-# Algorithm -> a module's update without `alpha / rank`, given its arrays and its layer's
-# kernel, for flattened factors.
+# Algorithm -> a module's update without alpha / rank, given its arrays and its layer's kernel, for flattened factors.
 FORMS: dict[str, Callable[[Arrays, Kernel], LowRank]] = {"lora": _lora, "loha": _loha, "lokr": _lokr}

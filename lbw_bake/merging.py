@@ -129,11 +129,7 @@ def read_parts(loras: Iterable[tuple[Path, Weights]], family: Family | str | Non
 
 
 def merge_parts(
-    parts: Sequence[Part],
-    output: Path | None,
-    how: Recipe,
-    progress: Progress = silent,
-    remarks: Sequence[str] = (),
+    parts: Sequence[Part], output: Path | None, how: Recipe, progress: Progress = silent, remarks: Sequence[str] = ()
 ) -> Merged:
     """Write the sum of several LoRAs of one family; names of layers and metadata are those of the first that has them.
 

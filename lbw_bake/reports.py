@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -75,12 +75,7 @@ def sarif(results: Sequence[Checked]) -> Iterator[str]:
     yield json_text({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Checked]], Iterator[str]]] = {
-    "text": text,
-    "json": as_json,
-    "github": github,
-    "sarif": sarif,
-}
+FORMATS = {"text": text, "json": as_json, "github": github, "sarif": sarif}
 
 
 def _all(results: Sequence[Checked]) -> Iterator[tuple[Path, Finding]]:

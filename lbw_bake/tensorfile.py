@@ -123,12 +123,11 @@ class Header:
     """The header of a file to be written: entries for its tensors, encoded once, and metadata that may change."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._entries = _json(
-            {
-                tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (tensor.start, tensor.end)}
-                for tensor in tensors
-            }
-        )
+        entries = {
+            tensor.name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": (tensor.start, tensor.end)}
+            for tensor in tensors
+        }
+        self._entries = _json(entries)
 
     def encode(self, metadata: Mapping[str, str]) -> bytes:
         """The bytes that precede the data section, padded with spaces to a multiple of 8.

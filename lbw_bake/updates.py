@@ -193,10 +193,8 @@ _INNER: dict[str, Callable[[Arrays, Arrays], float]] = {
 }
 WHOLE = ("full", "norm", "bias")  # algorithms whose tensors are summands themselves
 _ON_BASE = ("a1", "a2")  # GLoRA's product that multiplies the base weight
-_ROLES = frozenset(
-    {
-        *("up", "down", "lora_e", "mid", "embedding_a", "embedding_b", "b1", "b2", "bm", *_ON_BASE, *ADDITIVE),
-        *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-        *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
-    }
-)
+_ROLES = {
+    *("up", "down", "lora_e", "mid", "embedding_a", "embedding_b", "b1", "b2", "bm", *_ON_BASE, *ADDITIVE),
+    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+}

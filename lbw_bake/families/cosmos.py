@@ -46,11 +46,7 @@ ANIMA = Family(
     name="anima",
     title="Anima",
     blocks=_ANIMA,
-    rules=(
-        Rule(rf"{_ADAPTER}blocks_(\d+)_", "A{:02}"),
-        Rule(_ADAPTER, "IN"),
-        *_RULES,
-    ),
+    rules=(Rule(rf"{_ADAPTER}blocks_(\d+)_", "A{:02}"), Rule(_ADAPTER, "IN"), *_RULES),
     encoders=(encoder("qwen3_06b", "TE", "te", "te1"),),
     layouts=(_ANIMA, _ANIMA[2:-1], _STACK),
     relatives=(COSMOS.blocks,),
