@@ -132,6 +132,12 @@ def lora(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of several jobs at a time are given to processes, however small they are."""
+    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+
+
+@pytest.fixture
 def planned(run: Run, lora: Path) -> Planned:
     """What a dry run on an SD1 LoRA says as JSON; it must succeed."""
     return lambda *options: run.json("bake", lora, "--dry-run", "--json", *options)

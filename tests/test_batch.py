@@ -456,10 +456,8 @@ class TestFolders:
         assert error.count("error: ") == 1
         assert "done: 1 written, 1 failed" in error
 
-    def test_processes_write_what_one_process_writes(
-        self, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+    @pytest.mark.usefixtures("in_processes")
+    def test_processes_write_what_one_process_writes(self, loras: Path, tmp_path: Path, run: Run) -> None:
         for jobs in (1, 2):
             options = (*HALF, "--recursive", "--jobs", jobs, "--out-dir", tmp_path / f"out{jobs}")
             run.done("bake", loras, *options)
@@ -521,11 +519,9 @@ class TestProgress:
         assert told
         assert max(told) < 8 << 20
 
-    def test_a_file_is_finished_though_nobody_watches_any_longer(
-        self, lora: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.usefixtures("in_processes")
+    def test_a_file_is_finished_though_nobody_watches_any_longer(self, lora: Path, large: Path, tmp_path: Path) -> None:
         """A loop over a batch that is left early: what other processes are at is written, however large it is."""
-        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
         recipe = Recipe(Weights.parse("*=0.5"), verify=True)
         running = run_batch(make_batch([lora, large], [recipe], Naming(out_dir=tmp_path / "out")), workers=2)
         next(running)
@@ -569,6 +565,7 @@ class TestProgress:
         assert names_in(out) <= ({"large.safetensors", "a.safetensors"} if way == "processes" else set())
 
 
+@pytest.mark.usefixtures("in_processes")
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
 def test_an_interrupt_loses_no_outcome_that_is_there(
     loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -582,7 +579,6 @@ def test_an_interrupt_loses_no_outcome_that_is_there(
         return wait(objects)
 
     monkeypatch.setattr("lbw_bake.workers.wait", interrupted)
-    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
     batch = make_batch([loras], [Recipe()], Naming(out_dir=tmp_path / "out"))
     finished = []
     with pytest.raises(KeyboardInterrupt):
@@ -607,12 +603,12 @@ class Fatal:
         return exec, (code, {})
 
 
+@pytest.mark.usefixtures("in_processes")
 @pytest.mark.skipif(sys.platform == "win32", reason="tells no leftover from work by its lock")
 @pytest.mark.parametrize(("in_place", "tries"), [(False, 4), (True, 1)])
 def test_a_job_that_no_process_survives_fails_alone_after_four_tries_or_one_in_place(
-    in_place: bool, tries: int, loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_place: bool, tries: int, loras: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
     out = loras if in_place else tmp_path / "out"
     naming = Naming(in_place=True) if in_place else Naming(out_dir=out)
     batch = make_batch(loras, Recipe(Weights.of("*=0.5"), in_place=in_place), naming, recursive=True)

@@ -600,18 +600,19 @@ def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path:
 
 KOHYA = "unet_middle_block_1_transformer_blocks_0_attn1_to_q"
 PEFT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+PEFTS_FACTORS = {
+    f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
+    f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
+}
+PEFTS_DORA = PEFTS_FACTORS | {f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32)}
 
 
 def test_biases_keep_the_names_that_loaders_know(tmp_path: Path, run: Run) -> None:
     bias = {f"{PEFT}.lora_B.bias": np.ones(8, np.float32)}
-    factors = {
-        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
-        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
-    }
-    source, out = write(tmp_path / "a.safetensors", factors | bias), tmp_path / "b.safetensors"
+    source, out = write(tmp_path / "a.safetensors", PEFTS_FACTORS | bias), tmp_path / "b.safetensors"
     for command in (("merge", source), ("bake", source, "-w", "*=0.5", "--rank", 2)):
         run.done(*command, "--family", "sd1", "-f", "-o", out)
-        assert load_file(out).keys() == {*factors, *bias}
+        assert load_file(out).keys() == {*PEFTS_FACTORS, *bias}
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -630,22 +631,13 @@ def test_a_bias_of_peft_becomes_a_difference_where_names_have_no_place_for_it(
 
 
 def test_a_configuration_beside_the_file_must_not_count_twice(tmp_path: Path, run: Run) -> None:
-    factors = {
-        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
-        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
-    }
-    source = write(tmp_path / "a.safetensors", factors)
+    source = write(tmp_path / "a.safetensors", PEFTS_FACTORS)
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 16}')
     assert "or they count twice" in run.done("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
 
 
 def test_a_bake_that_leaves_no_tensor_says_so(tmp_path: Path, run: Run) -> None:
-    dora = {
-        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
-        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
-        f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32),
-    }
-    source = write(tmp_path / "a.safetensors", dora)
+    source = write(tmp_path / "a.safetensors", PEFTS_DORA)
     error = run.done("bake", source, "-w", "*=0", "--family", "sd1", "-o", tmp_path / "b.safetensors")
     assert "no tensor is left" in error
 
@@ -805,13 +797,8 @@ def test_dora_at_weight_one_or_zero_is_kept_or_switched_off(tmp_path: Path, run:
 
 
 def test_a_dora_whose_alpha_only_the_configuration_tells_is_not_kept(tmp_path: Path, run: Run) -> None:
-    dora = {
-        f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
-        f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
-        f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32),
-    }
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 2})}
-    source = write(tmp_path / "a.safetensors", dora, metadata)
+    source = write(tmp_path / "a.safetensors", PEFTS_DORA, metadata)
     assert "does not add up" in run.refused("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
 
 

@@ -119,6 +119,7 @@ def printed(run: Run, monkeypatch: pytest.MonkeyPatch, width: int, *command: obj
     return [line for line in out.splitlines() if line.strip() and ":" not in line and "files" not in line]
 
 
+@pytest.mark.usefixtures("in_processes")
 @pytest.mark.skipif(sys.platform == "win32", reason="keeps no interrupt waiting")
 @pytest.mark.parametrize(("workers", "written"), [(1, "a"), (2, "ab")])
 def test_what_is_finished_at_an_interrupt_is_said(
@@ -132,7 +133,6 @@ def test_what_is_finished_at_an_interrupt_is_said(
         say(label, text)
 
     monkeypatch.setattr(render, "message", interrupted)
-    monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
     sources = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "ab"]
     batch = make_batch(sources, [Recipe()], Naming(out_dir=tmp_path / "out"))
 
@@ -145,13 +145,14 @@ def test_what_is_finished_at_an_interrupt_is_said(
     assert last == f"interrupted: {len(written)} written, {2 - len(written)} left"
 
 
-def test_a_batch_ends_where_its_outcomes_cannot_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_ends_where_its_outcomes_cannot_be_said(
+    lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise BrokenPipeError
 
     monkeypatch.setattr(render, "message", broken)
-    source = write(tmp_path / "a.safetensors", unet_lora())
-    batch = make_batch([source], [Recipe()], Naming(tmp_path / "b.safetensors"))
+    batch = make_batch(lora, Recipe(), Naming(tmp_path / "b.safetensors"))
     results = run_batch(batch)
     with pytest.raises(BrokenPipeError), render.Report(batch) as report:
         report.take(results)

@@ -251,11 +251,9 @@ class TestMany:
             write(folder / f"{name}.safetensors", unet_lora(dtype="float16"), HASHES)
         return folder
 
+    @pytest.mark.usefixtures("in_processes")
     @pytest.mark.parametrize("jobs", [1, 2])
-    def test_a_batch_of_several_presets(
-        self, jobs: int, loras: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("lbw_bake.batch._WORTH_PROCESSES", 0)
+    def test_a_batch_of_several_presets(self, jobs: int, loras: Path, tmp_path: Path, run: Run) -> None:
         options = ("-p", "MIDD", "-p", "OUTALL", "--verify", "--jobs", str(jobs), "--json")
         out = run.out("bake", loras, "--out-dir", tmp_path / "out", *options)
         outcomes = [json.loads(line) for line in out.splitlines()]
