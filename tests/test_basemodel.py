@@ -408,15 +408,13 @@ def test_a_difference_takes_no_other_tensors_name(tmp_path: Path, run: Run) -> N
     assert not (tmp_path / "baked.safetensors").exists()
 
 
-def test_a_base_is_read_only_where_it_is_needed(tmp_path: Path, run: Run) -> None:
-    source = write(tmp_path / "lora.safetensors", unet_lora())
+def test_a_base_is_read_only_where_it_is_needed(lora: Path, tmp_path: Path, run: Run) -> None:
     base = pickle(tmp_path / "base.ckpt")
-    run.done("bake", source, "-w", "*=0.5", "-o", tmp_path / "baked.safetensors", "--base", base)
+    run.done("bake", lora, "-w", "*=0.5", "-o", tmp_path / "baked.safetensors", "--base", base)
 
 
-def test_a_base_that_does_not_exist_is_wrong_usage(tmp_path: Path, run: Run) -> None:
-    source = write(tmp_path / "lora.safetensors", unet_lora())
-    code, _, error = run("bake", source, "-w", "*=1", "-o", tmp_path / "b.safetensors", "--base", tmp_path / "none")
+def test_a_base_that_does_not_exist_is_wrong_usage(lora: Path, tmp_path: Path, run: Run) -> None:
+    code, _, error = run("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors", "--base", tmp_path / "none")
     assert code == 2
     assert "does not exist" in " ".join(error.replace("│", "").split())
 
