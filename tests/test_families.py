@@ -79,7 +79,7 @@ class TestTables:
             return {
                 f.denoiser
                 for f in FAMILIES.values()
-                if f.place(module) and (f.denoiser != "unet" or f.block_of(module.path) != OTHER)
+                if (place := f.place(module)) and (f.denoiser != "unet" or place.block != OTHER)
             }
 
         denoiser = [module for module in grouping(table).modules if module.component == DENOISER]

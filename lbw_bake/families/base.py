@@ -135,8 +135,8 @@ class Family:
         if component != DENOISER:
             encoder = self._encoder_of(component, path)
             return Place(encoder.name, encoder.block) if encoder else None
-        block = self.block_of(path)
-        return Place(self.denoiser, block) if block else None
+        block = self._block_by_rules(path)
+        return Place(self.denoiser, block) if block and block in (*self.blocks, OTHER) else None
 
     def _encoder_of(self, component: str, path: str) -> Encoder | None:
         """The text encoder a component names, or the only other one that has such a layer: trainers number freely."""
@@ -146,11 +146,6 @@ class Family:
         having = (component for component, lookup in self._encoder_layers.items() if lookup.widths(path) is not None)
         others = {self._encoders[component].name: self._encoders[component] for component in having}
         return next(iter(others.values())) if len(others) == 1 else named
-
-    def block_of(self, path: str) -> str | None:
-        """The block of a module of the denoiser."""
-        block = self._block_by_rules(path)
-        return block if block in (*self.blocks, OTHER) else None
 
     @lru_cache(maxsize=REMEMBERED)  # noqa: B019 - families last as long as the program
     def widths_of(self, component: str, path: str) -> Widths | None:
