@@ -32,7 +32,7 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     zeroed = {decision.module.name for decision in plan.decisions if decision.action == ZEROED}
     reason = _whole_file_reason(plan, data) if zeroed else ""
     if reason:
-        return _kept(plan, [f"{counted(len(zeroed), 'module')} at weight 0 kept as zeros: {reason}"])
+        return _pruned(plan, [f"{counted(len(zeroed), 'module')} at weight 0 kept as zeros: {reason}"])
     kept = dict(_kept_by_themselves(plan, zeroed))
     kept |= dict.fromkeys(_torn(plan, zeroed - kept.keys()), "the rest of their attention is not at weight 0")
     kept |= dict.fromkeys(_last_telltale(plan, zeroed - kept.keys()), "loaders tell the base model by them")
@@ -47,14 +47,14 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     decisions = tuple(
         _removed(decision) if decision.module.name in removed else decision for decision in plan.decisions
     )
-    return _kept(replace(plan, decisions=decisions), warnings)
+    return _pruned(replace(plan, decisions=decisions), warnings)
 
 
 def _removed(decision: Decision) -> Decision:
     return replace(decision, action=REMOVED, edits={tensor.name: Drop() for tensor in decision.module.all_tensors})
 
 
-def _kept(plan: Plan, warnings: Iterable[str]) -> Plan:
+def _pruned(plan: Plan, warnings: Iterable[str]) -> Plan:
     return replace(plan, warnings=(*plan.warnings, *warnings), pruned=True)
 
 
