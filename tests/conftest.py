@@ -324,6 +324,11 @@ def data_of(path: Path) -> bytes:
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
+def content_of(folder: Path) -> dict[str, bytes]:
+    """What is in the files of a folder, and of the folders in it, by their paths there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def entries_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Name -> dtype, shape and data of every tensor, whatever its dtype, in header order."""
     data = data_of(path)

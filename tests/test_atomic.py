@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import Run, bound_by_permissions, called, lbw, measured, python, unet_lora, write
+from conftest import Run, bound_by_permissions, called, content_of, lbw, measured, python, unet_lora, write
 from safetensors.numpy import load_file
 
 from lbw_bake import atomic, temporary, tensordata
@@ -54,10 +54,6 @@ def test_what_was_replaced_just_before_it_was_claimed_is_refused(
     monkeypatch.undo()
     with claim(path):
         assert path.read_bytes() == b"b.yaml"
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, kohya_lora, write
+from conftest import Run, content_of, kohya_lora, write
 
 from lbw_bake import atomic, rewrite, temporary, tensordata
 
@@ -125,10 +125,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sweep": ("sweep", "a.safetensors", "--x", "values=0,0.5", "-o", "plot"),
     "convert presets": ("presets", "convert", "presets.txt", "presets.yaml", "--force"),
 }
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc to tell what a descriptor is of")
