@@ -82,7 +82,7 @@ def _place(family: Family, block: str) -> Place:
     return Place(encoders.get(block, family.denoiser), block)
 
 
-def fitting(mix: Mix, presets: Iterable[Preset]) -> Iterator[tuple[Preset, Mix]]:
+def showable(mix: Mix, presets: Iterable[Preset]) -> Iterator[tuple[Preset, Mix]]:
     """The presets that sliders can show, and the mix that each is."""
     for preset in presets:
         try:

@@ -270,18 +270,18 @@ class Mixer(App[Mix]):
     async def action_presets(self) -> None:
         """Start from a preset."""
         try:
-            fitting = [*mixer.fitting(self.mix, load_presets(self._presets).values())]
+            shown = [*mixer.showable(self.mix, load_presets(self._presets).values())]
         except LbwError as error:
             self.push_screen(Said(error_lines(error)))
             return
-        width = max((cell_len(preset.name) for preset, _ in fitting), default=0)
+        width = max((cell_len(preset.name) for preset, _ in shown), default=0)
         rows = [
             f"{set_cell_size(preset.name, width)}  {preset_bars(preset, self.mix.family)}  {preset.description}"
-            for preset, _ in fitting
+            for preset, _ in shown
         ]
         chosen = await self.push_screen_wait(Choose("Start from a preset", rows))
         if chosen is not None:
-            self._sliders.become(fitting[chosen][1])
+            self._sliders.become(shown[chosen][1])
 
     @work
     async def action_save(self) -> None:

@@ -182,7 +182,7 @@ class TestStart:
     def test_presets_that_fit_are_what_a_bake_makes_of_them(self, name: str, loras: dict[str, Lora]) -> None:
         mix = mixer.mix_of(loras[name])
         presets = load_presets()
-        found = {preset.name: one for preset, one in mixer.fitting(mix, presets.values())}
+        found = {preset.name: one for preset, one in mixer.showable(mix, presets.values())}
         assert {"NONE", "ALL", "MIDD", "ALL0.5"} <= found.keys()
         assert not any(presets[name].elements for name in found)
         for preset, one in found.items():

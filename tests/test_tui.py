@@ -117,7 +117,7 @@ def test_keys(keys: list[str], weights: list[float], source: Path) -> None:
 
 def test_a_preset_is_a_start(source: Path, presets: Path) -> None:
     names = [
-        preset.name for preset, _ in mixer.fitting(mixer.mix_of(read_lora(source)), load_presets(presets).values())
+        preset.name for preset, _ in mixer.showable(mixer.mix_of(read_lora(source)), load_presets(presets).values())
     ]
     downs = ["down"] * names.index("FACE")
     mix = mix_with(source, "p", *downs, "enter", presets=presets)

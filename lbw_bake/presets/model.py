@@ -97,7 +97,7 @@ class Preset:
         """The weights for a family, of the given vector length if one is asked for. Raises PresetError."""
         entries = self.entries_for(family, layout)
         if not entries:
-            raise self._silent(family, layout)
+            raise self._no_entry(family, layout)
         return entries[0].source
 
     def speaks_for(self, family: Family) -> bool:
@@ -128,7 +128,7 @@ class Preset:
         entries = [entry for entry in self.entries if entry.family in names and layout in (None, entry.length)]
         return sorted(entries, key=lambda entry: (names.index(entry.family), _strangeness(entry, family)))
 
-    def _silent(self, family: Family, layout: int | None) -> PresetError:
+    def _no_entry(self, family: Family, layout: int | None) -> PresetError:
         if not self.entries:
             return PresetError(
                 f"preset {self.name} holds element rules, no weights",
