@@ -13,9 +13,9 @@ from .arguments import AnyPath, several
 from .errors import FileFormatError, LbwError, WeightError, reading_hint
 from .folders import files_in
 from .presets import Preset, builtin_path
+from .presets.document import Document
 from .presets.findings import Finding, in_order
 from .presets.formats import read_data, read_document, read_presets
-from .presets.model import Document
 from .values import number_text
 from .weights import resolve
 

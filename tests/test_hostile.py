@@ -29,9 +29,9 @@ from lbw_bake.console import escape, json_text
 from lbw_bake.errors import FileFormatError, LbwError, WeightError
 from lbw_bake.families import FAMILIES
 from lbw_bake.keys import LONGEST_NAME, parse_key
+from lbw_bake.presets.document import MOST_FINDINGS
 from lbw_bake.presets.findings import RULES
 from lbw_bake.presets.formats import LONGEST, READERS, read_document
-from lbw_bake.presets.model import MOST_FINDINGS
 from lbw_bake.scaling import FLOATS
 from lbw_bake.tensordata import TensorData
 from lbw_bake.tensorfile import LONGEST_HEADER, MOST_VALUES, read_header

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..weights import Element
+from .document import of_type
 from .findings import Finding
 from .grammar import EXTENSION, check_name, read_element
-from .model import Preset, of_type
+from .model import Preset
 from .text import WIDE_COLON, WIDE_COMMA, Piece, lines_of
 
 _HEAD_COLONS = 3

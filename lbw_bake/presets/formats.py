@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import PresetError
+from .document import Document, document
 from .elements_file import read_elempresets
 from .findings import Finding
 from .grammar import EXTENSION, INSPIRE
 from .lines import read_lines
-from .model import Document, Preset, document
+from .model import Preset
 
 Items = Iterator[Preset | Finding]
 

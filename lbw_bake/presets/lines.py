@@ -11,10 +11,11 @@ from pathlib import Path
 
 from ..families import FAMILIES
 from ..weights import Rules, Vector
+from .document import of_type
 from .findings import Finding
 from .grammar import EXTENSION, INSPIRE, Dialect, check_name, read_vector
 from .inspire import has_uneven_middle, rules_of
-from .model import Entry, Preset, of_type
+from .model import Entry, Preset
 from .text import WIDE_COLON, Piece, lines_of
 
 _MACRO = re.compile(r"@[^:]*[^:\s]:\s*\d+(?:\s*,\s*\d+\s*,\s*\d+)?")

@@ -17,9 +17,10 @@ from ..errors import nearest
 from ..families import FAMILIES, Family
 from ..values import NUMBER
 from ..weights import Element, Rules, Vector
+from .document import of_type
 from .findings import Finding
 from .grammar import LBW, MOST_ITEMS, check_name, check_rules, knows, read_element, read_source, read_values
-from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset, of_type
+from .model import ANY_FAMILY, DESCRIPTION, ELEMENTS, Entry, Preset
 from .text import WIDE_COLON, WIDE_COMMA, Piece, Places
 
 ENTRY_KEYS = (*FAMILIES, DESCRIPTION, ANY_FAMILY, ELEMENTS)
