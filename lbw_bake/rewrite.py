@@ -52,6 +52,9 @@ Made = tuple[Tensor, Iterator[Bytes]]
 # a copy when what was written before is on the disk, or at the server.
 _LONG = 8 * PIECE
 
+# Fewer bytes are read at once: to have the thread that writes read them takes longer.
+_SHORT = PIECE // 16
+
 # Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
 
@@ -322,7 +325,11 @@ class _Writer:
             self._sink.drain()
             start = self._data.kernel_copy(start, end, self._file)
         for position in range(start, end, self._step):
-            self._sink.fill(min(self._step, end - position), partial(self._copies.read_into, position=position))
+            nbytes = min(self._step, end - position)
+            if nbytes < _SHORT:
+                self._data.read_into(self.room(nbytes), position)
+            else:
+                self._sink.fill(nbytes, partial(self._copies.read_into, position=position))
         self._run = (0, 0)
 
 

@@ -559,9 +559,10 @@ class TestFile:
 class TestSourceThatChanges:
     """The backend is where a bake can be caught in the middle."""
 
-    @pytest.fixture
-    def source(self, tmp_path: Path) -> Path:
-        return write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), {"sshs_model_hash": "0"})
+    @pytest.fixture(params=[{}, {"sshs_model_hash": "0"}], ids=["read by the thread that writes", "hashed"])
+    def source(self, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
+        return write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), request.param)
 
     @pytest.fixture
     def bake_while(self, source: Path, tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], None]]:

@@ -104,7 +104,8 @@ def disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         for module in (atomic, temporary, tensordata):
             patch.setattr(module, "FileIO", File)
         patch.setattr(io, "open", opened)
-        patch.setattr(rewrite, "_LONG", 0)
+        for size in ("_LONG", "_SHORT"):
+            patch.setattr(rewrite, size, 0)
         for name in CALLS:
             if hasattr(os, name):
                 patch.setattr(os, name, counted(name, getattr(os, name)))

@@ -110,6 +110,7 @@ def test_without_the_kernels_copy_the_bytes_are_the_same(
 ) -> None:
     """Only Linux and FreeBSD copy within the kernel."""
     monkeypatch.delattr(os, "copy_file_range", raising=False)
-    monkeypatch.setattr("lbw_bake.rewrite._LONG", 0)
+    for size in ("_LONG", "_SHORT"):
+        monkeypatch.setattr(f"lbw_bake.rewrite.{size}", 0)
     run.done("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
     assert data_of(tmp_path / "b.safetensors") == data_of(lora)
