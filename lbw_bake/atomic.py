@@ -88,19 +88,20 @@ def claim(path: Path) -> Iterator[None]:
         yield
 
 
-def make_folder(folder: Path, hint: str = "choose another folder") -> None:
-    """Make a folder, and those it is in, unless it is there. Raises OutputError with the hint."""
+def make_folder(folder: Path, hint: str = "choose another folder", *, dry_run: bool = False) -> None:
+    """Make a folder, and those it is in, unless it is there; a dry run only refuses what is in their way.
+
+    Raises OutputError with the hint.
+    """
+    if dry_run:
+        for path in (folder, *folder.parents):
+            if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112 - which never raises
+                raise OutputError(f"{folder}: cannot be made: {path} is no folder", hint)
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}", hint) from error
-
-
-def check_folder(folder: Path, hint: str = "choose another folder") -> None:
-    """Refuse a folder in whose way, or on the way to which, is something else. Raises OutputError with the hint."""
-    for path in (folder, *folder.parents):
-        if os.path.lexists(path) and not os.path.isdir(path):  # noqa: PTH112 - which never raises
-            raise OutputError(f"{folder}: cannot be made: {path} is no folder", hint)
 
 
 def make_room(file: FileIO, start: int, end: int) -> None:

@@ -12,7 +12,7 @@ from string import Formatter
 from unicodedata import normalize
 
 from .arguments import AnyPath, path_of, several
-from .atomic import check_folder, make_folder
+from .atomic import make_folder
 from .errors import FileFormatError, LbwError, OutputError
 from .folders import files_in
 from .metadata import records_in
@@ -258,8 +258,7 @@ def make_batch(
         if recursive:
             _check_outside(naming.out_dir, paths)
         if jobs:
-            take_folder = check_folder if recipes[0].dry_run else make_folder
-            take_folder(naming.out_dir, "choose another --out-dir")
+            make_folder(naming.out_dir, "choose another --out-dir", dry_run=recipes[0].dry_run)
     problems = tuple(item for item in found if isinstance(item, FileFormatError))
     return Batch(tuple(jobs), problems, tuple(item for item in found if isinstance(item, Path)))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from .atomic import check_folder, check_output, make_folder
+from .atomic import check_output, make_folder
 from .cuda import algebra_device, check_device, choose_backend
 from .errors import FileFormatError, LbwError, OutputError, StrictError
 from .factors import ACTIONS, COPIED, SCALED
@@ -181,8 +181,7 @@ def _decided(job: Job, output: Path | None, recipe: Recipe, lora: Lora, began: f
     if recipe.skip_existing and os.path.lexists(output):
         return replace(outcome, status=SKIPPED, warnings=(*outcome.warnings, *_differences(target, recipe))), None
     if job.makes_folders:
-        take_folder = check_folder if recipe.dry_run else make_folder
-        take_folder(output.parent, "choose another --out-dir")
+        make_folder(output.parent, "choose another --out-dir", dry_run=recipe.dry_run)
     if not job.makes_folders or os.path.exists(output.parent):  # noqa: PTH110 - a dry run makes none
         check_output(
             output,

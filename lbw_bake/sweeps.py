@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import AnyPath
-from .atomic import check_folder, check_output, make_folder, write_file
+from .atomic import check_output, make_folder, write_file
 from .axes import ANALYSE, BLOCKS, ELEMENTS, FULL, PRESETS, VALUES, Axis, analysis, parse_axis
 from .cuda import check_device, choose_backend
 from .errors import FileFormatError, OutputError, PresetError, VariableError, WeightError
@@ -297,7 +297,7 @@ def write_sweep(
         _check_size(nbytes, where, limit)
         _, backend = choose_backend(recipe.device, nbytes)
         if dry_run and not os.path.lexists(where):
-            check_folder(where)
+            make_folder(where, dry_run=True)
             return
         make_folder(where)
         source, model = sweep.lora.file.path, recipe.model
