@@ -112,7 +112,7 @@ class Remedies:
             if kind == "oft":
                 return self._rotation_update(module, place)[1]
             _, _, dora = self._dora(module, place)
-        return self._with_room(_whole(module, dora))
+        return self._whole(module, dora)
 
     def _set(self, module: Module, place: Place, weight: float, dtype: str | None) -> Treatment:
         """(1 - r) W + r S in place of S; in float32, because what counts is its small difference from W."""
@@ -149,7 +149,7 @@ class Remedies:
         used = {"dora_norm": self._means.dora_norm} if role == "dora_scale" and reading.axis == 0 else {}
         factors = spread_over(module.algorithm.name, reading.axis, weight)
         if not factors:
-            update = self._with_room(_whole(module, dora))
+            update = self._whole(module, dora)
             return self._exactly(_in_full(module, base, dtype, lambda read: weight * update(read)), **used)
         dtypes = {name: stored_as(module.tensors[name][0], dtype) for name in factors}
 
@@ -232,6 +232,10 @@ class Remedies:
 
         return computed
 
+    def _whole(self, module: Module, dora: Callable[[Read], Dora]) -> Callable[[Read], Array]:
+        """What makes the update of a DoRA, in the layer's shape."""
+        return self._with_room(lambda read: _oriented(module, dora(read).update()).cpu().numpy())
+
     def _reading(self, module: Module, base: BaseWeight, role: str) -> Reading:
         """How the magnitude is read, by its shape; the factors are checked against the base weight."""
         import torch
@@ -280,11 +284,6 @@ def _kind(module: Module) -> str:
 
 def _magnitude(module: Module) -> str:
     return next(role for role in MAGNITUDES if role in module.tensors)
-
-
-def _whole(module: Module, dora: Callable[[Read], Dora]) -> Callable[[Read], Array]:
-    """What makes the update of a DoRA, in the layer's shape."""
-    return lambda read: _oriented(module, dora(read).update()).cpu().numpy()
 
 
 def _oriented(module: Module, weight: torch.Tensor) -> torch.Tensor:
