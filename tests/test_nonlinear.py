@@ -670,8 +670,14 @@ SWEPT: dict[str, tuple[Tensors, tuple[str, ...], bool]] = {
     "oft, inexact": (stored(ROTATIONS["oft"], "float32"), ("--inexact", "allow"), False),
 }
 
+swept = pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
 
-@pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
+
+def means_of(options: tuple[str, ...], based: bool, checkpoints: Mapping[str, Path]) -> tuple[object, ...]:
+    return (*options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+
+
+@swept
 def test_a_cell_of_a_sweep_is_what_bake_writes(
     tensors: Tensors,
     options: tuple[str, ...],
@@ -682,7 +688,7 @@ def test_a_cell_of_a_sweep_is_what_bake_writes(
     run: Run,
 ) -> None:
     source = write(tmp_path / "a.safetensors", tensors)
-    means = (*options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+    means = means_of(options, based, checkpoints)
     axes = ("--x", "values=0,0.3,0.7,1", "--y", "blocks=MID")
     said = run.done("sweep", source, "-o", tmp_path / "plot", *axes, *means)
     assert ("turn by the weighted angle" in said) == (not based)
@@ -693,7 +699,7 @@ def test_a_cell_of_a_sweep_is_what_bake_writes(
         assert content == bake_file(source, "-w", f"MID={value} *=1", *means).read_bytes()
 
 
-@pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
+@swept
 def test_what_a_gpu_has_no_room_for_is_computed_on_the_cpu(
     tensors: Tensors,
     options: tuple[str, ...],
@@ -702,7 +708,7 @@ def test_what_a_gpu_has_no_room_for_is_computed_on_the_cpu(
     bake_tensors: BakeTensors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    means = ("-w", "MID=0.3", *options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+    means = ("-w", "MID=0.3", *means_of(options, based, checkpoints))
     wanted = bake_tensors(tensors, *means)
     tensor, tried = Remedies._tensor, []
 
