@@ -251,7 +251,6 @@ def _drawn(rows: Sequence[Row], look: Theme, font_file: str | None, lacking: Col
     from PIL import Image, ImageDraw, ImageFont
 
     escapes = str.maketrans({letter: ascii(letter)[1:-1] for letter in lacking})
-
     sizes = [picture.size for row in rows for picture in row.pictures if picture]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     size = max(width // 16, 11)

@@ -107,8 +107,9 @@ class Report:
     def add(self, outcomes: Sequence[Outcome], nbytes: int) -> None:
         """Take in the outcomes of one input of so many bytes."""
         self._counts.update(outcome.status for outcome in outcomes)
-        for outcome in outcomes if self._json else ():
-            print_json(outcome_json(outcome))
+        if self._json:
+            for outcome in outcomes:
+                print_json(outcome_json(outcome))
         # Outputs of one input that fail, or are skipped, for the same reason say so once.
         for outcome in {str(one.error or one.note or i): one for i, one in enumerate(outcomes)}.values():
             if outcome.error or not self._quiet:
