@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from .console import escape
 
@@ -61,10 +62,10 @@ def print_table(
     from rich.table import Table
 
     # FORCE_COLOR gives what is not a terminal colours, but no width to keep to.
-    width = None if (sys.stderr if stderr else sys.stdout).isatty() else _WIDE
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
-    if title:
-        console.print(escape(title), style="bold", soft_wrap=True)
+    stream = sys.stderr if stderr else sys.stdout
+    console = Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=None if stream.isatty() else _WIDE
+    )
     names = list(columns)
     lines = [[escape(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     kept, fits = _fitting(names, lines, spare, console.width)
@@ -77,7 +78,21 @@ def print_table(
         )
     for cells in lines:
         table.add_row(*(cells[i] for i in kept))
-    console.print(table)
+    with _above_bars(console, stream):
+        if title:
+            console.print(escape(title), style="bold", soft_wrap=True)
+        console.print(table)
+
+
+@contextmanager
+def _above_bars(console: Console, stream: TextIO) -> Iterator[None]:
+    """Print to where a bar is drawn as everybody else does: a console of its own would draw into the bar's line."""
+    if not hasattr(stream, "rich_proxied_file"):
+        yield
+        return
+    with console.capture() as drawn:
+        yield
+    stream.write(drawn.get())
 
 
 def _fitting(

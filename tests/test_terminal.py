@@ -71,6 +71,13 @@ def test_objects_on_the_terminal_have_lines_of_their_own(loras: Path, on_termina
     assert [line[0] for line in screen.splitlines() if '"input"' in line] == ["{"] * 3
 
 
+def test_tables_do_not_begin_in_the_line_of_a_bar(loras: Path, on_terminal: OnTerminal) -> None:
+    screen = on_terminal("bake", loras, "-w", "*=0.5", "--dry-run")
+    titles = [line for line in screen.splitlines() if "(sd1" in line]
+    assert len(titles) == 3
+    assert [line for line in titles if "files" in line.rpartition("\x1b[2K")[2]] == []
+
+
 def test_one_file_needs_a_bar_if_it_is_large(loras: Path, on_terminal: OnTerminal) -> None:
     bake = ("bake", loras / "a.safetensors", "-w", "*=0.5", "-o")
     assert "\u2501" not in on_terminal(*bake, loras.parent / "b.safetensors")
