@@ -49,7 +49,7 @@ def fuzz_header(data: bytes) -> None:
                 inspection_json(facts, spectra=True)
                 weights = agree(facts.lora, Weights.of("*=0.5").for_family)
                 with TensorData(facts.lora.file) as opened:
-                    make_plan(facts.lora, weights, opened.survey).outputs()
+                    make_plan(facts.lora, weights, opened.survey).edition.header.encode({})
             except LbwError:
                 continue
 

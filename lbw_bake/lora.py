@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from .errors import NotALoraError, UnknownFamilyError
 from .families import FAMILIES, OTHER, Family, Place, detect_families, family_named, placed_by, resembles, stops_short
 from .modules import Grouping, Module, group_modules
-from .tensorfile import Tensor, TensorFile, read_header
+from .tensorfile import ALIKE, Tensor, TensorFile, read_header
+
+
+@dataclass(frozen=True, eq=False)  # cached properties need room, so no slots
+class Anatomy:
+    """What a list of tensors says of the LoRAs that have it: many files of a folder share one."""
+
+    tensors: tuple[Tensor, ...]
+    _placed: dict[str, tuple[tuple[Module, Place], ...]] = field(default_factory=dict)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """The tensors by module."""
+        return group_modules(self.tensors)
+
+    @cached_property
+    def linear(self) -> bool:
+        """Whether every module takes any weight exactly, without the base model."""
+        return all(module.linear for module in self.grouping.modules)
+
+    def placed(self, family: Family) -> tuple[tuple[Module, Place], ...]:
+        """The modules the family knows, in file order, with their places."""
+        if family.name not in self._placed:  # asked for by everybody, and the same every time
+            self._placed[family.name] = tuple(placed_by(family, self.grouping.modules))
+        return self._placed[family.name]
+
+
+_remembered = lru_cache(maxsize=ALIKE)(Anatomy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +45,13 @@ class Lora:
     """A file that holds at least one module of a block. `candidates` are the families that fit, at least one."""
 
     file: TensorFile
-    grouping: Grouping = field(repr=False)
+    anatomy: Anatomy = field(repr=False, compare=False)
     candidates: tuple[Family, ...]
-    _placed: dict[str, tuple[tuple[Module, Place], ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def grouping(self) -> Grouping:
+        """The file's tensors by module."""
+        return self.anatomy.grouping
 
     @property
     def family(self) -> Family | None:
@@ -28,9 +60,7 @@ class Lora:
 
     def placed(self, family: Family) -> tuple[tuple[Module, Place], ...]:
         """The modules the family knows, in file order, with their places."""
-        if family.name not in self._placed:  # asked for by everybody, and the same every time
-            self._placed[family.name] = tuple(placed_by(family, self.grouping.modules))
-        return self._placed[family.name]
+        return self.anatomy.placed(family)
 
     def unknown(self, family: Family) -> list[Tensor]:
         """Tensors nobody understands: no module of theirs has an algorithm and a place in the family."""
@@ -59,9 +89,9 @@ def read_lora(path: Path, family: Family | str | None = None) -> Lora:
     file = read_header(path)
     if kind := _known_kind(file):
         raise NotALoraError(path, f"is {kind}, not a LoRA", "give a LoRA or LyCORIS file")
-    grouping = group_modules(file.tensors)
-    candidates = (family_named(family),) if family else detect_families(grouping.modules, file.metadata)
-    lora = Lora(file, grouping, candidates)
+    anatomy = (_remembered if file.memorable else Anatomy)(file.tensors)
+    candidates = (family_named(family),) if family else detect_families(anatomy.grouping.modules, file.metadata)
+    lora = Lora(file, anatomy, candidates)
     placed = (both for candidate in candidates for both in lora.placed(candidate))
     if not any(place.block != OTHER and not module.algorithm.fixed for module, place in placed):
         _refuse(lora, family)

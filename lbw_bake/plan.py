@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .edits import Drop, Edit, Edits, edited
@@ -12,7 +13,7 @@ from .factors import ACTIONS
 from .families import Place
 from .lora import Lora
 from .modules import Module
-from .tensorfile import Tensor
+from .tensorfile import Header, Tensor, in_data_order
 from .weights import FamilyWeights
 
 
@@ -46,20 +47,59 @@ class Decision:
     treatment: Treatment | None
 
 
+@dataclass(frozen=True, eq=False)  # cached properties need room, so no slots
+class Edition:
+    """What becomes of a list of tensors: files that share it, and are baked alike, share this too."""
+
+    tensors: tuple[Tensor, ...]
+    decisions: tuple[Decision, ...]
+
+    @cached_property
+    def edits(self) -> Mapping[str, Edit]:
+        """Tensor name -> edit; tensors not in it are copied."""
+        return {name: edit for decision in self.decisions for name, edit in decision.edits.items()}
+
+    @cached_property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """Name in the input -> tensor of the output with its byte range, in the order in which they lie there."""
+        tensors: dict[str, Tensor] = {}
+        position = 0
+        for tensor in in_data_order(self.tensors):
+            edit = self.edits.get(tensor.name)
+            if isinstance(edit, Drop):
+                continue
+            placed = edited(tensor, edit)
+            end = position + placed.nbytes
+            same = placed.start == position and placed.end == end  # as in every bake that keeps dtypes
+            tensors[tensor.name] = placed if same else replace(placed, start=position, end=end)
+            position = end
+        return tensors
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the output's data."""
+        return sum(tensor.nbytes for tensor in self.outputs.values())
+
+    @cached_property
+    def header(self) -> Header:
+        """The output's header, which lists its tensors as the input does."""
+        return Header(self.outputs[tensor.name] for tensor in self.tensors if tensor.name in self.outputs)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything there is to know before a bake writes its first byte."""
 
     lora: Lora
     weights: FamilyWeights
-    decisions: tuple[Decision, ...]
+    edition: Edition
     warnings: tuple[str, ...] = ()
     pruned: bool = False
 
     @property
-    def edits(self) -> dict[str, Edit]:
-        """Tensor name -> edit; tensors not in it are copied."""
-        return {name: edit for decision in self.decisions for name, edit in decision.edits.items()}
+    def decisions(self) -> tuple[Decision, ...]:
+        """What happens to each module that the family knows, in file order."""
+        return self.edition.decisions
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,19 +113,3 @@ class Plan:
         treatments = (decision.treatment for decision in self.decisions if decision.treatment)
         means: dict[str, Any] = {name: value for treatment in treatments for name, value in treatment.means.items()}
         return means | {"prune": True} if self.pruned else means
-
-    def outputs(self) -> dict[str, Tensor]:
-        """Name in the input -> tensor of the output with its byte range, in the order in which they lie there."""
-        edits = self.edits
-        tensors: dict[str, Tensor] = {}
-        position = 0
-        for tensor in self.lora.file.in_data_order():
-            edit = edits.get(tensor.name)
-            if isinstance(edit, Drop):
-                continue
-            placed = edited(tensor, edit)
-            end = position + placed.nbytes
-            same = placed.start == position and placed.end == end  # as in every bake that keeps dtypes
-            tensors[tensor.name] = placed if same else replace(placed, start=position, end=end)
-            position = end
-        return tensors

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
+from typing import NoReturn
 
 from .edits import LEAVE_OUT, Compute
 from .errors import AmbiguousFamilyError, LbwError, NotBakeableError
 from .factors import Look, weigh
 from .families import Family, Place
-from .lora import Lora
+from .lora import Anatomy, Lora
 from .modules import Module
-from .plan import Decision, Plan, Treat, Treatment
+from .plan import Decision, Edition, Plan, Treat, Treatment
 from .remarks import remarks
+from .tensorfile import ALIKE
 from .weights import FamilyWeights
 from .words import some
 
@@ -54,22 +58,52 @@ def make_plan(
     `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, where an
     infinity would be written, and where two tensors would have one name.
     """
-    weighed = [(module, place, weights.of(place, module.path)) for module, place in lora.placed(weights.family)]
-    treatments = _treatments(lora, weighed, dtype, treat)
-    decisions = []
-    for module, place, weight in weighed:
-        treatment = treatments.get(module.name)
-        action, edits = weigh(module, weight, dtype, look, treatment.edits if treatment else None)
-        decisions.append(Decision(module, place, weight, action, edits, treatment))
-    plan = Plan(lora, weights, tuple(decisions))
+    edition = _unseen(lora.anatomy, weights, dtype) if lora.file.memorable and lora.anatomy.linear else None
+    if edition is None:
+        treatments = _treatments(lora, _weighed(lora.anatomy, weights), dtype, treat)
+        edition = _edition(lora.anatomy, weights, look, dtype, treatments)
+    plan = Plan(lora, weights, edition)
     _check_names(plan)
     return replace(plan, warnings=tuple(remarks(plan)))
 
 
+class _LookError(Exception):
+    """What is decided depends on a tensor's data."""
+
+
+@lru_cache(maxsize=ALIKE)
+def _unseen(anatomy: Anatomy, weights: FamilyWeights, dtype: str | None) -> Edition | None:
+    """What becomes of every file of this anatomy; None where it depends on their data."""
+
+    def look(*_: object) -> NoReturn:
+        raise _LookError
+
+    with suppress(_LookError):
+        return _edition(anatomy, weights, look, dtype, {})
+    return None
+
+
+def _weighed(anatomy: Anatomy, weights: FamilyWeights) -> list[tuple[Module, Place, float]]:
+    """The modules that the family knows, with their places and weights."""
+    return [(module, place, weights.of(place, module.path)) for module, place in anatomy.placed(weights.family)]
+
+
+def _edition(
+    anatomy: Anatomy, weights: FamilyWeights, look: Look, dtype: str | None, treatments: Mapping[str, Treatment]
+) -> Edition:
+    """Decide for every module, some of which have a treatment. Raises NotBakeableError, and what `look` raises."""
+    decisions = []
+    for module, place, weight in _weighed(anatomy, weights):
+        treatment = treatments.get(module.name)
+        action, edits = weigh(module, weight, dtype, look, treatment.edits if treatment else None)
+        decisions.append(Decision(module, place, weight, action, edits, treatment))
+    return Edition(anatomy.tensors, tuple(decisions))
+
+
 def _check_names(plan: Plan) -> None:
     """Raise NotBakeableError if a computed tensor would take the name of another one."""
-    if any(isinstance(edit, Compute) and edit.name != name for name, edit in plan.edits.items()):
-        name, times = Counter(tensor.name for tensor in plan.outputs().values()).most_common(1)[0]
+    if any(isinstance(edit, Compute) and edit.name != name for name, edit in plan.edition.edits.items()):
+        name, times = Counter(tensor.name for tensor in plan.edition.outputs.values()).most_common(1)[0]
         if times > 1:
             raise NotBakeableError(f"{plan.lora.file.path}: the result would hold {name} {times} times", LEAVE_OUT)
 

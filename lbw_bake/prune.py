@@ -15,7 +15,7 @@ from .configuration import ADAPTER_METADATA, configuration
 from .edits import Drop
 from .factors import REMOVED, ZEROED
 from .keys import DENOISER, LONGEST_NAME
-from .plan import Decision, Plan
+from .plan import Decision, Edition, Plan
 from .tensordata import TensorData
 from .updates import alpha_of
 from .words import counted
@@ -47,7 +47,7 @@ def prune(plan: Plan, data: TensorData) -> Plan:
     decisions = tuple(
         _removed(decision) if decision.module.name in removed else decision for decision in plan.decisions
     )
-    return _pruned(replace(plan, decisions=decisions), warnings)
+    return _pruned(replace(plan, edition=Edition(plan.edition.tensors, decisions)), warnings)
 
 
 def _removed(decision: Decision) -> Decision:

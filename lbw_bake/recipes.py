@@ -83,7 +83,7 @@ def plan_by(recipe: Recipe, lora: Lora, weights: FamilyWeights, data: TensorData
     if any(weights.of(place, module.path) != 1 for module, place in lora.placed(weights.family)):
         check_origin(lora)
     treat: Treat | None = None
-    if not all(module.linear for module in lora.grouping.modules):  # which few files have
+    if not lora.anatomy.linear:  # which few files are not
         from .remedies import Means, Remedies
 
         means = Means(recipe.base, recipe.dora_norm, recipe.inexact, recipe.device)

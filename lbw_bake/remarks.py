@@ -128,7 +128,7 @@ def _made_anew(plan: Plan) -> Iterator[str]:
 
 
 def _emptied(plan: Plan) -> Iterator[str]:
-    if any(decision.action == REMOVED for decision in plan.decisions) and not plan.outputs():
+    if any(decision.action == REMOVED for decision in plan.decisions) and not plan.edition.outputs:
         yield "no tensor is left: no program will load the result"
 
 

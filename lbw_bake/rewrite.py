@@ -38,7 +38,7 @@ from .scaling import (
 )
 from .sink import Sink
 from .tensordata import PIECE, TensorData
-from .tensorfile import Header, Tensor, TensorFile, read_header
+from .tensorfile import Tensor, TensorFile, read_header
 from .updates import Array
 from .words import counted
 
@@ -95,7 +95,7 @@ class Target:
         there = read_header(self.output)
         return (
             without_hashes(there.metadata) == without_hashes(self.metadata)
-            and _forms(there.tensors) == _forms(self.plan.outputs().values())
+            and _forms(there.tensors) == _forms(self.plan.edition.outputs.values())
             and _begins_as(self.plan, there)
         )
 
@@ -115,7 +115,7 @@ def _forms(tensors: Iterable[Tensor]) -> set[tuple[str, str, Shape]]:
 def _begins_as(plan: Plan, there: TensorFile) -> bool:
     """Whether a file's tensors begin as the plan makes them of its input."""
     written = {tensor.name: tensor for tensor in there.tensors}
-    edits = plan.edits
+    edits = plan.edition.edits
     streamed = [
         (tensor, edit)
         for tensor in plan.lora.file.tensors
@@ -231,15 +231,14 @@ class _Writer:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
         self._target, self._data, self._backend, self._step = target, data, backend, step
         source = target.plan.lora.file
-        self._edits = target.plan.edits
-        self._layout = target.plan.outputs()
-        self._header = Header(self._layout[tensor.name] for tensor in source.tensors if tensor.name in self._layout)
+        edition = target.plan.edition
+        self._edits, self._header = edition.edits, edition.header
         self._metadata = target.metadata
         hashed = target.update_metadata and stale_hashes(self._metadata)
         self._hashes = DataHashes(self._header, self._metadata) if hashed else None
         hashing = [self._hashes.update] if self._hashes else []
         header = self._encoded_header()
-        size = len(header) + sum(tensor.nbytes for tensor in self._layout.values())
+        size = len(header) + edition.nbytes
         # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
         self._output = _Output(target.output, self._file, size)
         self._copies = reading.enter_context(TensorData(source))  # read by the thread that writes

@@ -181,7 +181,7 @@ def _surveyed(sweep: Sweep) -> Sweep:
     with TensorData(sweep.lora.file) as data:
         for weights in sweep.files.values():
             plan = plan_by(sweep.recipe, sweep.lora, weights, data)
-            nbytes += sweep.lora.file.data_start + max((tensor.end for tensor in plan.outputs().values()), default=0)
+            nbytes += sweep.lora.file.data_start + plan.edition.nbytes
             warnings |= dict.fromkeys(plan.warnings)
     return replace(sweep, nbytes=nbytes, warnings=tuple(warnings))
 

@@ -93,7 +93,7 @@ def _value(magnitude: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[np.
 
 
 def _check_tensors(expected: Expected, file: TensorFile) -> None:
-    edits = expected.plan.edits
+    edits = expected.plan.edition.edits
     tensors = [(tensor, edits.get(tensor.name)) for tensor in expected.plan.lora.file.tensors]
     wanted = [_form(tensor, edit) for tensor, edit in tensors if not isinstance(edit, Drop)]
     got = [(tensor.name, tensor.dtype, tensor.shape) for tensor in file.tensors]
@@ -129,7 +129,7 @@ def _check_metadata(expected: Expected, file: TensorFile, copy: TensorData) -> N
 def _check_data(
     expected: Expected, tensors: Iterable[Tensor], file: TensorFile, data: TensorData, copy: TensorData
 ) -> None:
-    edits = expected.plan.edits
+    edits = expected.plan.edition.edits
     written = {tensor.name: tensor for tensor in file.tensors}
     products = lru_cache(maxsize=_FACTORS)(_Products)
     for tensor in tensors:

@@ -6,6 +6,7 @@ whoever started them is outlived by no more than the jobs they are at.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -158,6 +159,7 @@ def _outcomes(job: Job, result: list[Outcome] | str) -> list[Outcome]:
 def _work(pipe: Any) -> None:
     """Do jobs as they come in, in a process of its own, until there are no more."""
     end_quietly()
+    gc.set_threshold(200_000)  # as in `__main__`, and for its reason
 
     def tell(share: float) -> None:
         with suppress(OSError):  # a job is finished even if nobody waits for it any longer

@@ -18,6 +18,7 @@ from lbw_bake.plan import Plan
 from lbw_bake.planning import agree, make_plan
 from lbw_bake.scaling import Multiply, Survey
 from lbw_bake.sources import Weights
+from lbw_bake.tensordata import TensorData
 from lbw_bake.tensorfile import Tensor
 from lbw_bake.weights import FamilyWeights, parse_source, resolve
 
@@ -57,7 +58,7 @@ def test_factors_that_cannot_overflow_need_no_look_at_the_data(tmp_path: Path, w
 def test_edits_say_what_happens_to_each_tensor(tmp_path: Path) -> None:
     tensors = unet_lora(["MID", "OUT03"]) | {f"{MODULE[:-8]}_out.set_weight": np.ones((2, 2), np.float32)}
     plan = plan_of(lora_of(tmp_path, tensors), "OUT03=0.5 MID=0", "F16")
-    assert plan.edits == {
+    assert plan.edition.edits == {
         f"{MODULE}.lora_up.weight": Fill(0.0, "F16"),
         f"{MODULE}.lora_down.weight": Multiply("F32", "F16", 1.0),
         f"{MODULE}.alpha": Multiply("F32", "F16", 1.0),
@@ -75,10 +76,53 @@ def test_the_layout_has_neither_gaps_nor_overlaps(tmp_path: Path, dtype: str | N
     plan = plan_of(lora, "IN04=0 *=0.5", dtype)
     position = 0
     itemsize = {"F16": 2, "F64": 8}.get(dtype or "", 4)
-    for tensor in plan.outputs().values():
+    for tensor in plan.edition.outputs.values():
         assert (tensor.start, tensor.nbytes) == (position, tensor.size * itemsize)
         position = tensor.end
-    assert len(plan.outputs()) == len(lora.file.tensors) - 1
+    assert len(plan.edition.outputs) == len(lora.file.tensors) - 1
+
+
+class TestAlike:
+    """Files of a folder that list the same tensors share what was made of the list; nobody can tell."""
+
+    @pytest.fixture
+    def loras(self, tmp_path: Path) -> list[Lora]:
+        """Two files that list the same tensors. A weight of 2 would take the first one's `lora_up` beyond float16."""
+        tensors = unet_lora(["IN05", "MID"], dtype="float16")
+        large = tensors | {f"{MODULE}.lora_up.weight": np.full_like(tensors[f"{MODULE}.lora_up.weight"], 60000)}
+        metadata = {"ss_base_model_version": "sdxl_base_v1-0"}
+        write(tmp_path / "a.safetensors", large, metadata | {"ss_output_name": "a"})
+        write(tmp_path / "b.safetensors", tensors, metadata)
+        return [read_lora(tmp_path / f"{name}.safetensors") for name in "ab"]
+
+    @staticmethod
+    def planned(lora: Lora, weights: str, dtype: str | None = None) -> Plan:
+        with TensorData(lora.file) as data:
+            return plan_of(lora, weights, dtype, data.survey)
+
+    def test_they_share_what_does_not_depend_on_their_data(self, loras: list[Lora]) -> None:
+        one, other = (self.planned(lora, "OUT=0 *=0.5") for lora in loras)
+        assert one.edition is other.edition
+        assert [plan.lora.file.path.name for plan in (one, other)] == ["a.safetensors", "b.safetensors"]
+
+    def test_what_depends_on_their_data_is_their_own(self, loras: list[Lora]) -> None:
+        one, other, again = (self.planned(lora, "*=2") for lora in (*loras, loras[0]))
+        name = f"{MODULE}.lora_{{}}.weight"
+        assert (name.format("up") in one.edition.edits, name.format("up") in other.edition.edits) == (False, True)
+        assert (name.format("down") in one.edition.edits, name.format("down") in other.edition.edits) == (True, False)
+        assert one.edition.edits == again.edition.edits
+
+    @pytest.mark.parametrize("other", [("*=0.25", None), ("MID=0.5", None), ("*=0.5 MID=1", None), ("*=0.5", "BF16")])
+    def test_other_weights_or_dtypes_are_other_editions(self, loras: list[Lora], other: tuple[str, str | None]) -> None:
+        first, second = self.planned(loras[0], "*=0.5"), self.planned(loras[0], *other)
+        assert first.edition.edits != second.edition.edits
+        assert self.planned(loras[1], "*=0.5").edition.edits == first.edition.edits
+
+    def test_the_family_is_each_ones_own(self, loras: list[Lora], tmp_path: Path) -> None:
+        other = lora_of(tmp_path, unet_lora(["IN05", "MID"], dtype="float16"))
+        assert (other.anatomy, loras[0].candidates) == (loras[0].anatomy, loras[1].candidates)
+        assert [family.name for family in loras[0].candidates] == ["sdxl"]
+        assert [family.name for family in other.candidates][:2] == ["sd1", "sd2"]
 
 
 def by_family(sources: dict[str, str], default: str) -> Callable[[Family], FamilyWeights]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import (
@@ -26,7 +28,7 @@ from safetensors import safe_open
 
 from lbw_bake.errors import FileFormatError, LbwError
 from lbw_bake.inspection import inspect
-from lbw_bake.tensorfile import Header, read_header
+from lbw_bake.tensorfile import Header, Tensor, in_data_order, read_header
 
 # Every dtype of the format, with the bits of an element.
 BITS = {
@@ -71,7 +73,7 @@ def test_a_header_may_list_tensors_in_another_order_than_their_data(
     path = write_raw(tmp_path / "a.safetensors", every_dtype(), header_order=header_order)
     file = read_header(path)
     assert [tensor.name for tensor in file.tensors] == list(header_of(path))
-    assert [tensor.name for tensor in file.in_data_order()] == [name for name, *_ in every_dtype()]
+    assert [tensor.name for tensor in in_data_order(file.tensors)] == [name for name, *_ in every_dtype()]
 
 
 METADATA = [
@@ -92,6 +94,18 @@ def test_a_header_that_is_read_and_written_is_the_same(tmp_path: Path, metadata:
     assert second.data_start % 8 == 0
     with safe_open(tmp_path / "b.safetensors", framework="np") as judge:
         assert (judge.metadata() or {}) == metadata
+
+
+@pytest.mark.parametrize("spelling", [{"separators": (",", ":")}, {}, {"indent": "\t"}], ids=["short", "usual", "long"])
+@pytest.mark.parametrize("place", ["first", "amid", "last"])
+def test_metadata_are_read_wherever_a_writer_puts_them(tmp_path: Path, spelling: dict[str, Any], place: str) -> None:
+    entries: list[tuple[str, Any]] = [
+        (name, {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]}) for i, name in enumerate("ab")
+    ]
+    entries.insert(["first", "amid", "last"].index(place), ("__metadata__", {"a": '},"b":{', "b": "{"}))
+    file = read_header(write_header(tmp_path / "a.safetensors", json.dumps(dict(entries), **spelling).encode(), b"12"))
+    assert file.metadata == dict(entries)["__metadata__"]
+    assert file.tensors == (Tensor("a", "U8", (1,), 0, 1), Tensor("b", "U8", (1,), 1, 2))
 
 
 def test_no_metadata_may_be_written_as_null(tmp_path: Path) -> None:
