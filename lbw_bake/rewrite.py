@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
 from itertools import chain
@@ -48,12 +48,19 @@ AT_ONCE = 64
 # A tensor to be written, and its bytes in pieces.
 Made = tuple[Tensor, Iterator[Bytes]]
 
+# A tensor, and how many NaN and infinities were found in it.
+Strange = tuple[Tensor, int, int]
+
 # From so many bytes on the kernel copies a run of tensors. Of fewer it would not be worth the wait: btrfs and NFS begin
 # a copy when what was written before is on the disk, or at the server.
 _LONG = 8 * PIECE
 
 # Fewer bytes are read at once: to have the thread that writes read them takes longer.
 _SHORT = PIECE // 16
+
+# Up to so many bytes of tensors that are multiplied, and of short ones between them, are read at once into the buffer
+# they are written from: to ask for each by itself takes longer than to read it.
+_TOGETHER = PIECE // 2
 
 # Bytes that the system is asked to reserve on the disk at a time.
 _ROOM = 8 * PIECE
@@ -151,10 +158,10 @@ def rewrite(
         data = reading.enter_context(TensorData(source))
         if any(_in_place(target) for target in targets):
             outputs.enter_context(claim(source.path))
-        step = PIECE if len(targets) == 1 else _SMALL
-        writers = [_Writer(target, data, backend, step, outputs, reading) for target in targets]
+        alone = len(targets) == 1
+        writers = [_Writer(target, data, backend, outputs, reading, alone=alone) for target in targets]
         share = 1 / (1 + verify * len(writers))
-        warnings = _carry_out(writers, data, source.passed(part_of(progress, 0.0, share)), step)
+        warnings = _carry_out(writers, data, source.passed(part_of(progress, 0.0, share)))
         if strict and warnings:
             raise StrictError(source.path, warnings)
         sizes = tuple(writer.finish() for writer in writers)
@@ -172,29 +179,36 @@ def _in_place(target: Target) -> bool:
         return False
 
 
-def _carry_out(writers: Sequence[_Writer], data: TensorData, tensors: Iterable[Tensor], step: int) -> tuple[str, ...]:
+def _carry_out(writers: Sequence[_Writer], data: TensorData, tensors: Iterable[Tensor]) -> tuple[str, ...]:
     """Read the input once, and give every tensor to the writers that need its bytes; returns warnings about them."""
-    strange = []
+    strange: list[Strange] = []
     for tensor in tensors:
         waiting = [take for writer in writers if (take := writer.begin(tensor))]
         if waiting:
             # What a single output takes unchanged is read straight into its buffer.
             room = writers[0].room if waiting == [writers[0].copy] else None
-            for piece in data.pieces(tensor, step, room):
-                if tensor.dtype in FLOATS and any(found := not_finite(tensor.dtype, piece)):
-                    strange.append((tensor.name, *found))
+            for piece in data.pieces(tensor, writers[0].step, room):
+                strange += _strange(tensor, piece)
                 for take in waiting if room is None else ():
                     take(piece)
+    for writer in writers:
+        writer.write_run()
+        strange += writer.strange
     return (*_said_of(strange), *dict.fromkeys(chain.from_iterable(writer.losses() for writer in writers)))
 
 
-def _said_of(strange: Sequence[tuple[str, int, int]]) -> tuple[str, ...]:
+def _strange(tensor: Tensor, piece: Bytes) -> list[Strange]:
+    """What is no finite number in a piece of a tensor."""
+    found = not_finite(tensor.dtype, piece) if tensor.dtype in FLOATS else (0, 0)
+    return [(tensor, *found)] if any(found) else []
+
+
+def _said_of(strange: Iterable[Strange]) -> Iterator[str]:
     """The warning about NaN and infinities, counted by tensor: they are kept, but nobody meant to train them."""
-    if not strange:
-        return ()
-    names, nan, infinite = zip(*strange, strict=True)
-    found = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {counted(len(set(names)), 'tensor')}"
-    return (f"{found} are kept as they are (the first is {names[0]})",)
+    if found := sorted(strange, key=lambda found: found[0].start):
+        tensors, nan, infinite = zip(*found, strict=True)
+        numbers = f"{sum(nan)} NaN and {sum(infinite)} infinite numbers in {counted(len({*tensors}), 'tensor')}"
+        yield f"{numbers} are kept as they are (the first is {tensors[0].name})"
 
 
 @dataclass(slots=True)
@@ -216,20 +230,47 @@ class _Output:
             write_all(self.file, data)
 
 
+# A tensor that this thread looks at, and multiplies if there is an edit.
+Part = tuple[Tensor, Multiply | None]
+
+
+@dataclass(slots=True)
+class _Run:
+    """A range of the input that is written as it is, but for its parts, if there are any: then it is read at once."""
+
+    start: int
+    end: int
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return self.end - self.start
+
+    def joined_by(self, start: int, end: int, part: Part | None) -> bool:
+        """Whether it goes on with the next range, which may be a part. Long copies and parts stay apart."""
+        if self.end != start:
+            return False
+        if not self.parts and not part:
+            return True
+        short = (self.parts or self.nbytes < _SHORT) and (part or end - start < _SHORT)
+        return bool(short) and end - self.start <= _TOGETHER
+
+
 class _Writer:
-    """One output while it is written. Tensors that follow one another and are copied are one run, copied at once."""
+    """One output while it is written. Tensors that follow one another are one run where that is quicker.
+
+    `alone` says that the input has no other output: what is read may be multiplied where it is written from. `strange`
+    is what was found then.
+    """
 
     def __init__(
-        self,
-        target: Target,
-        data: TensorData,
-        backend: Backend,
-        step: int,
-        outputs: ExitStack,
-        reading: ExitStack,
+        self, target: Target, data: TensorData, backend: Backend, outputs: ExitStack, reading: ExitStack, *, alone: bool
     ) -> None:
         self._file = outputs.enter_context(atomic_write(target.output, replace=target.replace))
-        self._target, self._data, self._backend, self._step = target, data, backend, step
+        self._target, self._data, self._backend, self._alone = target, data, backend, alone
+        self.step = PIECE if alone else _SMALL
+        self.strange: list[Strange] = []
         source = target.plan.lora.file
         edition = target.plan.edition
         self._edits, self._header = edition.edits, edition.header
@@ -242,11 +283,11 @@ class _Writer:
         # Not a method of this object: the sink's threads would keep it, and so the buffers, alive until a collection.
         self._output = _Output(target.output, self._file, size)
         self._copies = reading.enter_context(TensorData(source))  # read by the thread that writes
-        self._sink = Sink(min(step, source.size), self._output.write, *hashing, backend=backend)
+        self._sink = Sink(min(self.step, source.size), self._output.write, *hashing, backend=backend)
         reading.callback(self._sink.close)
         self.copy, self.room = self._sink.put, self._sink.room
         self._offset = source.data_start
-        self._run = (0, 0)
+        self._run = _Run(0, 0)
         self._vanished: defaultdict[str, Array] = defaultdict(lambda: np.zeros(2, np.int64))
         self._output.write(header)
 
@@ -256,7 +297,11 @@ class _Writer:
         if edit is None and self._hashes is None:
             self._extend_run(tensor)
             return None
-        self._copy_run()
+        together = self._alone and tensor.nbytes <= _TOGETHER
+        if together and (edit is None or (isinstance(edit, Multiply) and edit.source == edit.target)):
+            self._extend_run(tensor, (tensor, edit))
+            return None
+        self.write_run()
         if isinstance(edit, Drop):
             return None
         if isinstance(edit, Fill | Compute):
@@ -287,7 +332,6 @@ class _Writer:
 
     def finish(self) -> int:
         """Write what is left, and the header again if it holds hashes; returns the file's size."""
-        self._copy_run()
         self._sink.drain()
         with refusals(self._target.output):
             size = self._file.tell()
@@ -308,28 +352,41 @@ class _Writer:
     def _encoded_header(self) -> bytes:
         return self._header.encode(self._hashes.metadata() if self._hashes else self._metadata)
 
-    def _extend_run(self, tensor: Tensor) -> None:
-        start, end = self._run
-        if end != self._offset + tensor.start:
-            self._copy_run()
-            start = self._offset + tensor.start
-        end = self._offset + tensor.end
-        self._run = (start, end)
-        if end - start >= _LONG:  # now: whoever is told of progress takes what was begun for written
-            self._copy_run()
+    def _extend_run(self, tensor: Tensor, part: Part | None = None) -> None:
+        """Go on with a tensor that is copied, or is a part."""
+        start, end = self._offset + tensor.start, self._offset + tensor.end
+        if not self._run.joined_by(start, end, part):
+            self.write_run()
+            self._run = _Run(start, end)
+        self._run.end = end
+        if part:
+            self._run.parts.append(part)
+        if self._run.nbytes >= _LONG:  # now: whoever is told of progress takes what was begun for written
+            self.write_run()
 
-    def _copy_run(self) -> None:
-        start, end = self._run
-        if end - start >= _LONG:
+    def write_run(self) -> None:
+        """Write the run that was gathered."""
+        run, self._run = self._run, _Run(0, 0)
+        if run.parts:
+            room = self.room(run.nbytes)
+            self._data.read_into(room, run.start)
+            for tensor, edit in run.parts:
+                start = self._offset + tensor.start - run.start
+                part = room[start : start + tensor.nbytes]
+                self.strange += _strange(tensor, part)
+                if edit:
+                    self._backend.transform(edit)(part, part)
+            return
+        start = run.start
+        if run.nbytes >= _LONG:
             self._sink.drain()
-            start = self._data.kernel_copy(start, end, self._file)
-        for position in range(start, end, self._step):
-            nbytes = min(self._step, end - position)
+            start = self._data.kernel_copy(start, run.end, self._file)
+        for position in range(start, run.end, self.step):
+            nbytes = min(self.step, run.end - position)
             if nbytes < _SHORT:
                 self._data.read_into(self.room(nbytes), position)
             else:
                 self._sink.fill(nbytes, partial(self._copies.read_into, position=position))
-        self._run = (0, 0)
 
 
 def _constant(fill: Fill, nbytes: int) -> Iterator[Bytes]:

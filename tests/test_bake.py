@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -528,6 +528,36 @@ class TestFile:
         assert asked
         assert min(asked) >= long
 
+    @pytest.mark.parametrize("metadata", [{}, {"sshs_model_hash": "0"}], ids=["", "hashed"])
+    @pytest.mark.parametrize("weights", ["IN04=0.5 MID=0 OUT03=1", "IN04=0.5 OUT03=1 *=-0.75", "*=1", "*=0.3"])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_tensors_are_read_in_many_ways_and_all_come_out_the_same(
+        self,
+        seed: int,
+        weights: str,
+        metadata: dict[str, str],
+        tmp_path: Path,
+        bake_file: BakeFile,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """By themselves or together, by this thread, the one that writes or the kernel: by how many bytes they have."""
+        for limit, nbytes in (("_SHORT", 200), ("_TOGETHER", 1000), ("_LONG", 4000)):
+            monkeypatch.setattr(f"lbw_bake.rewrite.{limit}", nbytes)
+        pick = np.random.default_rng(seed)
+        layers = {"IN04": "input_blocks_4_1", "MID": "middle_block_1", "OUT03": "output_blocks_3_1"}
+        given = {block: float(weight) for block, _, weight in (rule.partition("=") for rule in weights.split())}
+        entries, expected = [], {}
+        for i in range(40):
+            block, dtype = pick.choice(list(layers)), pick.choice(["F16", "F32", "BF16"])
+            values = pick.uniform(0.1, 1, pick.choice([1, 30, 99, 101, 499, 501, 2500])).astype(numpy_dtype(dtype))
+            name = f"lora_unet_{layers[block]}_transformer_blocks_{i}_attn1_to_q.diff"
+            entries.append(raw(name, dtype, values))
+            product = values.astype(np.float64) * given.get(block, given.get("*"))
+            expected[name] = raw(name, dtype, product.astype(values.dtype))[1:]
+        source = write_raw(tmp_path / "a.safetensors", entries, metadata)
+        baked = entries_of(bake_file(source, "-w", weights, "--family", "sd1"))
+        assert {name: baked[name] for name in expected} == expected
+
     def test_the_input_stays_as_it_was(self, lora: Path, bake_file: BakeFile) -> None:
         before = lora.read_bytes(), lora.stat().st_mtime_ns
         bake_file(lora, "-p", "MIDD")
@@ -559,10 +589,17 @@ class TestFile:
 class TestSourceThatChanges:
     """The backend is where a bake can be caught in the middle."""
 
-    @pytest.fixture(params=[{}, {"sshs_model_hash": "0"}], ids=["read by the thread that writes", "hashed"])
+    HASHED: ClassVar = {"sshs_model_hash": "0"}
+
+    @pytest.fixture(
+        params=[({}, 0, 0), ({}, 200, 200), (HASHED, 0, 0), (HASHED, 0, 200)],
+        ids=["read by the thread that writes", "read together", "hashed", "hashed, read together"],
+    )
     def source(self, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr("lbw_bake.rewrite._SHORT", 0)
-        return write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), request.param)
+        metadata, short, together = request.param
+        monkeypatch.setattr("lbw_bake.rewrite._SHORT", short)
+        monkeypatch.setattr("lbw_bake.rewrite._TOGETHER", together)
+        return write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), metadata)
 
     @pytest.fixture
     def bake_while(self, source: Path, tmp_path: Path) -> Iterator[Callable[[Callable[[], object]], None]]:
