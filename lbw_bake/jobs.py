@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -287,9 +288,17 @@ def make_jobs(found: Sequence[Found], recipes: Sequence[Recipe], naming: Naming)
             other = inputs.get(os.path.realpath(output), item)
             if other.file != item.file and (other.named or (recipe.replace and not _was_baked(other.file))):
                 raise OutputError(f"{output}: is another input", "choose another --out-dir, or --name")
-        size = os.path.getsize(item.file) if os.path.isfile(item.file) else 0  # noqa: PTH113, PTH202 - see find_inputs
-        jobs.append(Job(item.file, outputs, item.named, size, makes_folders=naming.out_dir is not None))
+        jobs.append(Job(item.file, outputs, item.named, _size(item.file), makes_folders=naming.out_dir is not None))
     return jobs
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; none of what is no file, or cannot be looked at: reading it says more."""
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _are_two(one: Path, other: Path) -> bool:
