@@ -22,7 +22,7 @@ from .errors import NotBakeableError
 from .families import Kernel, Place
 from .lowrank import FORMS, LowRank, concatenate, factored, truncate
 from .modules import Module
-from .rewrite import Made, bake_module, rounded
+from .remade import Made, bake_module, rounded
 from .scaling import largest, numpy_dtype, round_to
 from .tensordata import TensorData
 from .updates import WHOLE, Array, Read, arrays_of, flat, unread

@@ -24,7 +24,7 @@ from .keys import lora_stem
 from .lora import Lora, read_lora
 from .metadata import records_in
 from .modules import Module
-from .rewrite import bake_module
+from .remade import bake_module
 from .scaling import FLOATS
 from .tensordata import TensorData
 from .tensorfile import Tensor

@@ -21,12 +21,13 @@ from .families import OTHER
 from .jobs import Job
 from .lora import Lora, read_lora
 from .metadata import records_in
+from .outputs import Target
 from .plan import Plan
 from .planning import agree
 from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
 from .remarks import name_remarks
-from .rewrite import AT_ONCE, Rewritten, Target, rewrite
+from .rewrite import AT_ONCE, Rewritten, rewrite
 from .tensordata import TensorData
 from .weights import Options
 

@@ -118,7 +118,10 @@ class Backend:
     """Where bytes are multiplied, and the memory that products go to: here numpy's; `cuda` has a GPU's."""
 
     def transform(self, step: Multiply) -> Transform:
-        """The function that multiplies bytes. It may use the bytes it is given only until it returns."""
+        """The function that multiplies bytes. It may use the bytes it is given only until it returns.
+
+        Products of the same size may take the place of what they are made from.
+        """
         return step.transform()
 
     def memory(self, nbytes: int) -> Bytes:

@@ -27,10 +27,11 @@ from .errors import FileFormatError, OutputError, PresetError, VariableError, We
 from .families import Family
 from .lora import Lora, read_lora
 from .metadata import as_text
+from .outputs import Target
 from .planning import agree
 from .progress import Progress, part_of, silent, unhandled
 from .recipes import Recipe, plan_by
-from .rewrite import AT_ONCE, Target, rewrite
+from .rewrite import AT_ONCE, rewrite
 from .selectors import select
 from .sources import Weights
 from .tensordata import TensorData

@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, _ = target
-    monkeypatch.setattr("lbw_bake.rewrite._LONG", 0)
+    monkeypatch.setattr("lbw_bake.outputs._LONG", 0)
     source = write(tmp_path_factory.mktemp("input") / "a.safetensors", unet_lora())
     before = content_of(path.parent)
     with largest_file(source.stat().st_size // 2):
@@ -347,9 +347,9 @@ class TestLeftovers:
         out = tmp_path / "out"
         out.mkdir()
         code = (
-            "import os, signal, sys; from lbw_bake import cli, tensorfile, rewrite, merging\n"
+            "import os, signal, sys; from lbw_bake import cli, tensorfile, outputs, merging\n"
             "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-            "rewrite.write_all = merging.write_all = die\n"
+            "outputs.write_all = merging.write_all = die\n"
             "cli.main(sys.argv[1:])"
         )
         args = [lora if word == "A" else word for word in command]

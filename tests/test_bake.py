@@ -43,8 +43,9 @@ from safetensors.numpy import load_file
 
 from lbw_bake.errors import FileFormatError
 from lbw_bake.lora import read_lora
+from lbw_bake.outputs import Target
 from lbw_bake.planning import make_plan
-from lbw_bake.rewrite import Target, rewrite
+from lbw_bake.rewrite import rewrite
 from lbw_bake.scaling import Backend, Multiply, Transform, numpy_dtype
 from lbw_bake.tensordata import TensorData
 from lbw_bake.weights import parse_source, resolve
@@ -522,7 +523,7 @@ class TestFile:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
         monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
-        monkeypatch.setattr("lbw_bake.rewrite._LONG", long)
+        monkeypatch.setattr("lbw_bake.outputs._LONG", long)
         options = [option for preset in presets for option in ("-p", preset)]
         run.done("bake", source, *options, "--out-dir", tmp_path / "out", "--name", "{preset}", "--family", "sd1")
         assert asked
@@ -542,7 +543,7 @@ class TestFile:
     ) -> None:
         """By themselves or together, by this thread, the one that writes or the kernel: by how many bytes they have."""
         for limit, nbytes in (("_SHORT", 200), ("_TOGETHER", 1000), ("_LONG", 4000)):
-            monkeypatch.setattr(f"lbw_bake.rewrite.{limit}", nbytes)
+            monkeypatch.setattr(f"lbw_bake.outputs.{limit}", nbytes)
         pick = np.random.default_rng(seed)
         layers = {"IN04": "input_blocks_4_1", "MID": "middle_block_1", "OUT03": "output_blocks_3_1"}
         given = {block: float(weight) for block, _, weight in (rule.partition("=") for rule in weights.split())}
@@ -597,8 +598,8 @@ class TestSourceThatChanges:
     )
     def source(self, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
         metadata, short, together = request.param
-        monkeypatch.setattr("lbw_bake.rewrite._SHORT", short)
-        monkeypatch.setattr("lbw_bake.rewrite._TOGETHER", together)
+        monkeypatch.setattr("lbw_bake.outputs._SHORT", short)
+        monkeypatch.setattr("lbw_bake.outputs._TOGETHER", together)
         return write(tmp_path / "a.safetensors", unet_lora(dtype="float16"), metadata)
 
     @pytest.fixture
@@ -637,7 +638,7 @@ class TestSourceThatChanges:
             os.truncate(lora, lora.stat().st_size // 2)
             return copy(*given, **where)
 
-        monkeypatch.setattr("lbw_bake.rewrite._LONG", 0)
+        monkeypatch.setattr("lbw_bake.outputs._LONG", 0)
         monkeypatch.setattr(os, "copy_file_range", shrink_and_copy)
         error = run.refused("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
         assert "a.safetensors: became shorter while it was read" in error

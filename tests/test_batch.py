@@ -594,11 +594,11 @@ class Fatal:
 
     def __reduce__(self) -> tuple[object, ...]:
         code = (
-            "import os; from lbw_bake import rewrite\n"
+            "import os; from lbw_bake import outputs\n"
             "def die(*_):\n"
             f"    with open({str(self.noted)!r}, 'a') as noted: print('died', file=noted)\n"
             "    os._exit(9)\n"
-            "rewrite.write_all = die"
+            "outputs.write_all = die"
         )
         return exec, (code, {})
 

@@ -511,12 +511,12 @@ class TestProcess:
         """Two that come at once, and one when the half-written file is about to be removed."""
         code = (
             "import pathlib; from signal import raise_signal, SIGINT, SIGTERM\n"
-            "from lbw_bake import cli, rewrite; from lbw_bake.interrupts import uninterrupted\n"
+            "from lbw_bake import cli, outputs; from lbw_bake.interrupts import uninterrupted\n"
             "def write(*_):\n"
             "    with uninterrupted(): raise_signal(SIGINT), raise_signal(SIGTERM)\n"
             "def remove(path, **_):\n"
             "    raise_signal(SIGTERM), raise_signal(SIGINT), path.rename(path.parents[1] / 'removed')\n"
-            "rewrite.write_all, pathlib.Path.unlink = write, remove\n"
+            "outputs.write_all, pathlib.Path.unlink = write, remove\n"
             "cli.main()"
         )
         (tmp_path / "out").mkdir()

@@ -14,8 +14,9 @@ import lbw_bake.run
 from lbw_bake import cuda
 from lbw_bake.cuda import Streams, choose_backend, with_room
 from lbw_bake.lora import read_lora
+from lbw_bake.outputs import Target
 from lbw_bake.planning import make_plan
-from lbw_bake.rewrite import Target, rewrite
+from lbw_bake.rewrite import rewrite
 from lbw_bake.scaling import CPU, FLOATS, Multiply, Survey, itemsize
 from lbw_bake.weights import parse_source, resolve
 

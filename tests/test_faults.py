@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import Run, content_of, kohya_lora, write
 
-from lbw_bake import atomic, rewrite, temporary, tensordata
+from lbw_bake import atomic, outputs, temporary, tensordata
 
 SHORT = 0  # no error: the system takes or gives less than it was asked to
 KINDS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EINTR": errno.EINTR, "short": SHORT}
@@ -105,7 +105,7 @@ def disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             patch.setattr(module, "FileIO", File)
         patch.setattr(io, "open", opened)
         for size in ("_LONG", "_SHORT"):
-            patch.setattr(rewrite, size, 0)
+            patch.setattr(outputs, size, 0)
         for name in CALLS:
             if hasattr(os, name):
                 patch.setattr(os, name, counted(name, getattr(os, name)))

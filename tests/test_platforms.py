@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, data_of, unet_lora, write
 
-from lbw_bake import batch, cli, rewrite, temporary
+from lbw_bake import batch, cli, outputs, rewrite, temporary
 from lbw_bake.atomic import write_file
 from lbw_bake.tensordata import TensorData
 
@@ -32,7 +32,7 @@ def test_the_input_is_closed_before_it_is_replaced(lora: Path, monkeypatch: pyte
             still_open.remove(self)
             super().__exit__(*exc)
 
-    original = rewrite.atomic_write
+    original = outputs.atomic_write
 
     @contextmanager
     def watched(path: Path, *, replace: bool) -> Iterator[FileIO]:
@@ -40,8 +40,9 @@ def test_the_input_is_closed_before_it_is_replaced(lora: Path, monkeypatch: pyte
             yield file
             assert not still_open
 
-    monkeypatch.setattr(rewrite, "TensorData", Watched)
-    monkeypatch.setattr(rewrite, "atomic_write", watched)
+    for module in (rewrite, outputs):
+        monkeypatch.setattr(module, "TensorData", Watched)
+    monkeypatch.setattr(outputs, "atomic_write", watched)
     run.done("bake", lora, "-w", "*=0.5", "--in-place")
 
 
@@ -111,6 +112,6 @@ def test_without_the_kernels_copy_the_bytes_are_the_same(
     """Only Linux and FreeBSD copy within the kernel."""
     monkeypatch.delattr(os, "copy_file_range", raising=False)
     for size in ("_LONG", "_SHORT"):
-        monkeypatch.setattr(f"lbw_bake.rewrite.{size}", 0)
+        monkeypatch.setattr(f"lbw_bake.outputs.{size}", 0)
     run.done("bake", lora, "-w", "*=1", "-o", tmp_path / "b.safetensors")
     assert data_of(tmp_path / "b.safetensors") == data_of(lora)

@@ -208,7 +208,7 @@ def test_any_flipped_bit_is_found(
                 other.seek(position)
                 other.write(bytes([byte ^ 1 << int(rng.integers(8))]))
 
-        monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
+        monkeypatch.setattr("lbw_bake.outputs.flush", meddle)
         error = run.refused("bake", source, *options, "--verify", "-o", output)
         assert "failed verification" in error
         assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -222,7 +222,7 @@ def test_the_tensor_is_named(tmp_path: Path, run: Run, monkeypatch: pytest.Monke
             other.seek(-2, 2)
             other.write(b"\x12\x34")
 
-    monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
+    monkeypatch.setattr("lbw_bake.outputs.flush", meddle)
     last = list(entries_of(source))[-1]
     error = run.refused("bake", source, "-w", "*=1.5", "--verify", "-o", tmp_path / "b.safetensors")
     assert f"{last} is not what it should be at number " in error
@@ -301,6 +301,6 @@ def test_what_is_computed_is_computed_again(
         content[content.index(scale)] ^= 1
         path.write_bytes(content)
 
-    monkeypatch.setattr("lbw_bake.rewrite.flush", meddle)
+    monkeypatch.setattr("lbw_bake.outputs.flush", meddle)
     error = run.refused("bake", source, *options, "-o", tmp_path / "c.safetensors")
     assert f"{MODULE}.dora_scale is not what it should be at number 0" in error
