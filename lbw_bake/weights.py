@@ -119,7 +119,8 @@ class FamilyWeights:
                 weight = element.weight
         component = self.options.unet if place.component == self.family.denoiser else self.options.te
         factor = weight * component * self.options.strength
-        return finite(factor, f"the weight of {place.block}, all multiplied,")
+        # -0.0 is 0.0 to whatever remembers what was made of weights, but printed as another number.
+        return finite(factor, f"the weight of {place.block}, all multiplied,") + 0.0
 
 
 def parse_source(text: str) -> Source:

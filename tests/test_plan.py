@@ -118,6 +118,10 @@ class TestAlike:
         assert first.edition.edits != second.edition.edits
         assert self.planned(loras[1], "*=0.5").edition.edits == first.edition.edits
 
+    def test_a_zero_is_one_whatever_its_sign_and_whichever_came_first(self, loras: list[Lora]) -> None:
+        plans = [self.planned(lora, weights) for weights in ("*=-0", "*=0") for lora in loras]
+        assert {str(decision.weight) for plan in plans for decision in plan.decisions} == {"0.0"}
+
     def test_the_family_is_each_ones_own(self, loras: list[Lora], tmp_path: Path) -> None:
         other = lora_of(tmp_path, unet_lora(["IN05", "MID"], dtype="float16"))
         assert (other.anatomy, loras[0].candidates) == (loras[0].anatomy, loras[1].candidates)
