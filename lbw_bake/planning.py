@@ -58,7 +58,10 @@ def make_plan(
     `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, where an
     infinity would be written, and where two tensors would have one name.
     """
-    edition = _unseen(lora.anatomy, weights, dtype) if lora.file.memorable and lora.anatomy.linear else None
+    edition = None
+    if lora.file.memorable and lora.anatomy.linear:
+        # Remembered by blocks of its own: these are a program's, too, as `Outcome.weights`, and it may change them.
+        edition = _unseen(lora.anatomy, replace(weights, blocks=dict(weights.blocks)), dtype)
     if edition is None:
         treatments = _treatments(lora, _weighed(lora.anatomy, weights), dtype, treat)
         edition = _edition(lora.anatomy, weights, look, dtype, treatments)

@@ -261,6 +261,15 @@ def test_what_was_baked_can_be_measured(lora: Path, tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(0.5 * norms[0])
 
 
+def test_weights_of_one_bake_may_be_changed_and_given_to_the_next(lora: Path, tmp_path: Path) -> None:
+    weights: Any = dict(bake(lora, None, "*=1", dry_run=True).weights)
+    for weight in (0.25, 0.5, 0.75):
+        weights["MID"] = weight
+        output = tmp_path / f"{weight}.safetensors"
+        weights = bake(lora, output, weights).weights
+        assert diff(lora, output).blocks["MID"][0].weight == pytest.approx(weight)
+
+
 def test_what_is_alone_is_one_of_several(lora: Path, tmp_path: Path) -> None:
     for alone in (lora, str(lora)):
         assert merge(alone, None, dry_run=True) == merge([lora], None, dry_run=True)
