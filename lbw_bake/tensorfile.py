@@ -133,7 +133,7 @@ def _parsed(header: bytes) -> tuple[Mapping[str, str], tuple[Tensor, ...]]:
         first, end = _JSON.raw_decode(text, len(_BEGINNING) - 1)
         text = "{" + text[end:].lstrip(", \t\r\n")
     later, tensors = (_remembered if len(text) <= _MEMORABLE else _listed)(text)
-    return first or later or {}, tensors
+    return first or dict(later or {}), tensors  # whoever changes them changes no other reader's
 
 
 def _listed(text: str) -> tuple[Mapping[str, str] | None, tuple[Tensor, ...]]:

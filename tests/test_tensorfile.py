@@ -108,6 +108,17 @@ def test_metadata_are_read_wherever_a_writer_puts_them(tmp_path: Path, spelling:
     assert file.tensors == (Tensor("a", "U8", (1,), 0, 1), Tensor("b", "U8", (1,), 1, 2))
 
 
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["short", "usual"])
+def test_metadata_that_a_reader_changes_are_the_files_own_to_the_next(
+    tmp_path: Path, separators: tuple[str, str]
+) -> None:
+    header = {"__metadata__": {"a": "1"}, "x": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    path = write_header(tmp_path / "a.safetensors", json.dumps(header, separators=separators).encode(), b"\0")
+    metadata: Any = read_header(path).metadata
+    metadata.clear()
+    assert read_header(path).metadata == {"a": "1"}
+
+
 def test_no_metadata_may_be_written_as_null(tmp_path: Path) -> None:
     header = b'{"__metadata__":null,"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
     assert read_header(write_header(tmp_path / "a.safetensors", header, b"\0")).metadata == {}
