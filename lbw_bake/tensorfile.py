@@ -38,7 +38,7 @@ MOST_VALUES = 2_000_000
 # How many lists of tensors are remembered, with what was made of each: files of a folder often have the same one. And
 # how many bytes a header may have for that: what is made of it takes seven times as many. LoRAs have 300,000 or so.
 ALIKE = 4
-_MEMORABLE = 2_000_000
+_MEMORABLE = 1_000_000
 
 # How the library's writer begins a header that has metadata, which differ from file to file.
 _METADATA = "__metadata__"
