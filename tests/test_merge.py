@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import (
     MODULE,
+    BakeTensors,
     Run,
     Tensors,
     kohya_lora,
@@ -29,6 +29,32 @@ from lbw_bake import merge
 from lbw_bake.errors import StrictError, WeightError
 from lbw_bake.sources import Weights, parse_part
 from lbw_bake.weights import Options
+
+
+class MergeTensors:
+    """`lbw merge` of state dicts, each in a file of its own; a pair is one and its strength."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self._run, self._folder = run, folder
+
+    def __call__(self, *parts: Tensors | tuple[Tensors, float], family: str = "sd1") -> Tensors:
+        """The tensors of the sum."""
+        self._run.done(*self._command(parts, family))
+        return load_file(self._folder / "merged.safetensors")
+
+    def refused(self, *parts: Tensors | tuple[Tensors, float], family: str = "sd1") -> str:
+        """The stderr of what must be refused."""
+        return self._run.refused(*self._command(parts, family))
+
+    def _command(self, parts: Sequence[Tensors | tuple[Tensors, float]], family: str) -> list[object]:
+        pairs = enumerate(part if isinstance(part, tuple) else (part, 1) for part in parts)
+        files = [f"{write(self._folder / f'{i}.safetensors', part)}:{strength}" for i, (part, strength) in pairs]
+        return ["merge", *files, "--family", family, "--force", "-o", self._folder / "merged.safetensors"]
+
+
+@pytest.fixture
+def merge_tensors(run: Run, tmp_path: Path) -> MergeTensors:
+    return MergeTensors(run, tmp_path)
 
 
 @pytest.fixture
@@ -131,16 +157,15 @@ def test_ranks_that_differ_without_an_alpha_are_said(tmp_path: Path, run: Run) -
     ],
 )
 def test_products_that_are_new_are_called_as_those_of_the_file(
-    also: dict[str, tuple[int, ...]], suffix: str, tmp_path: Path, run: Run
+    also: dict[str, tuple[int, ...]], suffix: str, bake_tensors: BakeTensors
 ) -> None:
     """Or as PEFT has it, where there are none and names have dots; alpha is in the numbers then."""
     name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     shapes = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
     loha = {f"{name}.{role}": np.ones(shape, np.float32) for role, shape in shapes.items()}
     loha |= {f"{name}.alpha": np.array(1.0, np.float32)}
-    source = write(tmp_path / "a.safetensors", loha | {key: np.ones(shape, np.float32) for key, shape in also.items()})
-    run.done("bake", source, "-w", "*=1", "--rank", 1, "--family", "sd1", "-o", tmp_path / "b.safetensors")
-    small = load_file(tmp_path / "b.safetensors")
+    loha |= {key: np.ones(shape, np.float32) for key, shape in also.items()}
+    small = bake_tensors(loha, "-w", "*=1", "--rank", 1, "--family", "sd1")
     down, up = sorted(key for key in small if key.startswith(name))
     assert up == f"{name}.{suffix}"
     np.testing.assert_allclose(small[up] @ small[down], np.full((8, 8), 4 / 2), rtol=1e-5)
@@ -228,13 +253,11 @@ def peft_lora(paths: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
+def test_dotted_names_become_those_of_a_first_file_of_kohyas(merge_tensors: MergeTensors) -> None:
     paths = [f"unet.mid_block.attentions.0.proj_{end}" for end in ("in", "out")]
     kohya = kohya_lora(["unet_mid_block_attentions_0_proj_in"], dtype="float32")
     peft = peft_lora(paths) | {"unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2.diff": np.ones((8, 8))}
-    files = [write(tmp_path / "kohya.safetensors", kohya), write(tmp_path / "peft.safetensors", peft)]
-    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
-    merged = load_file(tmp_path / "out.safetensors")
+    merged = merge_tensors(kohya, peft)
     stems = [f"lora_unet_mid_block_attentions_0_proj_{end}" for end in ("in", "out")]
     full = "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_2.diff"
     roles = ("alpha", "lora_down.weight", "lora_up.weight")
@@ -257,32 +280,25 @@ def test_dotted_names_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run
 )
 @pytest.mark.parametrize("kohyas", [True, False])
 def test_layers_of_a_unet_have_the_names_of_one_model(
-    family: str, layer: str, name: str, kohyas: bool, tmp_path: Path, run: Run
+    family: str, layer: str, name: str, kohyas: bool, merge_tensors: MergeTensors
 ) -> None:
     """Those of the original one where a file has these: diffusers passes over them beside its own."""
     layers = [layer, "mid_block.attentions.0.proj_out"]
     full = "lora_unet_conv_in.diff" if kohyas else "unet.conv_in.diff"
     flat = [f"unet_{layer.replace('.', '_')}" for layer in layers]
     other = kohya_lora(flat) if kohyas else peft_lora([f"unet.{layer}" for layer in layers])
-    files = [
-        write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"])),
-        write(tmp_path / "b.safetensors", other | {full: np.ones((3, 3), np.float32)}),
-    ]
-    run.done("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
-    found = {name.partition(".")[0] for name in load_file(tmp_path / "out.safetensors")}
+    other |= {full: np.ones((3, 3), np.float32)}
+    merged = merge_tensors(kohya_lora(["unet_middle_block_1_proj_in"]), other, family=family)
+    found = {name.partition(".")[0] for name in merged}
     wanted = ("middle_block_1_proj_in", "middle_block_1_proj_out", "input_blocks_0_0", name)
     assert found == {f"lora_unet_{name}" for name in wanted}
 
 
-def test_also_where_a_file_has_dotted_names_of_its_text_encoder(tmp_path: Path, run: Run) -> None:
+def test_also_where_a_file_has_dotted_names_of_its_text_encoder(merge_tensors: MergeTensors) -> None:
     """Which stay as they are: no other file says what kohya's begin with."""
     encoder = peft_lora(["text_encoder.text_model.encoder.layers.0.mlp.fc1"])
-    files = [
-        write(tmp_path / "a.safetensors", kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | encoder),
-        write(tmp_path / "b.safetensors", kohya_lora(["unet_mid_block_attentions_0_proj_out"])),
-    ]
-    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
-    found = load_file(tmp_path / "out.safetensors").keys()
+    first = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | encoder
+    found = merge_tensors(first, kohya_lora(["unet_mid_block_attentions_0_proj_out"])).keys()
     assert {name for name in found if "lora_up" in name} == {
         f"lora_unet_middle_block_1_proj_{end}.lora_up.weight" for end in ("in", "out")
     }
@@ -321,14 +337,12 @@ def test_the_order_of_a_files_tensors_decides_no_names(
         assert load_file(out).keys() == merged.keys()
 
 
-def test_layers_beside_an_oft_are_not_called_like_it(tmp_path: Path, run: Run) -> None:
+def test_layers_beside_an_oft_are_not_called_like_it(merge_tensors: MergeTensors) -> None:
     """No loader looks for a LoRA under `oft_unet_`."""
     proj_in, proj_out = (f"mid_block.attentions.0.proj_{end}" for end in ("in", "out"))
     stem = f"oft_unet_{proj_in.replace('.', '_')}"
     oft = {f"{stem}.oft_blocks": np.zeros((2, 4, 4), np.float32), f"{stem}.alpha": np.array(1e-3, np.float32)}
-    files = [write(tmp_path / "oft.safetensors", oft)]
-    files.append(write(tmp_path / "b.safetensors", peft_lora([f"unet.{proj_out}"])))
-    error = run.refused("merge", *files, "--family", "sd1", "-o", tmp_path / "out.safetensors")
+    error = merge_tensors.refused(oft, peft_lora([f"unet.{proj_out}"]))
     assert f"lora_unet_{proj_out.replace('.', '_')} is in no other file" in error
 
 
@@ -348,7 +362,7 @@ def test_layers_of_xlabs_keep_their_names(command: tuple[str, ...], tmp_path: Pa
     assert known == {layers[0], "single_blocks.0.processor.proj", "double_blocks.1.img_attn.proj"}
 
 
-def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_path: Path, run: Run) -> None:
+def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(merge_tensors: MergeTensors) -> None:
     """Flux: q, k and v are a third of a layer each, and with the MLP one and four sevenths of another."""
     qkv, linear1, single = "double_blocks_0_img_attn_qkv", "single_blocks_3_linear1", "single_blocks_3_linear2"
     qkv, linear1, single = (f"lora_unet_{layer}" for layer in (qkv, linear1, single))
@@ -365,9 +379,7 @@ def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_pat
     mlp = "transformer.single_transformer_blocks.3.proj_mlp"
     peft[f"{mlp}.lora_B.weight"] = np.concatenate([peft[f"{mlp}.lora_B.weight"]] * 4)
     peft["transformer.transformer_blocks.0.attn.to_k.diff_b"] = np.arange(8.0, dtype=np.float32)
-    files = [write(tmp_path / "kohya.safetensors", kohya), write(tmp_path / "peft.safetensors", peft)]
-    run.done("merge", f"{files[0]}:0.5", files[1], "--family", "flux", "-o", tmp_path / "out.safetensors")
-    merged = load_file(tmp_path / "out.safetensors")
+    merged = merge_tensors((kohya, 0.5), peft, family="flux")
     expected = {qkv: 0.5 * update_of(kohya, qkv), linear1: np.zeros((56, 8)), single: np.zeros((8, 8))}
     for path, (layer, start, _) in rows.items():
         update = peft[f"transformer.{path}.lora_B.weight"] @ peft[f"transformer.{path}.lora_A.weight"]
@@ -380,12 +392,10 @@ def test_layers_that_others_split_become_those_of_a_first_file_of_kohyas(tmp_pat
     assert merged.keys() == {f"{qkv}.diff_b", *(f"{layer}.{role}" for layer in expected for role in roles)}
 
 
-def test_rows_that_are_no_part_of_a_layer_are_refused(tmp_path: Path, run: Run) -> None:
-    kohya = write(tmp_path / "a.safetensors", kohya_lora(["unet_double_blocks_0_img_mlp_0"]))
+def test_rows_that_are_no_part_of_a_layer_are_refused(merge_tensors: MergeTensors) -> None:
     path = "transformer.single_transformer_blocks.3.proj_mlp"
     odd = {name: array[:7] if "lora_B" in name else array for name, array in peft_lora([path]).items()}
-    files = (kohya, write(tmp_path / "b.safetensors", odd))
-    error = run.refused("merge", *files, "--family", "flux", "-o", tmp_path / "out.safetensors")
+    error = merge_tensors.refused(kohya_lora(["unet_double_blocks_0_img_mlp_0"]), odd, family="flux")
     assert "7 rows are not the part of a layer" in error
 
 
@@ -400,12 +410,10 @@ def test_rows_that_are_no_part_of_a_layer_are_refused(tmp_path: Path, run: Run) 
     ],
 )
 def test_names_that_cannot_be_turned_into_others_are_refused(
-    family: str, kohya: str, peft: str, hint: str, tmp_path: Path, run: Run
+    family: str, kohya: str, peft: str, hint: str, merge_tensors: MergeTensors
 ) -> None:
-    files = [write(tmp_path / "peft.safetensors", peft_lora([peft]))]
-    layers = [f"unet_{kohya}"] if kohya else ["te_text_model_encoder_layers_0_mlp_fc1"]
-    files.insert(0, write(tmp_path / "kohya.safetensors", kohya_lora(layers)))
-    error = run.refused("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
+    layer = f"unet_{kohya}" if kohya else "te_text_model_encoder_layers_0_mlp_fc1"
+    error = merge_tensors.refused(kohya_lora([layer]), peft_lora([peft]), family=family)
     assert "as kohya does" in error
     assert hint in error
 
@@ -496,12 +504,10 @@ def test_a_full_difference_of_no_higher_rank_stays_one(tmp_path: Path, run: Run)
     assert (load_file(out)[f"{MODULE}.diff"] == difference / 2).all()
 
 
-def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(tmp_path: Path, run: Run) -> None:
+def test_a_bias_inside_a_product_goes_with_the_rank_it_is_truncated_to(bake_tensors: BakeTensors) -> None:
     """Loaders multiply it by alpha / rank."""
     tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32") | {f"{MODULE}.bias": np.ones(8, np.float32)}
-    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
-    run.done("bake", source, "-w", "*=0.5", "--rank", 2, "-o", out, "--family", "sd1")
-    alpha, small = tensors[f"{MODULE}.alpha"], load_file(out)
+    small, alpha = bake_tensors(tensors, "-w", "*=0.5", "--rank", 2, "--family", "sd1"), tensors[f"{MODULE}.alpha"]
     np.testing.assert_allclose(small[f"{MODULE}.bias"] * small[f"{MODULE}.alpha"] / 2, np.full(8, 0.5 * alpha / 4))
 
 
@@ -617,14 +623,11 @@ def test_biases_keep_the_names_that_loaders_know(tmp_path: Path, run: Run) -> No
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_bias_of_peft_becomes_a_difference_where_names_have_no_place_for_it(
-    kind: str, tmp_path: Path, run: Run
+    kind: str, merge_tensors: MergeTensors
 ) -> None:
     bias = np.arange(8, dtype=np.float32)
-    peft = write(tmp_path / "a.safetensors", peft_lora([PEFT]) | {f"{PEFT}.lora_B.bias": bias})
     other = {"full": {f"{PEFT}.diff": np.ones((8, 8), np.float32)}, "lora": kohya_lora([KOHYA])}[kind]
-    files = (write(tmp_path / "b.safetensors", other), f"{peft}:0.5")
-    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
-    merged = load_file(tmp_path / "c.safetensors")
+    merged = merge_tensors(other, (peft_lora([PEFT]) | {f"{PEFT}.lora_B.bias": bias}, 0.5))
     stem = {"full": PEFT, "lora": f"lora_{KOHYA}"}[kind]
     assert not any("lora_B" in name for name in merged)
     np.testing.assert_allclose(merged[f"{stem}.diff_b"], bias / 2, rtol=1e-3)
@@ -652,46 +655,43 @@ def test_a_negative_alpha_is_in_the_numbers(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
-def test_an_alpha_may_be_an_integer(dtype: str, tmp_path: Path, run: Run) -> None:
+def test_an_alpha_may_be_an_integer(dtype: str, merge_tensors: MergeTensors) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
     tensors[f"{MODULE}.alpha"] = np.array(3, dtype)
-    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
-    run.done("merge", f"{source}:0.5", "-o", out)
-    np.testing.assert_allclose(update_of(load_file(out), MODULE), 0.5 * update_of(tensors, MODULE), rtol=1e-5)
+    merged = merge_tensors((tensors, 0.5))
+    np.testing.assert_allclose(update_of(merged, MODULE), 0.5 * update_of(tensors, MODULE), rtol=1e-5)
 
 
-def test_an_alpha_of_zero_is_not_that_of_the_sum(tmp_path: Path, run: Run) -> None:
+def test_an_alpha_of_zero_is_not_that_of_the_sum(merge_tensors: MergeTensors) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
-    nothing = write(tmp_path / "a.safetensors", tensors | {f"{MODULE}.alpha": np.array(0, np.float32)})
-    source, out = write(tmp_path / "b.safetensors", tensors), tmp_path / "c.safetensors"
-    run.done("merge", nothing, source, "-o", out)
-    np.testing.assert_allclose(update_of(load_file(out), MODULE), update_of(tensors, MODULE), rtol=1e-5, atol=1e-6)
+    merged = merge_tensors(tensors | {f"{MODULE}.alpha": np.array(0, np.float32)}, tensors)
+    np.testing.assert_allclose(update_of(merged, MODULE), update_of(tensors, MODULE), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.01, 0.3, -0.7])
-def test_tiny_factors_do_not_underflow(weight: float, tmp_path: Path, run: Run) -> None:
+def test_tiny_factors_do_not_underflow(weight: float, merge_tensors: MergeTensors) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"], dtype="float32")
     tensors[f"{MODULE}.lora_up.weight"] *= 2e-5
     tensors[f"{MODULE}.lora_down.weight"] *= 0.02
     original = {name: array.astype(np.float16) for name, array in tensors.items()}
-    source, out = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
-    run.done("merge", f"{source}:{weight}", "-o", out)
     expected = weight * update_of(original, MODULE)
-    error = np.linalg.norm(update_of(load_file(out), MODULE) - expected)
+    error = np.linalg.norm(update_of(merge_tensors((original, weight)), MODULE) - expected)
     assert error <= 2e-3 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("weight", [0.01, 0.3, -0.7])
 @for_each(case for case in FORMULAS if "loha" in case.name or "lokr" in case.name)
-def test_neither_do_factors_that_are_products_of_these(case: Formula, weight: float, tmp_path: Path, run: Run) -> None:
+def test_neither_do_factors_that_are_products_of_these(
+    case: Formula, weight: float, merge_tensors: MergeTensors
+) -> None:
     tensors = case.tensors(MODULE)
     for shrink, grow in case.products:
         tensors[f"{MODULE}.{grow}"] *= 2e-4
         tensors[f"{MODULE}.{shrink}"] *= 0.02
     original = {name: array.astype(np.float16) for name, array in tensors.items()}
-    source, out = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
-    run.done("merge", f"{source}:{weight}", f"{source}:{weight}", "--family", "sd1", "-o", out)
-    merged = {name: array.astype(np.float64) for name, array in load_file(out).items()}
+    merged = {
+        name: array.astype(np.float64) for name, array in merge_tensors((original, weight), (original, weight)).items()
+    }
     up, down = merged[f"{MODULE}.lora_up.weight"], merged[f"{MODULE}.lora_down.weight"]
     scale = merged.get(f"{MODULE}.alpha", len(down)) / len(down)
     update = scale * np.tensordot(up.reshape(len(up), -1), down, 1).ravel()
@@ -704,11 +704,9 @@ ANEW = {"lora", "lora without alpha", "convolution", "tucker", "lora with bias d
 
 
 @for_each(case for case in FORMULAS if case.name not in ANEW)
-def test_a_module_of_one_file_keeps_its_form(case: Formula, tmp_path: Path, run: Run) -> None:
+def test_a_module_of_one_file_keeps_its_form(case: Formula, merge_tensors: MergeTensors) -> None:
     tensors = case.tensors(MODULE)
-    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
-    run.done("merge", f"{source}:0.5", "--family", "sd1", "-o", out)
-    merged = load_file(out)
+    merged = merge_tensors((tensors, 0.5))
     assert {name: (one.dtype, one.shape) for name, one in merged.items()} == {
         name: (one.dtype, one.shape) for name, one in tensors.items()
     }
@@ -721,13 +719,11 @@ FACTORED += [case for case in FORMULAS if "lokr" in case.name]
 
 
 @for_each(FACTORED)
-def test_the_sum_is_that_of_the_dense_updates(case: Formula, tmp_path: Path, run: Run) -> None:
+def test_the_sum_is_that_of_the_dense_updates(case: Formula, merge_tensors: MergeTensors) -> None:
     one = case.tensors(MODULE)
     two = {name: 3 * array if name.endswith("alpha") else np.flip(array) for name, array in one.items()}
-    a, b = write(tmp_path / "a.safetensors", one), write(tmp_path / "b.safetensors", two)
-    out = tmp_path / "out.safetensors"
-    run.done("merge", f"{a}:0.5", f"{b}:-2", "--family", "sd1", "-o", out)
-    merged = {name.removeprefix(f"{MODULE}."): array.astype(np.float64) for name, array in load_file(out).items()}
+    tensors = merge_tensors((one, 0.5), (two, -2))
+    merged = {name.removeprefix(f"{MODULE}."): array.astype(np.float64) for name, array in tensors.items()}
     up, down = merged.pop("lora_up.weight"), merged.pop("lora_down.weight")
     scale = merged.pop("alpha").item() / len(down) if merged else 1.0
     total = scale * np.tensordot(up.reshape(len(up), -1), down, 1)
@@ -750,11 +746,9 @@ def test_a_rank_that_nothing_can_have_leaves_the_module_and_says_so(name: str, t
 
 
 @pytest.mark.parametrize("name", ["adalora", "glora", "vera", "ia3 on the input", "sparse bias"])
-def test_what_has_no_sum_is_refused(name: str, tmp_path: Path, run: Run) -> None:
+def test_what_has_no_sum_is_refused(name: str, merge_tensors: MergeTensors) -> None:
     tensors = BY_NAME[name].tensors(MODULE)
-    source = write(tmp_path / "a.safetensors", tensors)
-    error = run.refused("merge", source, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
-    assert MODULE in error
+    assert MODULE in merge_tensors.refused(tensors, tensors)
 
 
 @pytest.mark.parametrize("role", ["diff", "w_norm"])
@@ -775,11 +769,9 @@ def test_a_product_beside_a_difference_is_no_sum(name: str, role: str, tmp_path:
     np.testing.assert_allclose(case.update(baked, MODULE), 0.5 * case.update(tensors, MODULE), rtol=1e-5)
 
 
-def test_modules_that_share_tensors_are_not_merged_with_others(tmp_path: Path, run: Run) -> None:
-    vera = BY_NAME["vera"].tensors(MODULE)
-    lora = write(tmp_path / "lora.safetensors", kohya_lora(["unet_middle_block_1_proj_out"]))
-    source = write(tmp_path / "vera.safetensors", vera)
-    assert "share tensors" in run.refused("merge", lora, source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
+def test_modules_that_share_tensors_are_not_merged_with_others(merge_tensors: MergeTensors) -> None:
+    lora, vera = kohya_lora(["unet_middle_block_1_proj_out"]), BY_NAME["vera"].tensors(MODULE)
+    assert "share tensors" in merge_tensors.refused(lora, vera)
 
 
 def test_dora_at_weight_one_or_zero_is_kept_or_switched_off(tmp_path: Path, run: Run) -> None:
@@ -814,12 +806,10 @@ def test_weight_zero_is_zero_in_the_factor_that_training_starts_at_zero(tmp_path
 
 
 @pytest.mark.parametrize("alpha", [1e5, 10.1])
-def test_alpha_is_stored_as_it_was_reckoned_with(alpha: float, tmp_path: Path, run: Run) -> None:
+def test_alpha_is_stored_as_it_was_reckoned_with(alpha: float, merge_tensors: MergeTensors) -> None:
     """In half precision one of them would be infinite, the other off by a thousandth."""
     tensors = kohya_lora(["unet_middle_block_1_proj_in"]) | {f"{MODULE}.alpha": np.array(alpha, np.float32)}
-    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "b.safetensors"
-    run.done("merge", source, "--family", "sd1", "-o", out)
-    merged = load_file(out)
+    merged = merge_tensors(tensors)
     assert merged[f"{MODULE}.alpha"] == np.float32(alpha)
     for role in ("lora_up", "lora_down"):
         assert (merged[f"{MODULE}.{role}.weight"] == tensors[f"{MODULE}.{role}.weight"]).all()
@@ -861,11 +851,9 @@ def test_layers_that_are_nowhere_the_same_are_said_of_each_component(tmp_path: P
         ("flux", "unet_double_blocks_3_img_mlp_0", "transformer_transformer_blocks_3_ff_net_0_proj"),
     ],
 )
-def test_one_layer_may_have_several_names(family: str, one: str, other: str, tmp_path: Path, run: Run) -> None:
+def test_one_layer_may_have_several_names(family: str, one: str, other: str, merge_tensors: MergeTensors) -> None:
     tensors = [kohya_lora([one], dtype="float32"), kohya_lora([other], dtype="float32", seed=1)]
-    files = [write(tmp_path / f"{i}.safetensors", each) for i, each in enumerate(tensors)]
-    run.done("merge", *files, "--family", family, "-o", tmp_path / "out.safetensors")
-    merged = load_file(tmp_path / "out.safetensors")
+    merged = merge_tensors(*tensors, family=family)
     assert merged.keys() == tensors[0].keys()
     expected = update_of(tensors[0], f"lora_{one}") + update_of(tensors[1], f"lora_{other}")
     np.testing.assert_allclose(update_of(merged, f"lora_{one}"), expected, atol=1e-5)
@@ -873,18 +861,15 @@ def test_one_layer_may_have_several_names(family: str, one: str, other: str, tmp
 
 @pytest.mark.parametrize(("role", "other"), [("lora_up", "lora_down"), ("lora_down", "lora_up")])
 def test_a_factor_without_room_leaves_the_strength_to_the_other(
-    role: str, other: str, tmp_path: Path, run: Run
+    role: str, other: str, merge_tensors: MergeTensors
 ) -> None:
     tensors = kohya_lora(["unet_middle_block_1_proj_in"])
     tensors[f"{MODULE}.{role}.weight"][0, 0] = 60000
-    source, out = write(tmp_path / "a.safetensors", tensors), tmp_path / "out.safetensors"
-    run.done("merge", f"{source}:10", "-o", out)
-    merged = load_file(out)
+    merged = merge_tensors((tensors, 10))
     assert merged[f"{MODULE}.{role}.weight"].tobytes() == tensors[f"{MODULE}.{role}.weight"].tobytes()
     np.testing.assert_allclose(update_of(merged, MODULE), 10 * update_of(tensors, MODULE), rtol=0.01)
     tensors[f"{MODULE}.{other}.weight"][0, 0] = 60000
-    write(source, tensors)
-    assert "overflows F16" in run.refused("merge", f"{source}:10", "-o", out, "--force")
+    assert "overflows F16" in merge_tensors.refused((tensors, 10))
 
 
 def test_numbers_that_are_not_finite_are_switched_off(tmp_path: Path, run: Run) -> None:
@@ -906,48 +891,41 @@ def test_layers_of_several_sizes_are_refused_by_their_files(tmp_path: Path, run:
 
 @pytest.mark.parametrize("shape", [(1, 8), (8, 8, 3, 3), (16, 4), (4, 16)])
 @pytest.mark.parametrize("other", ["a difference", "a product"])
-def test_differences_of_several_sizes_are_refused(other: str, shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+def test_differences_of_several_sizes_are_refused(
+    other: str, shape: tuple[int, ...], merge_tensors: MergeTensors
+) -> None:
     lora = kohya_lora(["unet_middle_block_1_proj_in"])
-    files = [
-        write(tmp_path / "a.safetensors", {f"{MODULE}.diff": np.ones(shape, np.float32)}),
-        write(tmp_path / "b.safetensors", lora if other == "a product" else {f"{MODULE}.diff": np.ones((8, 8))}),
-    ]
-    error = run.refused("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    second = lora if other == "a product" else {f"{MODULE}.diff": np.ones((8, 8))}
+    error = merge_tensors.refused({f"{MODULE}.diff": np.ones(shape, np.float32)}, second)
     assert f"{MODULE}: its tensors do not fit together" in error
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_matrix_and_a_convolution_of_one_pixel_add_up(turned: bool, tmp_path: Path, run: Run) -> None:
+def test_a_matrix_and_a_convolution_of_one_pixel_add_up(turned: bool, merge_tensors: MergeTensors) -> None:
     shapes = ((6, 8), (6, 8, 1, 1))[:: -1 if turned else 1]
     parts = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(shapes)]
-    files = [write(tmp_path / f"{i}.safetensors", {f"{MODULE}.diff": part}) for i, part in enumerate(parts)]
-    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
-    merged = load_file(tmp_path / "c.safetensors")[f"{MODULE}.diff"]
+    merged = merge_tensors(*({f"{MODULE}.diff": part} for part in parts))[f"{MODULE}.diff"]
     assert merged.shape == shapes[0]
     np.testing.assert_allclose(merged.reshape(6, 8), sum(part.reshape(6, 8) for part in parts), rtol=1e-5)
 
 
-def test_a_norm_has_one_name_for_each_of_its_differences(tmp_path: Path, run: Run) -> None:
+def test_a_norm_has_one_name_for_each_of_its_differences(merge_tensors: MergeTensors) -> None:
     """LyCORIS writes w_norm and b_norm, others diff and diff_b: of both under one name loaders read the one."""
     norm = "lora_unet_middle_block_1_norm"
-    files = []
-    for i, roles in enumerate((("w_norm", "b_norm"), ("diff", "diff_b"), ("w_norm", "b_norm"))):
-        tensors = {f"{norm}.{role}": np.full(8, 10.0**i * n, np.float32) for n, role in enumerate(roles, 1)}
-        files.append(write(tmp_path / f"{i}.safetensors", tensors))
-    out = tmp_path / "out.safetensors"
+    files = [
+        {f"{norm}.{role}": np.full(8, 10.0**i * n, np.float32) for n, role in enumerate(roles, 1)}
+        for i, roles in enumerate((("w_norm", "b_norm"), ("diff", "diff_b"), ("w_norm", "b_norm")))
+    ]
     for parts, roles, wanted in ((files, ("diff", "diff_b"), 111), (files[::2], ("w_norm", "b_norm"), 101)):
-        run.done("merge", *parts, "--family", "sd1", "--force", "-o", out)
-        sums = {name: array.tolist() for name, array in load_file(out).items()}
+        sums = {name: array.tolist() for name, array in merge_tensors(*parts).items()}
         assert sums == {f"{norm}.{role}": [n * wanted] * 8 for n, role in enumerate(roles, 1)}
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 2), (8, 2, 3, 3)])
-def test_an_up_that_is_no_matrix_is_refused(shape: tuple[int, ...], tmp_path: Path, run: Run) -> None:
+def test_an_up_that_is_no_matrix_is_refused(shape: tuple[int, ...], merge_tensors: MergeTensors) -> None:
     """Not written in another shape, as matrices of experts stacked on each other would be."""
     tensors = {f"{PEFT}.lora_A.weight": np.ones((*shape[:-2], 2, 8)), f"{PEFT}.lora_B.weight": np.ones(shape)}
-    source = write(tmp_path / "a.safetensors", tensors)
-    error = run.refused("merge", source, "--family", "sd1", "-o", tmp_path / "b.safetensors")
-    assert "up is no matrix" in error
+    assert "up is no matrix" in merge_tensors.refused(tensors)
 
 
 def test_a_rank_that_a_module_has_already_is_no_warning(tmp_path: Path, run: Run) -> None:
@@ -959,32 +937,25 @@ def test_a_rank_that_a_module_has_already_is_no_warning(tmp_path: Path, run: Run
     )
 
 
-def test_what_only_peft_names_is_not_given_names_of_kohyas(tmp_path: Path, run: Run) -> None:
-    kohya = write(tmp_path / "a.safetensors", kohya_lora([KOHYA]))
-    dora = write(
-        tmp_path / "b.safetensors", peft_lora([PEFT]) | {f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32)}
-    )
-    other = write(tmp_path / "c.safetensors", kohya_lora(["unet_middle_block_1_proj_in"]))
-    assert "no place for" in run.refused("merge", other, dora, "--family", "sd1", "-o", tmp_path / "d.safetensors")
-    run.done("merge", kohya, f"{dora}:0", "--family", "sd1", "-o", tmp_path / "d.safetensors")
+def test_what_only_peft_names_is_not_given_names_of_kohyas(merge_tensors: MergeTensors) -> None:
+    dora = peft_lora([PEFT]) | {f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32)}
+    assert "no place for" in merge_tensors.refused(kohya_lora(["unet_middle_block_1_proj_in"]), dora)
+    merge_tensors(kohya_lora([KOHYA]), (dora, 0))
 
 
-def test_a_name_of_an_adapter_is_no_part_of_a_layers(tmp_path: Path, run: Run) -> None:
+def test_a_name_of_an_adapter_is_no_part_of_a_layers(merge_tensors: MergeTensors) -> None:
     one = peft_lora([PEFT]) | {f"{PEFT}.alpha": np.array(4, np.float32)}
-    other = {name.replace("lora_A.", "lora_A.foo.").replace("lora_B.", "lora_B.foo."): array
-             for name, array in peft_lora(["unet.mid_block.attentions.0.proj_in"]).items()}  # fmt: skip
-    files = (write(tmp_path / "a.safetensors", one), write(tmp_path / "b.safetensors", other))
-    run.done("merge", *files, "--family", "sd1", "-o", tmp_path / "c.safetensors")
+    layer = "unet.mid_block.attentions.0.proj_in"
+    other = {name.replace(".weight", ".foo.weight"): array for name, array in peft_lora([layer]).items()}
     roles = ("lora_A.weight", "lora_B.weight", "alpha")
-    wanted = {f"unet.mid_block.attentions.0.proj_in.{role}" for role in roles}
-    assert load_file(tmp_path / "c.safetensors").keys() == one.keys() | wanted
+    assert merge_tensors(one, other).keys() == one.keys() | {f"{layer}.{role}" for role in roles}
 
 
 @pytest.mark.parametrize("command", [("merge",), ("bake", "-w", "*=1", "--rank", 4)])
 def test_adapters_of_one_layer_add_up(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
     adapters = [peft_lora([PEFT], seed) for seed in (0, 1)]
     tensors = {
-        re.sub("lora_[AB]", rf"\g<0>.{label}", name): array
+        name.replace(".weight", f".{label}.weight"): array
         for label, adapter in zip(("foo", "bar"), adapters, strict=True)
         for name, array in adapter.items()
     }
