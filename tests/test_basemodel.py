@@ -312,13 +312,6 @@ def test_of_indexes_with_equally_plain_names_the_first_counts(
     assert files_of(tmp_path) == [("", tmp_path / "bf16.safetensors")]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"weight_map": []}', "{}"])
-def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors.index.json").write_text(text)
-    with pytest.raises(FileFormatError, match="is no index of shards"):
-        BaseModel(tmp_path, family_named("flux"))
-
-
 def pickle(path: Path) -> Path:
     path.write_bytes(b"\x80\x02}q\x00.")
     return path

@@ -591,7 +591,7 @@ class TestPaths:
         error = run.refused("bake", self.dora(tmp_path), "-w", "*=0.5", "-o", tmp_path / "o", *base)
         assert "m.safetensors.index.json: " in error
 
-    @pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": []}', "[]", "\xff", ""])
+    @pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": []}', "{}", "[]", "\xff", ""])
     def test_an_index_that_is_none_is_refused(self, text: str, tmp_path: Path, run: Run) -> None:
         (tmp_path / "m.safetensors.index.json").write_bytes(text.encode("latin-1"))
         base = ("--base", tmp_path, "--family", "sd1")
