@@ -304,10 +304,9 @@ class TestFolders:
         self, force: tuple[str, ...], loras: Path, tmp_path: Path, run: Run
     ) -> None:
         other = write(tmp_path / "a.safetensors", ORIGINAL)
-        code, _, error = run("bake", loras / "a.safetensors", other, *HALF, "--out-dir", tmp_path / "out", *force)
-        assert code != 0
+        error = run.refused("bake", loras / "a.safetensors", other, *HALF, "--out-dir", tmp_path / "out", *force)
         assert str(other) in error
-        assert not (tmp_path / "out").exists() or not names_in(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     def test_nor_do_they_through_a_link_between_output_folders(self, lora: Path, tmp_path: Path, run: Run) -> None:
         for name in ("p", "q"):
@@ -699,9 +698,7 @@ class TestSeveralPresets:
 
     @pytest.mark.parametrize("name", ["{nope}", "{stem", "{}", "{stem.parent}", "../{stem}", "/{stem}", ".{stem}"])
     def test_a_name_that_is_none_is_refused(self, name: str, lora: Path, tmp_path: Path, run: Run) -> None:
-        code, _, error = run("bake", lora, *HALF, "--out-dir", tmp_path / "out", "--name", name)
-        assert code in (1, 2)
-        assert "--name" in error
+        assert "--name" in run.refused("bake", lora, *HALF, "--out-dir", tmp_path / "out", "--name", name)
         assert names_in(tmp_path) == {"loras/a.safetensors"}
 
     @pytest.mark.parametrize(

@@ -342,8 +342,7 @@ class TestConverting:
         source = tmp_path / "in.yaml"
         source.write_text(text)
         error = run.done("presets", "convert", source, tmp_path / "out", "--to", kind)
-        assert f"lost: {lost}" in error or lost in error
-        assert "lost: " in error
+        assert any(line.startswith("lost: ") and lost in line for line in error.splitlines())
 
     @pytest.mark.parametrize(
         ("rule", "written"),
