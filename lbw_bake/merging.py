@@ -65,11 +65,6 @@ class Part:
     preset: str | None
     remarks: tuple[str, ...] = ()
 
-    @classmethod
-    def of(cls, plan: Plan, preset: str | None) -> Part:
-        """The only file of a merge that truncates what a plan is for."""
-        return cls(plan.lora, plan.weights, preset)
-
 
 @dataclass(frozen=True, slots=True)
 class Merged:
@@ -187,6 +182,26 @@ def merge_parts(
     return merged
 
 
+def truncate_file(
+    plan: Plan, preset: str | None, output: Path | None, how: Recipe, progress: Progress = silent
+) -> Merged:
+    """Write the file that a plan is for at the rank of the recipe: the merge of it alone. Raises as `merge_parts`."""
+    return merge_parts([Part(plan.lora, plan.weights, preset)], output, how, progress)
+
+
+def truncated_before(plan: Plan, preset: str | None, output: Path, how: Recipe) -> bool:
+    """Whether the output is there, younger than the input, with the record of this truncation and its dtype.
+
+    Raises FileFormatError.
+    """
+    there, file = read_header(output), plan.lora.file
+    stored = DTYPES[how.dtype] or _common_dtype(file.tensors)
+    same = records_in(there.metadata)[-1:] == [_record([Part(plan.lora, plan.weights, preset)], how)]
+    config = file.path.with_name(CONFIG)
+    younger = max(file.modified_ns, config.stat().st_mtime_ns if config.exists() else 0) <= there.modified_ns
+    return same and younger and any(tensor.dtype == stored for tensor in there.tensors if tensor.size > 1)
+
+
 @dataclass(slots=True)
 class _Spool:
     """Collects tensors one after the other; their data go to a temporary file, if there is one."""
@@ -296,20 +311,6 @@ def _record(parts: Sequence[Part], how: Recipe) -> dict[str, Any]:
     record: dict[str, Any] = records[0] if how.rank and len(records) == 1 else {"merged": records}
     record |= {"rank": how.rank} if how.rank else {}
     return record | ({"base": how.base.name, "dora_norm": how.dora_norm} if how.base else {})
-
-
-def merged_before(parts: Sequence[Part], output: Path, how: Recipe) -> bool:
-    """Whether the output is there, younger than the inputs, with the record of this merge and numbers of its dtype.
-
-    Raises FileFormatError.
-    """
-    there = read_header(output)
-    stored = DTYPES[how.dtype] or _common_dtype(parts[0].lora.file.tensors)
-    same = records_in(there.metadata)[-1:] == [_record(parts, how)]
-    configs = (part.lora.file.path.with_name(CONFIG) for part in parts)
-    ages = [config.stat().st_mtime_ns for config in configs if config.exists()]
-    younger = max((*ages, *(part.lora.file.modified_ns for part in parts))) <= there.modified_ns
-    return same and younger and any(tensor.dtype == stored for tensor in there.tensors if tensor.size > 1)
 
 
 def _head(

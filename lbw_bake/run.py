@@ -126,10 +126,10 @@ def _make(job: Job, lora: Lora, began: float, progress: Progress) -> list[Outcom
 def _write(targets: Sequence[Target], how: Recipe, share: int, progress: Progress) -> tuple[str, Rewritten]:
     """Write the outputs of one input, whose recipes differ in weights alone; says on which device. Raises LbwError."""
     if how.rank:
-        from .merging import Part, merge_parts
+        from .merging import truncate_file
 
         (target,) = targets
-        merged = merge_parts([Part.of(target.plan, target.preset)], target.output, how, progress)
+        merged = truncate_file(target.plan, target.preset, target.output, how, progress)
         return algebra_device(how.device), Rewritten((merged.nbytes,), merged.warnings + merged.losses)
     device, backend = choose_backend(how.device, max(share, targets[0].plan.lora.file.size * len(targets)))
     return device, rewrite(targets, backend, strict=how.strict, verify=how.verify, progress=progress)
@@ -140,9 +140,9 @@ def _foreseen(outcome: Outcome, plan: Plan, recipe: Recipe) -> Outcome:
     check_device(recipe.device)
     if not recipe.rank:
         return outcome
-    from .merging import Part, merge_parts
+    from .merging import truncate_file
 
-    merged = merge_parts([Part.of(plan, recipe.weights.preset)], None, recipe)
+    merged = truncate_file(plan, recipe.weights.preset, None, recipe)
     return replace(outcome, warnings=(*outcome.warnings, *merged.warnings, *merged.losses))
 
 
@@ -237,9 +237,9 @@ def _differences(target: Target, how: Recipe) -> list[str]:
     """What is said of an existing output that is not what this bake would write."""
     try:
         if how.rank:
-            from .merging import Part, merged_before
+            from .merging import truncated_before
 
-            same = merged_before([Part.of(target.plan, target.preset)], target.output, how)
+            same = truncated_before(target.plan, target.preset, target.output, how)
         else:
             same = target.written_before()
     except FileFormatError as error:
