@@ -386,20 +386,16 @@ def _uneven(parts: Sequence[Part], ranks: Sequence[int], alpha: float | None) ->
         yield f"ranks {found} and no alpha: diffusers before 0.40 takes the first rank for all; --rank evens them out"
 
 
-def _common(parts: Sequence[Part]) -> list[str]:
-    """The components that several of the files have modules of."""
-    of_parts = [{place.component for _, place in part.lora.placed(part.weights.family)} for part in parts]
-    return sorted(name for name, files in Counter(name for names in of_parts for name in names).items() if files > 1)
-
-
 def _warnings(
     parts: Sequence[Part], layers: Sequence[Layer], left_out: Iterable[tuple[Part, Sequence[Tensor]]]
 ) -> Iterator[str]:
     yield from dict.fromkeys(remark for part in parts for remark in part.remarks)
-    components = {(layer.place.component, len(layer.addends) > 1) for layer in layers}
-    for component in _common(parts):
-        if (component, True) not in components:
-            yield f"the files share no layer of the {component}; do they spell the same ones differently?"
+    files: dict[str, set[Path]] = defaultdict(set)
+    for layer in layers:
+        files[layer.place.component] |= {addend.path for addend in layer.addends}
+    shared = {layer.place.component for layer in layers if len(layer.addends) > 1}
+    for component in sorted(name for name, paths in files.items() if len(paths) > 1 and name not in shared):
+        yield f"the files share no layer of the {component}; do they spell the same ones differently?"
     for part in parts:
         config = part.lora.file.path.with_name(CONFIG)
         if config.exists() and not any("alpha" in module.tensors for module in part.lora.grouping.modules):
