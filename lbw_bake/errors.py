@@ -76,10 +76,9 @@ class WeightCountError(WeightError):
 
     def __init__(self, got: int, family: str, accepted: Iterable[int]) -> None:
         lengths = sorted(accepted)
-        *others, last = map(str, lengths)
         super().__init__(
             f"{'1 weight does' if got == 1 else f'{got} weights do'} not fit {family}, "
-            f"which takes {', '.join(others)}{' or ' * bool(others)}{last}",
+            f"which takes {listed(map(str, lengths))}",
             f"the nearest length is {min(lengths, key=lambda n: (abs(n - got), n))}"
             if got > 2
             else "give one per block; a point, not a comma, begins decimals: 0.5",
@@ -149,6 +148,12 @@ _UNREADABLE = {
 def reading_hint(error: OSError) -> str:
     """What to do next about a path that cannot be read."""
     return _UNREADABLE.get(error.errno or 0, "check the disk")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as people list alternatives: `12, 17 or 20`."""
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from ..errors import WeightError
+from ..errors import WeightError, listed
 from ..families import FAMILIES, Family, letter_of
 from ..positions import Positions, blocks_at
 from ..selectors import block_hint, block_range, select
@@ -335,9 +335,3 @@ def _is_reversed(item: str, family: Family) -> bool:
         return False
     first, last = (block_range(end.upper(), family) for end in ends)
     return first.start > last.start
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as people list alternatives: `12, 17 or 20`."""
-    *most, last = names
-    return f"{', '.join(most)} or {last}" if most else last
