@@ -154,11 +154,10 @@ class _Reader:
         description = ""
         preset_name = name.text.strip()
         keyed = isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value)
-        # A source that stands alone is for any family.
-        parts = value.value if keyed else [(None, value)]
-        said = [
-            (self._piece(key) or self._whole(key) if key else name.with_text(ANY_FAMILY), part) for key, part in parts
-        ]
+        if keyed:
+            said = [(self._piece(key) or self._whole(key), part) for key, part in value.value]
+        else:  # a source that stands alone is for any family
+            said = [(name.with_text(ANY_FAMILY), value)]
         families = [FAMILIES[key.text] for key, _ in said if key.text in FAMILIES]
         if not families or any(key.text == ANY_FAMILY for key, _ in said):
             families = list(FAMILIES.values())
@@ -171,11 +170,10 @@ class _Reader:
                 items = list(self._elements(part, preset_name, families))
                 elements += of_type(Element, items)
             elif key.text in (ANY_FAMILY, *FAMILIES):
-                family = key.text if key.text in FAMILIES else None
-                meant = [FAMILIES[family]] if family else list(FAMILIES.values())
-                items = list(self._sources(part, preset_name, meant))
+                family = FAMILIES.get(key.text)
+                items = list(self._sources(part, preset_name, [family] if family else [*FAMILIES.values()]))
                 sources = (item for item in items if not isinstance(item, Finding))
-                entries += (Entry(family, source, key.line, key.column) for source in sources)
+                entries += (Entry(family.name if family else None, source, key.line, key.column) for source in sources)
             else:
                 hint = nearest(key.text, ENTRY_KEYS)
                 items = [key.finding("LBW505", f"{key.text!r} is no family", preset_name, hint)]
