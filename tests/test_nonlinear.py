@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import (
     MODULE,
+    ROOT,
     BakeFile,
     BakeTensors,
     Run,
@@ -25,6 +26,7 @@ from conftest import (
     data_of,
     entries_of,
     header_of,
+    kohya_lora,
     lbw,
     metadata_of,
     record_in,
@@ -40,6 +42,7 @@ from lbw_bake.remedies import Remedies
 torch = pytest.importorskip("torch")
 
 Array = np.ndarray
+Options = tuple[object, ...]
 
 LAYER = "model.diffusion_model.middle_block.1.proj_in.weight"
 OUT, IN, RANK = 12, 10, 3
@@ -57,6 +60,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint per kind of layer, in LDM names."""
     folder = tmp_path_factory.mktemp("base")
     return {kind: write(folder / f"{kind}.safetensors", {LAYER: base(kind)}) for kind in SHAPES}
+
+
+@pytest.fixture
+def on_base(checkpoints: Mapping[str, Path]) -> Options:
+    """The options that give a linear layer its base weight."""
+    return "--base", checkpoints["linear"], "--family", "sd1"
 
 
 def base(kind: str) -> Array:
@@ -276,8 +285,8 @@ def test_dora_is_exact_at_any_weight(weight: float, checkpoints: Mapping[str, Pa
 class TestDora:
     """What else there is to say of decomposed modules."""
 
-    def test_new_magnitudes_are_in_float32(self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors) -> None:
-        baked = bake_tensors(DORAS[0].tensors("float16"), "--weights", "MID=0.3", *with_base(checkpoints))
+    def test_new_magnitudes_are_in_float32(self, on_base: Options, bake_tensors: BakeTensors) -> None:
+        baked = bake_tensors(DORAS[0].tensors("float16"), "--weights", "MID=0.3", *on_base)
         assert {name: array.dtype for name, array in roles(baked).items()} == {
             "alpha": np.float16,
             "dora_scale": np.float32,
@@ -285,52 +294,48 @@ class TestDora:
             "lora_up.weight": np.float16,
         }
 
-    def test_all_but_the_magnitudes_can_have_another_dtype(
-        self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
-    ) -> None:
+    def test_all_but_the_magnitudes_can_have_another_dtype(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         original = DORAS[1].tensors("float32")
-        baked = bake_tensors(original, "--weights", "MID=0.3", "--dtype", "f16", *with_base(checkpoints))
+        baked = bake_tensors(original, "--weights", "MID=0.3", "--dtype", "f16", *on_base)
         assert roles(baked)["lora_up.weight"].dtype == np.float16
         w = base("linear").astype(np.float64)
         assert_close(comfyui(roles(baked), w, 1.0), comfyui(roles(original), w, 0.3), TOLERANCES["float16"])
 
-    def test_small_factors_do_not_underflow(self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors) -> None:
+    def test_small_factors_do_not_underflow(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         case = Dora(lora, "linear", "out")
         original = case.tensors("float16")
         up, magnitude = f"{MODULE}.lora_up.weight", f"{MODULE}.dora_scale"
         original[up] = (original[up] * 1e-4).astype(np.float16)
         original[magnitude] = row_norms(base("linear")).astype(np.float16)
-        baked = bake_tensors(original, "--weights", "MID=0.1", *with_base(checkpoints))
+        baked = bake_tensors(original, "--weights", "MID=0.1", *on_base)
         delta, wanted = (dense(roles(tensors), base("linear")) for tensors in (baked, original))
         k = 0.9 + 0.1 * roles(original)["dora_scale"] / row_norms(base("linear").astype(np.float64))
         assert_close(delta, 0.1 * wanted / k, TOLERANCES["float16"])
 
-    def test_what_adds_to_the_factors_is_scaled_too(
-        self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
-    ) -> None:
+    def test_what_adds_to_the_factors_is_scaled_too(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         original = DORAS[0].tensors("float32") | {f"{MODULE}.diff_b": np.arange(OUT, dtype="float32")}
-        baked = bake_tensors(original, "--weights", "MID=0.5", *with_base(checkpoints))
+        baked = bake_tensors(original, "--weights", "MID=0.5", *on_base)
         assert (roles(baked)["diff_b"] == 0.5 * np.arange(OUT)).all()
 
-    def test_a_row_of_zeros_stays_one(self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors) -> None:
+    def test_a_row_of_zeros_stays_one(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         original = Dora(lora, "linear", "out").tensors("float32")
         original[f"{MODULE}.lora_up.weight"][2] = 0
         original[f"{MODULE}.dora_scale"][2] = 0
-        baked = roles(bake_tensors(original, "--weights", "MID=0.5", *with_base(checkpoints)))
+        baked = roles(bake_tensors(original, "--weights", "MID=0.5", *on_base))
         assert np.isfinite(baked["lora_up.weight"]).all()
         assert baked["dora_scale"][2] == pytest.approx(0.5 * row_norms(base("linear"))[2])
 
     def test_an_update_that_nearly_cancels_the_weight_is_refused(
-        self, checkpoints: Mapping[str, Path], tmp_path: Path, run: Run
+        self, on_base: Options, tmp_path: Path, run: Run
     ) -> None:
         original = Dora(lora, "linear", "out").tensors("float32")
         original[f"{MODULE}.dora_scale"][:] = 0.5 * row_norms(base("linear"))
         source, target = write(tmp_path / "a.safetensors", original), tmp_path / "b.safetensors"
-        error = run.refused("bake", source, "--weights", "MID=2", "-o", target, *with_base(checkpoints))
+        error = run.refused("bake", source, "--weights", "MID=2", "-o", target, *on_base)
         assert "nearly cancels the base weight" in error
         assert not target.exists()
         assert "lbw merge with --base" in error
-        run.done("merge", f"{source}:2", "-o", target, *with_base(checkpoints))
+        run.done("merge", f"{source}:2", "-o", target, *on_base)
         w = base("linear").astype(np.float64)
         assert_close(roles(load_file(target))["diff"], comfyui(roles(original), w, 2.0), 1e-5)
 
@@ -352,13 +357,13 @@ class TestDora:
 
     @at_weights
     def test_a_full_difference_with_a_magnitude_stays_one(
-        self, weight: float, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
+        self, weight: float, on_base: Options, bake_tensors: BakeTensors
     ) -> None:
         w = base("linear").astype(np.float64)
         (diff,) = random((OUT, IN))
         scale = column_norms(w + diff) * 1.1
         original = {f"{MODULE}.diff": diff.astype("float32"), f"{MODULE}.dora_scale": scale.astype("float32")}
-        baked = roles(bake_tensors(original, "--weights", f"MID={weight}", *with_base(checkpoints)))
+        baked = roles(bake_tensors(original, "--weights", f"MID={weight}", *on_base))
         assert_close(baked.pop("diff"), weight * ((w + diff) * scale / column_norms(w + diff) - w), 1e-5)
         assert not baked
 
@@ -380,10 +385,6 @@ class TestDora:
         assert "MID: 1 lora+dora modules keep their magnitudes" in error
         assert "cannot be known without the base model" in error
         assert record_in(target)["inexact"] == "allow"
-
-
-def with_base(checkpoints: Mapping[str, Path]) -> tuple[object, ...]:
-    return "--base", checkpoints["linear"], "--family", "sd1"
 
 
 # Rotations ------------------------------------------------------------------------------------------------------
@@ -459,20 +460,16 @@ class TestRotations:
         assert [*roles(baked)] == ["diff"]
         assert_close(roles(baked)["diff"], weight * (rotated(roles(original), w) - w), TOLERANCES[dtype])
 
-    def test_kohyas_name_becomes_one_that_loaders_know(
-        self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
-    ) -> None:
+    def test_kohyas_name_becomes_one_that_loaders_know(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         original = stored(ROTATIONS["oft"], "float32", MODULE.replace("lora_", "oft_"))
-        assert [*bake_tensors(original, "-w", "MID=0.5", *with_base(checkpoints))] == [f"{MODULE}.diff"]
+        assert [*bake_tensors(original, "-w", "MID=0.5", *on_base)] == [f"{MODULE}.diff"]
 
-    def test_a_fused_layer_may_be_turned_in_parts(
-        self, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
-    ) -> None:
+    def test_a_fused_layer_may_be_turned_in_parts(self, on_base: Options, bake_tensors: BakeTensors) -> None:
         whole = stored(ROTATIONS["oft"], "float32")
         blocks = whole.pop(f"{MODULE}.oft_blocks")
         parts = whole | {f"{MODULE}.oft_blocks.{i}": blocks[i : i + 1] for i in range(3)}
         whole |= {f"{MODULE}.oft_blocks": blocks}
-        one, other = (bake_tensors(t, "-w", "MID=0.5", *with_base(checkpoints)) for t in (whole, parts))
+        one, other = (bake_tensors(t, "-w", "MID=0.5", *on_base) for t in (whole, parts))
         assert_close(other[f"{MODULE}.diff"], one[f"{MODULE}.diff"], 1e-6)
 
     @at_weights
@@ -504,7 +501,6 @@ class TestRotations:
     def test_the_old_kind_is_exact_without_a_base(self, weight: float, dtype: str, bake_tensors: BakeTensors) -> None:
         r = cayley(ROTATIONS["oft"]["oft_blocks"], 0.0)
         original = stored({"oft_diag": r}, dtype)
-        # A file must have something that is not at weight 0 to be worth the test.
         baked = bake_tensors(original, "-w", f"MID={weight}", "--family", "sd1")[f"{MODULE}.oft_diag"]
         eye = np.eye(4)
         assert baked.dtype == np.float32
@@ -526,15 +522,15 @@ class TestRotations:
 @in_dtypes
 @at_weights
 def test_absolute_weights_are_mixed_with_the_base(
-    weight: float, dtype: str, checkpoints: Mapping[str, Path], bake_tensors: BakeTensors
+    weight: float, dtype: str, on_base: Options, bake_tensors: BakeTensors
 ) -> None:
     (values,) = stored({"set_weight": base("linear") + random((OUT, IN), size=0.05)[0]}, dtype).values()
-    baked = bake_tensors({f"{MODULE}.set_weight": values}, "-w", f"MID={weight}", *with_base(checkpoints))
+    baked = bake_tensors({f"{MODULE}.set_weight": values}, "-w", f"MID={weight}", *on_base)
     w = base("linear").astype(np.float64)
     assert_close(baked[f"{MODULE}.set_weight"] - w, weight * (values - w), 1e-5)
 
 
-TLORA = {f"{role}": random((OUT, OUT))[0] for role in ("q_layer.weight", "p_layer.weight", "lambda_layer")}
+TLORA = {role: random((OUT, OUT))[0] for role in ("q_layer.weight", "p_layer.weight", "lambda_layer")}
 REFUSED = {
     "dora": (DORAS[0].tensors("float16"), "--base CHECKPOINT, or nearly with --inexact allow"),
     "oft": (stored(ROTATIONS["oft"], "float16"), "--base CHECKPOINT, or nearly with --inexact allow"),
@@ -575,38 +571,29 @@ def test_some_modules_are_beyond_help(
 @pytest.mark.parametrize("tensors", [tensors for tensors, _ in REFUSED.values()], ids=REFUSED)
 def test_zero_and_one_need_no_base(tensors: Tensors, weight: int, tmp_path: Path) -> None:
     """Nor torch, which takes seconds to import."""
-    source = write(tmp_path / "a.safetensors", tensors | kohya(tmp_path))
+    bystander = kohya_lora(["unet_output_blocks_3_1_proj_in"])
+    source = write(tmp_path / "a.safetensors", tensors | bystander)
     torch = tmp_path / "torch"
     torch.mkdir()
     (torch / "__init__.py").write_text("raise SystemExit('torch was imported')")
     not_a_base = write(tmp_path / "base.safetensors", {"a": np.ones(1)})
     target = tmp_path / "b.safetensors"
     options = ("--base", not_a_base, "--family", "sd1", "-o", target)
-    done = lbw(
-        "bake", source, "-w", f"MID={weight} *=0.5", *options, PYTHONPATH=f"{tmp_path}:{Path(__file__).parents[1]}"
-    )
+    done = lbw("bake", source, "-w", f"MID={weight} *=0.5", *options, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 0, done.stderr
     assert ("dora_scale" in str(header_of(target))) == (weight == 1 and f"{MODULE}.dora_scale" in tensors)
 
 
-def kohya(folder: Path) -> Tensors:
-    del folder
-    return {
-        "lora_unet_output_blocks_3_1_proj_in.lora_up.weight": np.ones((4, 2), np.float16),
-        "lora_unet_output_blocks_3_1_proj_in.lora_down.weight": np.ones((2, 4), np.float16),
-    }
-
-
 @pytest.mark.parametrize("kind", ["dora", "oft"])
 def test_a_dry_run_computes_nothing(
-    kind: str, checkpoints: Mapping[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    kind: str, on_base: Options, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read(_: object) -> None:
         raise AssertionError("the base weight was read")
 
     monkeypatch.setattr("lbw_bake.basemodel.BaseWeight.read", read)
     source = write(tmp_path / "a.safetensors", REFUSED[kind][0])
-    error = run.done("bake", source, "-w", "MID=0.5", "--dry-run", *with_base(checkpoints))
+    error = run.done("bake", source, "-w", "MID=0.5", "--dry-run", *on_base)
     assert "1 scaled" in error
 
 
@@ -614,9 +601,7 @@ FLOAT8 = {"lora_up.weight": "F8_E4M3", "lora_down.weight": "F8_E4M3", "dora_scal
 
 
 @pytest.mark.parametrize("weight", [0.3, -1.0])
-def test_float8_has_no_room_for_new_values(
-    weight: float, checkpoints: Mapping[str, Path], tmp_path: Path, run: Run
-) -> None:
+def test_float8_has_no_room_for_new_values(weight: float, on_base: Options, tmp_path: Path, run: Run) -> None:
     tensors = roles(DORAS[0].tensors("float32"))
     dtypes = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F16": np.float16, "F32": np.float32}
     entries = [
@@ -624,7 +609,7 @@ def test_float8_has_no_room_for_new_values(
         for role, dtype in FLOAT8.items()
     ]
     source, target = write_raw(tmp_path / "a.safetensors", entries), tmp_path / "b.safetensors"
-    run.done("bake", source, "-w", f"MID={weight}", "-o", target, *with_base(checkpoints))
+    run.done("bake", source, "-w", f"MID={weight}", "-o", target, *on_base)
     baked = {name: dtype for name, (dtype, _, _) in entries_of(target).items()}
     assert roles(baked) == {
         "lora_up.weight": "BF16",
@@ -634,61 +619,49 @@ def test_float8_has_no_room_for_new_values(
     }
 
 
-def test_several_outputs_have_one_base(checkpoints: Mapping[str, Path], tmp_path: Path, run: Run) -> None:
+def test_several_outputs_have_one_base(on_base: Options, tmp_path: Path, run: Run) -> None:
     presets = tmp_path / "presets.yaml"
     presets.write_text("A: {sd1: {MID: 0.3, '*': 1}}\nB: {sd1: {MID: 0.7, '*': 1}}\n")
     source = write(tmp_path / "lora.safetensors", DORAS[0].tensors("float32"))
     options = ("-p", "A", "-p", "B", "--presets", presets, "--out-dir", tmp_path / "out")
-    run.done("bake", source, *options, *with_base(checkpoints))
+    run.done("bake", source, *options, *on_base)
     w = base("linear").astype(np.float64)
     for name, weight in (("A", 0.3), ("B", 0.7)):
         baked = load_file(tmp_path / "out" / f"lora-{name}.safetensors")
         assert_close(a1111(roles(baked), w, 1.0), a1111(roles(load_file(source)), w, weight), 1e-5)
 
 
-def test_the_hashes_are_those_of_what_was_computed(checkpoints: Mapping[str, Path], tmp_path: Path, run: Run) -> None:
+def test_the_hashes_are_those_of_what_was_computed(on_base: Options, tmp_path: Path, run: Run) -> None:
     source = write(tmp_path / "a.safetensors", stored(ROTATIONS["oft"], "float16"), {"sshs_model_hash": "0" * 64})
     target = tmp_path / "b.safetensors"
-    run.done("bake", source, "-w", "MID=0.3", "-o", target, *with_base(checkpoints))
+    run.done("bake", source, "-w", "MID=0.3", "-o", target, *on_base)
     assert metadata_of(target)["sshs_model_hash"] == hashlib.sha256(data_of(target)).hexdigest()
 
 
-def test_without_torch_it_says_so(
-    checkpoints: Mapping[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_torch_it_says_so(on_base: Options, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lbw_bake.remedies.find_spec", lambda _: None)
     source = write(tmp_path / "a.safetensors", REFUSED["dora"][0])
-    error = run.refused("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *with_base(checkpoints))
+    error = run.refused("bake", source, "-w", "MID=0.5", "-o", tmp_path / "b.safetensors", *on_base)
     assert "torch, which --base and --inexact need, is not installed" in error
 
 
-SWEPT: dict[str, tuple[Tensors, tuple[str, ...], bool]] = {
+SWEPT: dict[str, tuple[Tensors, Options, bool]] = {
     "dora": (Dora(lora, "linear", "out").tensors("float16"), (), True),
     "dora by lycoris": (Dora(lora, "linear", "out").tensors("float16"), ("--dora-norm", "lycoris"), True),
     "dora in another dtype": (Dora(loha, "linear", "in").tensors("float16"), ("--dtype", "bf16"), True),
     "oft": (stored(ROTATIONS["oft"], "float32"), (), True),
-    "oft, inexact": (stored(ROTATIONS["oft"], "float32"), ("--inexact", "allow"), False),
+    "oft, inexact": (stored(ROTATIONS["oft"], "float32"), ("--inexact", "allow", "--family", "sd1"), False),
 }
 
-swept = pytest.mark.parametrize(("tensors", "options", "based"), SWEPT.values(), ids=SWEPT)
-
-
-def means_of(options: tuple[str, ...], based: bool, checkpoints: Mapping[str, Path]) -> tuple[object, ...]:
-    return (*options, "--family", "sd1", *(("--base", checkpoints["linear"]) if based else ()))
+swept = pytest.mark.parametrize(("tensors", "means", "based"), SWEPT.values(), ids=SWEPT)
 
 
 @swept
 def test_a_cell_of_a_sweep_is_what_bake_writes(
-    tensors: Tensors,
-    options: tuple[str, ...],
-    based: bool,
-    checkpoints: Mapping[str, Path],
-    bake_file: BakeFile,
-    tmp_path: Path,
-    run: Run,
+    tensors: Tensors, means: Options, based: bool, on_base: Options, bake_file: BakeFile, tmp_path: Path, run: Run
 ) -> None:
     source = write(tmp_path / "a.safetensors", tensors)
-    means = means_of(options, based, checkpoints)
+    means += on_base if based else ()
     axes = ("--x", "values=0,0.3,0.7,1", "--y", "blocks=MID")
     said = run.done("sweep", source, "-o", tmp_path / "plot", *axes, *means)
     assert ("turn by the weighted angle" in said) == (not based)
@@ -702,13 +675,13 @@ def test_a_cell_of_a_sweep_is_what_bake_writes(
 @swept
 def test_what_a_gpu_has_no_room_for_is_computed_on_the_cpu(
     tensors: Tensors,
-    options: tuple[str, ...],
+    means: Options,
     based: bool,
-    checkpoints: Mapping[str, Path],
+    on_base: Options,
     bake_tensors: BakeTensors,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    means = ("-w", "MID=0.3", *means_of(options, based, checkpoints))
+    means += ("-w", "MID=0.3", *(on_base if based else ()))
     wanted = bake_tensors(tensors, *means)
     tensor, tried = Remedies._tensor, []
 
