@@ -230,6 +230,16 @@ def kohya_lora(names: Sequence[str], rank: int = 4, width: int = 8, dtype: str =
     return tensors
 
 
+def peft_lora(paths: Iterable[str], rank: int = 2, inputs: int = 8, seed: int = 0) -> Tensors:
+    """A LoRA of these modules (`unet.mid_block...`) as PEFT and diffusers write it: no alpha, dots in the names."""
+    rng = np.random.default_rng(seed)
+    return {
+        f"{path}.{role}.weight": rng.standard_normal(shape, np.float32)
+        for path in paths
+        for role, shape in (("lora_A", (rank, inputs)), ("lora_B", (8, rank)))
+    }
+
+
 def unet_lora(blocks: Iterable[str] = SD1_BLOCKS, text_encoder: str = "te", dtype: str = "float32") -> Tensors:
     """A LoRA with one module in each of these blocks, in the numbering of the original UNet."""
     return kohya_lora([_module_in(block, text_encoder) for block in blocks], dtype=dtype)

@@ -7,19 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, Tensors, write
-from safetensors.numpy import load_file
+from conftest import Run, Tensors, data_of, peft_lora, write
 
 LAYERS = [f"down_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_k" for i in (0, 1)]
 
 
 def peft(prefix: str) -> Tensors:
-    shapes = {"lora_A": (2, 768), "lora_B": (8, 2)}
-    return {
-        f"{prefix}{layer}.{role}.weight": np.ones(shape, np.float32)
-        for layer in LAYERS
-        for role, shape in shapes.items()
-    }
+    return peft_lora([f"{prefix}{layer}" for layer in LAYERS], inputs=768)
 
 
 @pytest.fixture(params=["in the metadata", "beside the file"])
@@ -46,7 +40,7 @@ def test_what_is_taken_out_of_the_base_model_is_not_scaled(
 
 def test_weights_of_one_leave_it_what_it_is(adapter: Path, tmp_path: Path, run: Run) -> None:
     run.done("bake", adapter, "-w", "*=1", "--family", "sd1", "-o", tmp_path / "baked.safetensors")
-    assert all((array == 1).all() for array in load_file(tmp_path / "baked.safetensors").values())
+    assert data_of(tmp_path / "baked.safetensors") == data_of(adapter)
     assert "init_lora_weights" in run.done("inspect", adapter, "--family", "sd1")
 
 

@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MODULE, SD1_BLOCKS, Run, Tensors, kohya_lora, sdxl_lora, unet_lora, update_of, write, write_raw
+from conftest import (
+    MODULE,
+    SD1_BLOCKS,
+    Run,
+    Tensors,
+    kohya_lora,
+    peft_lora,
+    sdxl_lora,
+    unet_lora,
+    update_of,
+    write,
+    write_raw,
+)
 from formulas import FORMULAS
 
 from lbw_bake.algorithms import ALGORITHMS
@@ -178,11 +190,7 @@ class TestAlphaInMetadata:
     NAME = "unet.mid_block.attentions.0.proj_in"
 
     def norm(self, tmp_path: Path, run: Run, config: str) -> float | None:
-        rng = np.random.default_rng(0)
-        shapes = {"lora_A": (4, 1280), "lora_B": (1280, 4)}
-        tensors = {
-            f"{self.NAME}.{role}.weight": rng.standard_normal(shape, np.float32) for role, shape in shapes.items()
-        }
+        tensors = peft_lora([self.NAME], 4, inputs=1280)
         path = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": config})
         (module,) = run.json("inspect", "--json", path, "--family", "sd1")["modules"]
         return None if module["norm"] is None else float(module["norm"])

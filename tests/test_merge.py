@@ -16,6 +16,7 @@ from conftest import (
     Tensors,
     kohya_lora,
     metadata_of,
+    peft_lora,
     record_in,
     unet_lora,
     update_of,
@@ -112,13 +113,8 @@ def test_a_file_and_its_opposite_cancel(loras: tuple[Path, Path], tmp_path: Path
 
 def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path, run: Run) -> None:
     """diffusers writes them into the metadata, with the component before each word."""
-    rng = np.random.default_rng(0)
     alphas = {"down_blocks.1.attentions.0.proj_in": 2, "mid_block.attentions.0.proj_in": 12}
-    tensors = {
-        f"unet.{path}.{role}.weight": rng.standard_normal(shape).astype(np.float32)
-        for path in alphas
-        for role, shape in (("lora_A", (4, 8)), ("lora_B", (8, 4)))
-    }
+    tensors = peft_lora([f"unet.{path}" for path in alphas], 4)
     config = {"unet.r": 4, "unet.lora_alpha": 2, "unet.alpha_pattern": {"mid_block.*": 12}}
     source = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": json.dumps(config)})
     out = tmp_path / "out.safetensors"
@@ -129,19 +125,14 @@ def test_alphas_that_only_the_adapters_configuration_tells_count(tmp_path: Path,
         np.testing.assert_allclose(sum_, 0.5 * alpha / 4 * original, rtol=1e-5, atol=1e-6)
 
 
-def dotted(path: str, rank: int) -> Tensors:
-    shapes = {"lora_A": (rank, 8), "lora_B": (8, rank)}
-    return {f"unet.{path}.{role}.weight": np.ones(shape, np.float32) for role, shape in shapes.items()}
-
-
 def test_ranks_that_differ_without_an_alpha_are_said(tmp_path: Path, run: Run) -> None:
-    one, other = "mid_block.attentions.0.proj_in", "up_blocks.1.attentions.0.proj_in"
-    a = write(tmp_path / "a.safetensors", dotted(one, 2))
-    b = write(tmp_path / "b.safetensors", dotted(one, 4) | dotted(other, 4))
+    one, other = "unet.mid_block.attentions.0.proj_in", "unet.up_blocks.1.attentions.0.proj_in"
+    a = write(tmp_path / "a.safetensors", peft_lora([one]))
+    b = write(tmp_path / "b.safetensors", peft_lora([one, other], 4))
     command = ("merge", a, b, "--family", "sd1", "--force", "-o", tmp_path / "out.safetensors")
     assert "ranks 4, 6 and no alpha" in run.done(*command)
     assert "no alpha" not in run.done(*command, "--rank", 4)
-    uneven = write(tmp_path / "c.safetensors", dotted(one, 2) | dotted(other, 4))
+    uneven = write(tmp_path / "c.safetensors", peft_lora([one]) | peft_lora([other], 4))
     assert "no alpha" not in run.done("merge", uneven, *command[2:])
 
 
@@ -240,17 +231,6 @@ def test_an_output_that_cannot_be_is_refused(
     assert said in error
     assert loras[0].read_bytes() == before
     assert (tmp_path / "old.safetensors").read_bytes() == b"old"
-
-
-def peft_lora(paths: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
-    """A LoRA of rank 2 as diffusers names it."""
-    rng = np.random.default_rng(seed)
-    shapes = {"lora_A": (2, 8), "lora_B": (8, 2)}
-    return {
-        f"{path}.{role}.weight": rng.standard_normal(shape).astype(np.float32)
-        for path in paths
-        for role, shape in shapes.items()
-    }
 
 
 def test_dotted_names_become_those_of_a_first_file_of_kohyas(merge_tensors: MergeTensors) -> None:
@@ -606,10 +586,7 @@ def test_a_file_that_fits_several_models_goes_with_one_that_fits_fewer(tmp_path:
 
 KOHYA = "unet_middle_block_1_transformer_blocks_0_attn1_to_q"
 PEFT = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-PEFTS_FACTORS = {
-    f"{PEFT}.lora_A.weight": np.ones((4, 8), np.float32),
-    f"{PEFT}.lora_B.weight": np.ones((8, 4), np.float32),
-}
+PEFTS_FACTORS = peft_lora([PEFT], 4)
 PEFTS_DORA = PEFTS_FACTORS | {f"{PEFT}.lora_magnitude_vector": np.ones(8, np.float32)}
 
 
@@ -953,7 +930,7 @@ def test_a_name_of_an_adapter_is_no_part_of_a_layers(merge_tensors: MergeTensors
 
 @pytest.mark.parametrize("command", [("merge",), ("bake", "-w", "*=1", "--rank", 4)])
 def test_adapters_of_one_layer_add_up(command: tuple[str, ...], tmp_path: Path, run: Run) -> None:
-    adapters = [peft_lora([PEFT], seed) for seed in (0, 1)]
+    adapters = [peft_lora([PEFT], seed=seed) for seed in (0, 1)]
     tensors = {
         name.replace(".weight", f".{label}.weight"): array
         for label, adapter in zip(("foo", "bar"), adapters, strict=True)

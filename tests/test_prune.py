@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, Tensors, header_of, metadata_of, record_in, write
+from conftest import Run, Tensors, header_of, metadata_of, peft_lora, record_in, write
 
 Bake = Callable[..., tuple[set[str], str]]
 
@@ -90,8 +90,7 @@ def test_metadata_that_name_the_modules_keep_all(bake: Bake) -> None:
 
 def test_a_configuration_beside_the_file_names_the_modules_too(tmp_path: Path, run: Run) -> None:
     layers = [f"base_model.model.down_blocks.0.attentions.{i}.transformer_blocks.0.attn2.to_k" for i in (0, 1)]
-    shapes = {"lora_A": (2, 768), "lora_B": (8, 2)}
-    tensors = {f"{layer}.{role}.weight": np.ones(shape) for layer in layers for role, shape in shapes.items()}
+    tensors = peft_lora(layers, inputs=768)
     (tmp_path / "adapter_config.json").write_text('{"r": 2, "init_lora_weights": false}')
     source, target = write(tmp_path / "adapter_model.safetensors", tensors), tmp_path / "b.safetensors"
     said = run.done("bake", source, "-w", "IN01=0 *=1", "--family", "sd1", "--prune", "-o", target)
