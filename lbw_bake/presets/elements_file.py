@@ -58,8 +58,7 @@ def _joined(line: Piece) -> Finding:
     if not line.text.strip():
         return line.finding("LBW402", "the line between two entries holds spaces, so it does not separate them")
     name = line.text.partition(":")[0].strip()
-    message = f"{name} needs an empty line before it; the extension drops it"
-    return line.strip().finding("LBW402", message, name)
+    return line.strip().of(name).finding("LBW402", f"{name} needs an empty line before it; the extension drops it")
 
 
 def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
@@ -70,13 +69,14 @@ def _read_entry(lines: list[Piece], path: Path) -> Iterator[Preset | Finding]:
         yield head.strip().finding("LBW105", f"{head.strip().shown()} has no colon, so it is no entry")
         return
     yield from check_name(head.part(0, colon))
-    where = head.part(0, colon).strip()
+    name = head.part(0, colon).strip()
     for wide, line in zip(written, lines, strict=True):
         if at := [i for i, character in enumerate(line.text) if wide.text[i] != character]:
-            yield wide.part(at[0]).finding("LBW103", "full-width colon or comma in an entry", where.text)
-    rules = [rule for line in (head.part(colon + 1), *lines[1:]) for rule in line.split(",") if rule.text.strip()]
+            yield wide.part(at[0]).of(name.text).finding("LBW103", "full-width colon or comma in an entry")
+    parts = [line.of(name.text) for line in (head.part(colon + 1), *lines[1:])]
+    rules = [rule for part in parts for rule in part.split(",") if rule.text.strip()]
     if not rules:
-        yield where.finding("LBW406", f"{where.text} has no element rules", where.text)
-    items = [item for rule in rules for item in read_element(rule, where.text, EXTENSION)]
+        yield name.of(name.text).finding("LBW406", f"{name.text} has no element rules")
+    items = [item for rule in rules for item in read_element(rule, EXTENSION)]
     yield from of_type(Finding, items)
-    yield Preset(where.text, (), path, head.line, elements=tuple(of_type(Element, items)), column=where.column)
+    yield Preset(name.text, (), path, head.line, elements=tuple(of_type(Element, items)), column=name.column)

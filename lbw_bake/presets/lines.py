@@ -40,13 +40,12 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
     if "#" in text and dialect is EXTENSION:
         where = line.part(text.index("#"))
         head, _, values = text.partition(":")
-        yield where.finding("LBW107", "the extension ignores a line with a # anywhere in it", head.strip())
+        yield where.of(head.strip()).finding("LBW107", "the extension ignores a line with a # anywhere in it")
         if "#" in values:
             text = f"{head}:{values.partition('#')[0]}".rstrip()
     if ":" not in text and WIDE_COLON in text:
-        yield line.part(text.index(WIDE_COLON)).finding(
-            "LBW103", "full-width colon after the name", text.partition(WIDE_COLON)[0].strip()
-        )
+        where = line.part(text.index(WIDE_COLON)).of(text.partition(WIDE_COLON)[0].strip())
+        yield where.finding("LBW103", "full-width colon after the name")
         text = text.replace(WIDE_COLON, ":", 1)
     colon = text.find(":")
     if colon < 0:
@@ -54,22 +53,21 @@ def _read_preset(line: Piece, path: Path, dialect: Dialect) -> Iterator[Preset |
         return
     if "\t" in text:
         yield line.part(text.index("\t")).finding("LBW104", "the line holds a tab")
-    name, written = line.part(0, colon), line.with_text(text).part(colon + 1)
-    yield from check_name(name)
-    preset_name = name.text.strip()
+    yield from check_name(line.part(0, colon))
+    name = line.part(0, colon).strip()
+    written = line.with_text(text).part(colon + 1).of(name.text)
     if (second := written.text.find(":")) >= 0:
-        yield written.part(second).finding("LBW106", "a second colon, after which nothing is understood", preset_name)
+        yield written.part(second).finding("LBW106", "a second colon, after which nothing is understood")
         return
-    items = list(read_vector(written, preset_name, dialect, tuple(FAMILIES.values())))
+    items = list(read_vector(written, dialect, tuple(FAMILIES.values())))
     yield from of_type(Finding, items)
-    start = name.strip()
-    entries = [entry for vector in of_type(Vector, items) for entry in _entries(vector, start, dialect)]
+    entries = [entry for vector in of_type(Vector, items) for entry in _entries(vector, name, dialect)]
     if any(isinstance(entry.source, Rules) and has_uneven_middle(entry.source) for entry in entries):
-        yield written.strip().finding("LBW310", "the three values of the middle block differ", preset_name)
+        yield written.strip().finding("LBW310", "the three values of the middle block differ")
     if len({entry.family for entry in entries}) > 1:
         message = f"{entries[0].length} values are all blocks of an SDXL LoRA, or the double blocks of a Flux LoRA"
-        yield written.strip().finding("LBW311", message, preset_name)
-    yield Preset(preset_name, tuple(entries), path, line.line, column=start.column)
+        yield written.strip().finding("LBW311", message)
+    yield Preset(name.text, tuple(entries), path, line.line, column=name.column)
 
 
 def _entries(vector: Vector, where: Piece, dialect: Dialect) -> Iterator[Entry]:

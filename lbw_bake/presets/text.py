@@ -1,4 +1,4 @@
-"""Pieces: text that knows where it stands, so that a finding about a part of a line can name its column."""
+"""Pieces: text that knows where it stands, so that a finding about a part of a line can name its column and preset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Places = Sequence[tuple[int, int]]
 class Piece:
     """A part of one line: line and column count from 1. Where columns are unknown, parts keep that of the whole.
 
-    `places` are line and column of each character and of the end, if the text is spread over several lines.
+    `places` are line and column of each character and of the end, if the text is spread over several lines; `preset`
+    is the name of the one it is part of, empty where there is none yet.
     """
 
     text: str
@@ -27,13 +28,15 @@ class Piece:
     column: int = 1
     exact: bool = True
     places: Places = ()
+    preset: str = ""
 
     def part(self, start: int, end: int | None = None) -> Piece:
         """The piece between two offsets."""
         if self.places:
             places = self.places[start : None if end is None else end + 1]
-            return Piece(self.text[start:end], *places[0], places=places)
-        return Piece(self.text[start:end], self.line, self.column + start if self.exact else self.column, self.exact)
+            return Piece(self.text[start:end], *places[0], places=places, preset=self.preset)
+        column = self.column + start if self.exact else self.column
+        return Piece(self.text[start:end], self.line, column, self.exact, preset=self.preset)
 
     def strip(self) -> Piece:
         """The piece without spaces at its ends."""
@@ -57,13 +60,17 @@ class Piece:
         """Other text of the same length in this place."""
         return replace(self, text=text)
 
+    def of(self, preset: str) -> Piece:
+        """The same as part of a preset."""
+        return replace(self, preset=preset)
+
     def shown(self) -> str:
         """The text in quotes, cut short where it is long."""
         return repr(self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}...")
 
-    def finding(self, code: str, message: str, name: str = "", hint: str = "") -> Finding:
+    def finding(self, code: str, message: str, hint: str = "") -> Finding:
         """A defect of this piece."""
-        return Finding(code, self.line, self.column, name, message, hint)
+        return Finding(code, self.line, self.column, self.preset, message, hint)
 
 
 def lines_of(text: str) -> Iterator[Piece]:

@@ -121,11 +121,10 @@ def _places(text: str, raw: str, node: yaml.ScalarNode) -> Places:
 
 
 class _Reader:
-    """Reads nodes of one text."""
+    """Reads nodes of one text: those of its names, or of the preset of a name."""
 
-    def __init__(self, text: str, path: Path) -> None:
-        self._text = text
-        self._path = path
+    def __init__(self, text: str, path: Path, name: str = "") -> None:
+        self._text, self._path, self._name = text, path, name
 
     def presets(self, root: yaml.Node | None) -> Iterator[Preset | Finding]:
         """The presets of the file."""
@@ -140,19 +139,19 @@ class _Reader:
         for key, value in root.value:
             name = self._piece(key)
             if name is None:
-                yield self._wrong_kind(key, "", "a preset's name")
+                yield self._wrong_kind(key, "a preset's name")
             elif (text := name.text.strip()) in lines:
-                yield name.finding("LBW201", f"{text} is defined twice, first on line {lines[text]}", text)
+                yield name.of(text).finding("LBW201", f"{text} is defined twice, first on line {lines[text]}")
             else:
                 lines[text] = name.line
                 yield from check_name(name)
-                yield from self._preset(name, value)
+                yield from _Reader(self._text, self._path, text).preset(name.of(text), value)
 
-    def _preset(self, name: Piece, value: yaml.Node) -> Iterator[Preset | Finding]:
+    def preset(self, name: Piece, value: yaml.Node) -> Iterator[Preset | Finding]:
+        """The preset of this name, whose place is that of its name."""
         entries: list[Entry] = []
         elements: list[Element] = []
         description = ""
-        preset_name = name.text.strip()
         keyed = isinstance(value, yaml.MappingNode) and not self._are_blocks(value.value)
         if keyed:
             said = [(self._piece(key) or self._whole(key), part) for key, part in value.value]
@@ -165,25 +164,24 @@ class _Reader:
             if key.text == DESCRIPTION:
                 text = self._piece(part)
                 description = text.text if text else ""
-                items: list[Any] = [] if text else [self._wrong_kind(part, preset_name, "a text")]
+                items: list[Any] = [] if text else [self._wrong_kind(part, "a text")]
             elif key.text == ELEMENTS:
-                items = list(self._elements(part, preset_name, families))
+                items = list(self._elements(part, families))
                 elements += of_type(Element, items)
             elif key.text in (ANY_FAMILY, *FAMILIES):
                 family = FAMILIES.get(key.text)
-                items = list(self._sources(part, preset_name, [family] if family else [*FAMILIES.values()]))
+                items = list(self._sources(part, [family] if family else [*FAMILIES.values()]))
                 sources = (item for item in items if not isinstance(item, Finding))
                 entries += (Entry(family.name if family else None, source, key.line, key.column) for source in sources)
             else:
-                hint = nearest(key.text, ENTRY_KEYS)
-                items = [key.finding("LBW505", f"{key.text!r} is no family", preset_name, hint)]
+                items = [key.finding("LBW505", f"{key.text!r} is no family", nearest(key.text, ENTRY_KEYS))]
             yield from of_type(Finding, items)
         if keyed:
-            yield from self._repeated(value.value, preset_name)
+            yield from self._repeated(value.value)
         if not (entries or elements) and all(key.text == DESCRIPTION for key, _ in said):
-            yield name.finding("LBW508", f"{preset_name} has neither weights nor element rules", preset_name)
+            yield name.finding("LBW508", f"{self._name} has neither weights nor element rules")
         where = name.strip()
-        yield Preset(preset_name, tuple(entries), self._path, name.line, description, tuple(elements), where.column)
+        yield Preset(self._name, tuple(entries), self._path, name.line, description, tuple(elements), where.column)
 
     def _are_blocks(self, pairs: Pairs) -> bool:
         """Whether a mapping's keys are blocks rather than families, be they spelled right or wrong."""
@@ -194,70 +192,70 @@ class _Reader:
             return True
         return bool(pairs) and all(NUMBER.fullmatch(str(value.value)) for _, value in pairs)
 
-    def _sources(self, node: yaml.Node, name: str, families: Sequence[Family]) -> Iterator[Any]:
+    def _sources(self, node: yaml.Node, families: Sequence[Family]) -> Iterator[Any]:
         """The sources a value holds: one, or a list of several vectors for different layouts."""
         if isinstance(node, yaml.MappingNode):
-            yield from self._rules(node, name, families)
+            yield from self._rules(node, families)
         elif isinstance(node, yaml.SequenceNode):
             known = [piece for item in node.value if (piece := self._piece(item))]
             for item in node.value:
                 if not isinstance(item, yaml.ScalarNode):
-                    yield self._wrong_kind(item, name, "a number or a vector")
+                    yield self._wrong_kind(item, "a number or a vector")
             if any("," in piece.text for piece in known):
-                yield from self._several(known, name, families)
+                yield from self._several(known, families)
             elif len(known) == len(node.value):
-                yield from read_values(known, self._whole(node), name, LBW, families)
+                yield from read_values(known, self._whole(node), LBW, families)
         elif piece := self._piece(node):
-            yield from read_source(piece, name, families)
+            yield from read_source(piece, families)
 
-    def _several(self, written: Sequence[Piece], name: str, families: Sequence[Family]) -> Iterator[Any]:
+    def _several(self, written: Sequence[Piece], families: Sequence[Family]) -> Iterator[Any]:
         lengths: set[int] = set()
         for piece in written:
-            for item in read_source(piece, name, families):
+            for item in read_source(piece, families):
                 yield item
                 if isinstance(item, Vector):
                     if (length := len(item.values)) in lengths:
-                        yield piece.finding("LBW509", f"two vectors of {length} values", name)
+                        yield piece.finding("LBW509", f"two vectors of {length} values")
                     lengths.add(length)
 
-    def _rules(self, node: yaml.MappingNode, name: str, families: Sequence[Family]) -> Iterator[Any]:
+    def _rules(self, node: yaml.MappingNode, families: Sequence[Family]) -> Iterator[Any]:
         rules: list[tuple[Piece, Piece]] = []
         for key, value in node.value:
             selector, weight = self._piece(key), self._piece(value)
             if selector and weight:
                 rules.append((selector, weight))
             else:
-                yield self._wrong_kind(value if selector else key, name, "a number")
+                yield self._wrong_kind(value if selector else key, "a number")
         if rules:
-            yield from check_rules(rules, name, families)
+            yield from check_rules(rules, families)
             yield Rules(tuple((selector.text, weight.text) for selector, weight in rules))
-        yield from self._repeated(node.value, name)
+        yield from self._repeated(node.value)
 
-    def _elements(self, node: yaml.Node, name: str, families: Sequence[Family]) -> Iterator[Element | Finding]:
+    def _elements(self, node: yaml.Node, families: Sequence[Family]) -> Iterator[Element | Finding]:
         for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
             piece = self._piece(item)
             if piece is None:
-                yield self._wrong_kind(item, name, "element rules")
+                yield self._wrong_kind(item, "element rules")
                 continue
             for rule in piece.split(r"[,\n]"):
                 if rule.text.strip():
-                    yield from read_element(rule, name, LBW, families)
+                    yield from read_element(rule, LBW, families)
 
-    def _repeated(self, pairs: Pairs, name: str) -> Iterator[Finding]:
+    def _repeated(self, pairs: Pairs) -> Iterator[Finding]:
         seen: set[str] = set()
         for key, _ in pairs:
             if piece := self._piece(key):
                 block = re.sub(r"\bM00\b", "MID", piece.text.strip().upper())
                 if block in seen:
-                    yield piece.finding("LBW504", f"key {piece.text!r} is given twice", name)
+                    yield piece.finding("LBW504", f"key {piece.text!r} is given twice")
                 seen.add(block)
 
-    def _wrong_kind(self, node: yaml.Node, name: str, wanted: str) -> Finding:
+    def _wrong_kind(self, node: yaml.Node, wanted: str) -> Finding:
         kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
-        return self._whole(node).finding("LBW506", f"expected {wanted} here, not {kind}", name)
+        return self._whole(node).finding("LBW506", f"expected {wanted} here, not {kind}")
 
     def _whole(self, node: yaml.Node) -> Piece:
-        return Piece("", node.start_mark.line + 1, node.start_mark.column + 1, exact=False)
+        return Piece("", node.start_mark.line + 1, node.start_mark.column + 1, exact=False, preset=self._name)
 
     def _piece(self, node: yaml.Node) -> Piece | None:
         """A scalar as written; places inside it are known where it has no escapes."""
@@ -266,7 +264,7 @@ class _Reader:
         text = str(node.value)
         raw = self._text[node.start_mark.index : node.end_mark.index]
         if "\n" in raw and (places := _places(text, raw, node)):
-            return Piece(text, *places[0], places=places)
+            return Piece(text, *places[0], places=places, preset=self._name)
         offset = raw.find(text) if text and "\n" not in raw else -1
         column = node.start_mark.column + 1 + max(offset, 0)
-        return Piece(text, node.start_mark.line + 1, column, exact=offset >= 0)
+        return Piece(text, node.start_mark.line + 1, column, exact=offset >= 0, preset=self._name)
