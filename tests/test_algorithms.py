@@ -1,6 +1,6 @@
-"""Every kind of module there is: which tensors take a weight, which never change, and what stays when it is 0.
+"""Modules that no formula is needed for: which tensors take a weight, which never change, and what stays when it is 0.
 
-The rows are those of the formats as loaders read them; formulas for the updates are in `formulas.py`.
+Algorithms have their formulas in `formulas.py`; these are other forms of theirs, as loaders read them.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import pytest
 from conftest import MODULE, BakeTensors, Run, Tensors, unet_lora, write
 from safetensors.numpy import load_file
 
-from lbw_bake.algorithms import ALGORITHMS, algorithm_of
+from lbw_bake.algorithms import algorithm_of
 from lbw_bake.modules import group_modules
 from lbw_bake.tensorfile import Tensor
 
 _LORA = {"lora_down.weight": (2, 8), "lora_up.weight": (8, 2)}
 _PEFT = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2)}
-_LOHA = {"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2), "hada_w2_b": (2, 8)}
 _GLORA = {"a1.weight": (8, 2), "a2.weight": (2, 8), "b1.weight": (8, 2), "b2.weight": (2, 8)}
 
 
@@ -44,42 +43,18 @@ class Row:
 
 
 ROWS = {
-    "lora": Row("lora", {**_LORA, "alpha": ()}, ("lora_up.weight",)),
     "scale in place of alpha": Row("lora", {**_LORA, "scale": ()}, ("lora_up.weight",)),
     "scalar": Row("lora", {**_LORA, "alpha": (), "scalar": ()}, ("lora_up.weight",)),
     "integer alpha": Row("lora", {**_LORA, "alpha": ()}, ("lora_up.weight",), integers=("alpha",)),
-    "tucker": Row("lora", {**_LORA, "lora_mid.weight": (2, 2, 3, 3), "alpha": ()}, ("lora_up.weight",)),
     "weight-shaped bias": Row("lora", {**_LORA, "bias": (8, 8)}, ("lora_up.weight", "bias")),
-    "bias difference": Row("lora", {**_LORA, "diff_b": (8,)}, ("lora_up.weight", "diff_b")),
-    "sparse bias": Row(
-        "lora",
-        {**_LORA, "bias_indices": (1, 4), "bias_values": (4,), "bias_size": (1,)},
-        ("lora_up.weight", "bias_values"),
-        integers=("bias_indices", "bias_size"),
-    ),
     "a larger layer": Row(
         "lora",
         {**_PEFT, "lora_B.bias": (8,), "reshape_weight": (2,)},
         ("lora_B.weight", "lora_B.bias"),
         integers=("reshape_weight",),
     ),
-    "loha": Row("loha", {**_LOHA, "alpha": ()}, ("hada_w2_a",)),
-    "lokr": Row("lokr", {"lokr_w1": (2, 2), "lokr_w2": (4, 4), "alpha": ()}, ("lokr_w2",)),
-    "lokr of low rank": Row(
-        "lokr",
-        {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2_a": (4, 1), "lokr_w2_b": (1, 4), "alpha": ()},
-        ("lokr_w2_b",),
-    ),
-    "glora": Row("glora", {**_GLORA, "alpha": ()}, ("a2.weight", "b2.weight")),
     "glora with a core": Row("glora", {**_GLORA, "bm.weight": (2, 2, 3, 3)}, ("a2.weight", "b2.weight")),
-    "adalora": Row("adalora", {"lora_A": (2, 8), "lora_B": (8, 2), "lora_E": (2, 1)}, ("lora_B",)),
-    "vera": Row("vera", {"vera_lambda_b": (8,), "vera_lambda_d": (2,)}, ("vera_lambda_b",)),
-    "embedding": Row("lora_embedding", {"lora_embedding_A": (2, 9), "lora_embedding_B": (8, 2)}, ("lora_embedding_A",)),
-    "ia3": Row("ia3", {"weight": (8,), "on_input": ()}, ("weight",), integers=("on_input",)),
-    "full": Row("full", {"diff": (8, 8), "diff_b": (8,)}, ("diff", "diff_b")),
-    "norm": Row("norm", {"w_norm": (8,), "b_norm": (8,)}, ("w_norm", "b_norm")),
     "norm without a bias": Row("norm", {"w_norm": (8,)}, ("w_norm",)),
-    "bias": Row("bias", {"diff_b": (8,)}, ("diff_b",)),
 }
 rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 # What belongs to no module: never weighed, whatever the weights.
@@ -120,11 +95,6 @@ def test_all_its_tensors_are_understood(row: Row) -> None:
     grouping = group_modules(Tensor(name, "F16", array.shape, 0, 0) for name, array in row.tensors.items())
     assert [module.algorithm.name for module in grouping.modules] == [row.algorithm]
     assert not grouping.unknown
-
-
-def test_every_algorithm_has_a_row_or_is_treated_apart() -> None:
-    apart = {"kasa", "norm_scale", "oft", "oft_diag", "set", "tlora"}
-    assert {row.algorithm for row in ROWS.values()} | apart == {algorithm.name for algorithm in ALGORITHMS}
 
 
 def test_no_algorithm_is_none() -> None:

@@ -8,6 +8,7 @@ import pytest
 from conftest import MODULE
 from formulas import BY_NAME, IN, RANK, Formula, for_each
 
+from lbw_bake import algorithms
 from lbw_bake.modules import Module, group_modules
 from lbw_bake.tensorfile import Tensor
 
@@ -28,6 +29,11 @@ ALGORITHMS = {
     "bias alone": "bias",
     "sparse bias": "lora",
 }
+
+
+def test_every_algorithm_has_a_formula_or_is_treated_apart() -> None:
+    apart = {"kasa", "norm_scale", "oft", "oft_diag", "set", "tlora"}
+    assert {*ALGORITHMS.values()} | apart == {algorithm.name for algorithm in algorithms.ALGORITHMS}
 
 
 def tensors_of(*names: str) -> list[Tensor]:
