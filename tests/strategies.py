@@ -116,13 +116,12 @@ _selectors = st.one_of(
 vectors = st.lists(_numbers, max_size=30).map(",".join)
 rules = st.lists(st.builds("{}={}".format, _selectors, _numbers), max_size=6).map(" ".join)
 elements = st.builds("{}:{}:{}".format, _selectors, names, _numbers)
-weights = st.one_of(vectors, rules, elements, rules.map("%{}".format), names)
-tokens = st.builds(
-    "<lora:{}:{}>".format,
-    names,
-    st.lists(st.one_of(_numbers, st.builds("{}={}".format, st.sampled_from(("lbw", "te", "x", "start")), weights))).map(
-        ":".join
-    ),
+_letters = st.text("BASEINOUTMIDRXU0123456789=-+.*,% ~NOTe", max_size=40)
+weights = st.one_of(vectors, rules, elements, rules.map("%{}".format), names, _letters)
+_fields = st.one_of(_numbers, st.builds("{}={}".format, st.sampled_from(("lbw", "te", "x", "start")), weights))
+tokens = st.one_of(
+    st.builds("<lora:{}:{}>".format, names, st.lists(_fields).map(":".join)),
+    st.text("<>:=,.@-0123lorabwMIDtex ").map("<lora:{}>".format),
 )
 kinds = st.sampled_from(sorted(READERS))
 _lines = st.one_of(

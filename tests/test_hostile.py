@@ -27,7 +27,7 @@ from lbw_bake.checks import check
 from lbw_bake.cli import main
 from lbw_bake.console import escape, json_text
 from lbw_bake.errors import FileFormatError, LbwError, WeightError
-from lbw_bake.families import FAMILIES
+from lbw_bake.families import FAMILIES, OTHER
 from lbw_bake.keys import LONGEST_NAME, parse_key
 from lbw_bake.presets.document import MOST_FINDINGS
 from lbw_bake.presets.findings import RULES
@@ -736,9 +736,10 @@ class TestPresetFiles:
 @RELAXED
 @given(text=strategies.weights)
 def test_any_weights_mean_something_or_are_refused(text: str) -> None:
-    for family in (FAMILIES["sd1"], FAMILIES["flux"]):
+    for family in (FAMILIES["sd1"], FAMILIES["sdxl"], FAMILIES["flux"]):
         with contextlib.suppress(LbwError):
             found = resolve(parse_source(text), family, Options(x=1.0, seed=1, a=1.0, b=1.0))
+            assert found.blocks.keys() == {*family.blocks, OTHER}
             assert all(np.isfinite(weight) for weight in found.blocks.values())
     with contextlib.suppress(WeightError):
         assert parse_elements(",".join(map(str, parse_elements(text)))) == parse_elements(text)

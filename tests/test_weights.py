@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -233,16 +232,6 @@ class TestRules:
         """Which it is in an element rule."""
         with pytest.raises(WeightError, match=r"the block that weighs 0\.5 has no name"):
             Weights.of({"BASE": 1, selector: 0.5}).for_family("sd1")
-
-
-@given(st.text(alphabet="BASEINOUTMIDRXU0123456789=-+.*,% ~NOTe", max_size=40), st.sampled_from(list(BLOCKS)))
-def test_any_text_means_finite_numbers_or_is_an_error(text: str, family: str) -> None:
-    try:
-        weights = weights_of(text, family, x=0.5, seed=1)
-    except LbwError:
-        return
-    assert weights.keys() == set(BLOCKS[family])
-    assert all(math.isfinite(weight) for weight in weights.values())
 
 
 class TestVariables:
