@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,7 @@ def taken_from_base(lora: Lora) -> str:
 
     The update is what is left, and no factor of the file scales it.
     """
-    for key, value in configuration(lora).items():
-        name = key.rpartition(".")[2]
+    for name, value in _said(lora):
         if name == _INITIAL and isinstance(value, str) and value.lower().startswith(_FROM_BASE):
             return f"{name} {value}"
         if name == _KASA and value:
@@ -68,7 +67,7 @@ def taken_from_base(lora: Lora) -> str:
 
 def check_products(lora: Lora) -> None:
     """Raise NotBakeableError for an adapter whose factors a weight scales, but which are none to add up or truncate."""
-    said = (key.rpartition(".")[2] for key, value in configuration(lora).items() if value)
+    said = (name for name, value in _said(lora) if value)
     nested = (module.name for module in lora.grouping.modules if _NESTED in module.name)
     found = [*(f"its configuration says {name}" for name in said if name in _UNLIKE_PRODUCTS), *nested]
     if found:
@@ -80,7 +79,12 @@ def check_products(lora: Lora) -> None:
 
 def is_made_anew(lora: Lora) -> bool:
     """Whether PEFT fills modules that its configuration names and the file lacks with random numbers, not zeros."""
-    return any(key.rpartition(".")[2] == _INITIAL and value is False for key, value in configuration(lora).items())
+    return any(name == _INITIAL and value is False for name, value in _said(lora))
+
+
+def _said(lora: Lora) -> Iterator[tuple[str, Any]]:
+    """What the configuration says, by names without the component that diffusers writes before each."""
+    return ((key.rpartition(".")[2], value) for key, value in configuration(lora).items())
 
 
 def _parsed(text: str) -> dict[str, Any]:
