@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     import logging
     from concurrent.futures import Future
 
-# A worker process takes about half a second to start, in which a core bakes some 200 MB.
-_WORTH_PROCESSES = 400_000_000
+# Worker processes take about half a second to start: two were quicker than none from 700 MB on for files of one kind
+# without hashes, and sooner for others.
+_WORTH_PROCESSES = 600_000_000
 
 # How many at most on Windows, which waits for 63 things at a time: two for each.
 _MOST_ON_WINDOWS = 31
