@@ -718,6 +718,7 @@ class TestPresetFiles:
         code, out, _ = run("validate", "/dev/zero", "--kind", "yaml", "--format", "text")
         assert code == 1
         assert "LBW507" in out
+        assert "what a LoRA holds is shown by lbw inspect" in out
 
     @RELAXED
     @given(data=strategies.preset_files, kind=st.none() | strategies.kinds)

@@ -96,7 +96,8 @@ def read_data(file: BinaryIO) -> bytes:
 def decode(data: bytes) -> str | Finding:
     """The text of a file, or what is wrong with its size or encoding."""
     if len(data) > LONGEST:
-        return Finding("LBW507", 1, 1, "", f"the file is longer than {LONGEST >> 10} KiB")
+        hint = "split it if it holds presets; what a LoRA holds is shown by lbw inspect"
+        return Finding("LBW507", 1, 1, "", f"the file is longer than {LONGEST >> 10} KiB", hint)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
