@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from .atomic import claim
-from .errors import StrictError
+from .errors import StrictError, VerificationError
 from .outputs import Strange, Target, Writer, strange_in
 from .progress import Progress, part_of, silent
 from .scaling import CPU, Backend
@@ -57,8 +57,12 @@ def rewrite(
             raise StrictError(source.path, warnings)
         sizes = tuple(writer.finish() for writer in writers)
         if verify:
-            for i, writer in enumerate(writers, 1):
-                writer.verify(part_of(progress, i * share, share))
+            try:
+                for i, writer in enumerate(writers, 1):
+                    writer.verify(part_of(progress, i * share, share))
+            except VerificationError:
+                data.check_unchanged()  # or what it was held to is not what it was made from
+                raise
         data.check_unchanged()
     return Rewritten(sizes, warnings)
 

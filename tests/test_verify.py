@@ -214,6 +214,20 @@ def test_any_flipped_bit_is_found(
         assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_an_input_that_changes_meanwhile_is_said_to(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "a.safetensors", LORA)
+
+    def meddle(_: FileIO) -> None:
+        with source.open("r+b") as file:
+            file.seek(-2, 2)
+            file.write(b"\x12\x34")
+
+    monkeypatch.setattr("lbw_bake.outputs.flush", meddle)
+    error = run.refused("bake", source, "-w", "*=1.5", "--verify", "-o", tmp_path / "b.safetensors")
+    assert "a.safetensors: changed while it was read" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
 def test_the_tensor_is_named(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a.safetensors", LORA)
 
