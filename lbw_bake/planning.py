@@ -21,6 +21,9 @@ from .tensorfile import ALIKE
 from .weights import FamilyWeights
 from .words import some
 
+# A module with its place and weight.
+Weighed = tuple[Module, Place, float]
+
 DTYPES = {"keep": None, "f16": "F16", "bf16": "BF16", "f32": "F32"}
 
 
@@ -58,13 +61,12 @@ def make_plan(
     `treat` is asked about modules that no factor scales. Raises NotBakeableError where it has no answer, where an
     infinity would be written, and where two tensors would have one name.
     """
+    weighed = [(module, place, weights.of(place, module.path)) for module, place in lora.placed(weights.family)]
     edition = None
     if lora.file.memorable and lora.anatomy.linear:
-        # Remembered by blocks of its own: these are a program's, too, as `Outcome.weights`, and it may change them.
-        edition = _unseen(lora.anatomy, replace(weights, blocks=dict(weights.blocks)), dtype)
+        edition = _unseen(lora.anatomy, weights.family, tuple(weight for _, _, weight in weighed), dtype)
     if edition is None:
-        treatments = _treatments(lora, _weighed(lora.anatomy, weights), dtype, treat)
-        edition = _edition(lora.anatomy, weights, look, dtype, treatments)
+        edition = _edition(lora.anatomy, weighed, look, dtype, _treatments(lora, weighed, dtype, treat))
     plan = Plan(lora, weights, edition)
     _check_names(plan)
     return replace(plan, warnings=tuple(remarks(plan)))
@@ -75,28 +77,24 @@ class _LookError(Exception):
 
 
 @lru_cache(maxsize=ALIKE)
-def _unseen(anatomy: Anatomy, weights: FamilyWeights, dtype: str | None) -> Edition | None:
-    """What becomes of every file of this anatomy; None where it depends on their data."""
+def _unseen(anatomy: Anatomy, family: Family, weights: tuple[float, ...], dtype: str | None) -> Edition | None:
+    """What becomes of every file of this anatomy, its modules at these weights; None where it depends on their data."""
+    weighed = [(module, place, weight) for (module, place), weight in zip(anatomy.placed(family), weights, strict=True)]
 
     def look(*_: object) -> NoReturn:
         raise _LookError
 
     with suppress(_LookError):
-        return _edition(anatomy, weights, look, dtype, {})
+        return _edition(anatomy, weighed, look, dtype, {})
     return None
 
 
-def _weighed(anatomy: Anatomy, weights: FamilyWeights) -> list[tuple[Module, Place, float]]:
-    """The modules that the family knows, with their places and weights."""
-    return [(module, place, weights.of(place, module.path)) for module, place in anatomy.placed(weights.family)]
-
-
 def _edition(
-    anatomy: Anatomy, weights: FamilyWeights, look: Look, dtype: str | None, treatments: Mapping[str, Treatment]
+    anatomy: Anatomy, weighed: Iterable[Weighed], look: Look, dtype: str | None, treatments: Mapping[str, Treatment]
 ) -> Edition:
     """Decide for every module, some of which have a treatment. Raises NotBakeableError, and what `look` raises."""
     decisions = []
-    for module, place, weight in _weighed(anatomy, weights):
+    for module, place, weight in weighed:
         treatment = treatments.get(module.name)
         action, edits = weigh(module, weight, dtype, look, treatment.edits if treatment else None)
         decisions.append(Decision(module, place, weight, action, edits, treatment))
@@ -111,9 +109,7 @@ def _check_names(plan: Plan) -> None:
             raise NotBakeableError(f"{plan.lora.file.path}: the result would hold {name} {times} times", LEAVE_OUT)
 
 
-def _treatments(
-    lora: Lora, weighed: Iterable[tuple[Module, Place, float]], dtype: str | None, treat: Treat | None
-) -> dict[str, Treatment]:
+def _treatments(lora: Lora, weighed: Iterable[Weighed], dtype: str | None, treat: Treat | None) -> dict[str, Treatment]:
     """Module name -> treatment, for those that need one. Raises NotBakeableError if any has none."""
     asked = [
         (module, place, treat(module, place, weight, dtype) if treat else "")

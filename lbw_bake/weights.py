@@ -100,10 +100,10 @@ class FamilyWeights:
     """
 
     family: Family
-    blocks: Mapping[str, float] = field(hash=False)
+    blocks: Mapping[str, float]
     layout: int | None = None
-    unlisted: frozenset[str] = field(default=frozenset(), hash=False)
-    named: frozenset[str] = field(default=frozenset(), hash=False)
+    unlisted: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
     options: Options = field(default_factory=Options)
 
     @property
