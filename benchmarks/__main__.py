@@ -189,7 +189,7 @@ def main() -> None:
             rows.append(measure(case, folder, options.rounds))
         print(" ".join(rows[-1]), flush=True)
     with folder_with(MANY) as folder:
-        many = measure_many(options.files, folder, max(1, options.rounds // 2 + 1))
+        many = measure_many(options.files, folder, options.rounds // 2 + 1)
     print(table(HEAD, rows), table(HEAD_MANY, many), sep="\n\n")
     write_docs(rows, many)
 

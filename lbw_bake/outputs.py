@@ -281,10 +281,10 @@ class Writer:
         self._data.read_into(room, run.start)
         for tensor, edit in run.parts:
             start = self._offset + tensor.start - run.start
-            part = room[start : start + tensor.nbytes]
-            self.strange += strange_in(tensor, part)
+            piece = room[start : start + tensor.nbytes]
+            self.strange += strange_in(tensor, piece)
             if edit:
-                self._backend.transform(edit)(part, part)
+                self._backend.transform(edit)(piece, piece)
 
     def _copy(self, run: _Run) -> None:
         """Have the kernel copy a run, or the thread that writes read it, or read it here: by how long it is."""
