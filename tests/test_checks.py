@@ -177,6 +177,12 @@ class TestFormats:
         assert location["physicalLocation"]["region"] == {"startLine": 2, "startColumn": 6}
         assert location["physicalLocation"]["artifactLocation"]["uri"] == file.as_uri()
 
+    def test_names_cannot_drive_a_terminal(self, file: Path, run: Run) -> None:
+        file.write_text("\x1b[31mRED\x1b]0;title\x07:1,0\n")
+        _, out, error = run("validate", file)
+        assert "\x1b" not in out + error
+        assert "\\x1b[31mRED" in out
+
 
 class TestRules:
     def test_codes_are_stable_and_severities_known(self) -> None:

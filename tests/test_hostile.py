@@ -658,6 +658,9 @@ class TestPresetFiles:
     REFUSED: ClassVar = {
         "a billion laughs": (BOMB, "LBW502", 2),
         "a merge key": ("a: 1,0\nb:\n  <<: {x: 1}\n", "LBW505", 3),
+        "an alias": ("a: 1\nb: *a\n", "LBW502", 2),
+        "a tag that makes an object": ("a: !!python/object/apply:os.system [x]\n", "LBW502", 1),
+        "a key given twice": (f"a: {','.join('1' * 17)}\na: {','.join('0' * 17)}\n", "LBW201", 2),
         "lists without end": ("a: " + "[" * 10_000, "LBW507", 1),
         "mappings without end": ("a: " + "{a: " * 10_000, "LBW507", 1),
         "blocks without end": ("\n".join(" " * i + "a:" for i in range(500)), "LBW507", 21),

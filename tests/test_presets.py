@@ -1,4 +1,4 @@
-"""Presets: what the ten names mean, where names are looked up, and what is said of files that cannot be used."""
+"""Presets: what the ten names mean, where names are looked up, and what is wrong with a file, by line."""
 
 from __future__ import annotations
 
@@ -188,6 +188,23 @@ VALID: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
+# What is wrong, the line it stands on, and what is said of it.
+BROKEN: dict[str, tuple[str, int, str]] = {
+    "no YAML": ("A: 1\nB: [1, 2\nC: 3\n", 3, "YAML"),
+    "a tab": ("A:\n\tsd1: 1\n", 2, "YAML"),
+    "a duplicate": (f"A: {HALVES}\nB: {HALVES}\nA: {HALVES}\n", 3, "twice"),
+    "a duplicate key": ("A:\n  sd1: {MID: 1}\n  sd1: {MID: 0}\n", 3, "twice"),
+    "an alias": (f"A: &a [{HALVES}]\nB: *a\n", 2, "alias"),
+    "a merge": ("A: &a {MID: 1}\nB:\n  <<: *a\n", 3, "alias"),
+    "a list of presets": (f"- A: {HALVES}\n", 1, "mapping"),
+    "an unknown family": (f"A:\n  sd1: {HALVES}\n  sdlx: {HALVES}\n", 3, "sdlx"),
+    "too deep": (f"A: {HALVES}\nB: {{sd1: {{MID: [1]}}}}\n", 2, ""),
+    "an element rule without a weight": ("A: {elements: 'IN04:attn'}\n", 1, "IN04:attn"),
+    "an element rule for no word": ("A: {elements: ':NOT:1'}\n", 1, "NOT names no word"),
+    "a control character": (f"A: {HALVES}\nB: \x01\n", 2, ""),
+}
+
+
 HOSTILE = {
     "a Python object": b"A: !!python/object/apply:os.system ['touch pwned']\n",
     "not UTF-8": b"A: \xff\xfe\n",
@@ -339,6 +356,16 @@ class TestFiles:
     def test_one_is_not_blamed_for_an_element_rule_beside_it(self, lora: Path, run: Run) -> None:
         error = run.refused("bake", lora, "-p", "MIDD", "--element", "D07:attn:1", "--dry-run")
         assert f"error: {lora}: element rule D07:attn:1: sd1 has no block 'D07'" in error
+
+    @pytest.mark.parametrize(("text", "line", "said"), BROKEN.values(), ids=BROKEN)
+    def test_what_is_wrong_is_said_with_its_line(
+        self, text: str, line: int, said: str, presets: Callable[[str], Path], lora: Path, tmp_path: Path, run: Run
+    ) -> None:
+        path = presets(text)
+        error = run.refused("bake", lora, "-p", "A", "--presets", path, "-o", tmp_path / "b.safetensors")
+        assert error.startswith(f"error: {path}:{line}: ")
+        assert said in error
+        assert not (tmp_path / "b.safetensors").exists()
 
     @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
     def test_a_hostile_file_is_an_error_not_a_traceback(

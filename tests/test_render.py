@@ -48,6 +48,14 @@ def test_control_characters_in_module_names_are_escaped_in_errors(tmp_path: Path
     assert not any(mark in out + error for mark in MARKS)
 
 
+def test_control_characters_in_file_names_are_escaped(tmp_path: Path, run: Run) -> None:
+    source = write(tmp_path / "a\x1b[2J.safetensors", unet_lora())
+    for command in (("inspect", source), ("bake", source, "-p", "MIDD", "-o", tmp_path / "b\x1b.safetensors")):
+        code, out, error = run(*command)
+        assert code == 0
+        assert "\x1b" not in out + error
+
+
 def test_colours_where_there_is_no_terminal_cut_no_table(tmp_path: Path) -> None:
     """CI runners set FORCE_COLOR and read a pipe."""
     files = [write(tmp_path / f"{name}.safetensors", unet_lora()) for name in "abcd"]

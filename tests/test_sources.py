@@ -100,6 +100,12 @@ class TestInspire:
         weights = weights_of(self.VECTOR, "sdxl", a=4, b=1)
         assert [weights[block] for block in ("BASE", "IN04", "IN05", "IN07")] == [4, 2, 1, 0.5]
 
+    @pytest.mark.parametrize(("text", "option"), [("A", "--a"), ("a", "--a"), ("B", "--b"), ("b", "--b")])
+    def test_without_the_option_the_error_names_it(self, text: str, option: str) -> None:
+        with pytest.raises(WeightError, match="Inspire Pack") as problem:
+            weights_of(f"MID={text}")
+        assert problem.value.hint == f"settle it with {option} NUMBER"
+
     def test_on_the_command_line(self, planned: Planned) -> None:
         vector = ",".join(["A", *"b" * 16])
         assert planned("-w", vector, "--a", "4", "--b", "1")["weights"]["MID"] == 0.5
